@@ -380,7 +380,9 @@ def _decode(value: Any, hint: Any, key: str) -> Any:
         for name in value:
             if name not in hints:
                 raise UserError(f"unknown key '{f'{key}.{name}'.lstrip('.')}'{nearest(name, hints)}")
-        decoded = {name: _decode(item, hints[name], f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+        decoded = {
+            name: _decode(item, hints[name], f"{key}.{name}".lstrip(".")) for name, item in value.items()
+        }
         return typing.cast(type, hint)(**decoded)
     if origin is tuple and isinstance(value, list | tuple):
         if len(args) == 2 and args[1] is Ellipsis:

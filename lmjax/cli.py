@@ -1,0 +1,214 @@
+"""The doors: what a person types becomes a function call. Nothing heavy is imported before the input is checked."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lmjax import __version__, presets
+from lmjax import config as schema
+from lmjax.config import Config, UserError
+
+EXAMPLES = """\
+examples:
+  {train}                                         the quickstart: no file, no download, no accelerator
+  {train} shakespeare_char_cpu data.files=[shakespeare.txt]
+  {train} quickstart model.layers=6 schedule.peak=1e-3 --run-dir runs/deeper
+  {train} --resume runs/quickstart                go on where a run was stopped, bit for bit
+  {train} --resume runs/quickstart train.updates=2000 --allow-change train.updates
+  {train} quickstart --print-config               every key with its value
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The `lmjax` command."""
+    parser = argparse.ArgumentParser(
+        prog="lmjax",
+        description="Pretrain language models in JAX. A run is a pure function of (config, seed, journal).",
+        epilog="`lmjax COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, add, summary in (
+        ("train", _train_arguments, "train a model, or resume a run"),
+        ("plan", _plan_arguments, "what a run will do and need; nothing is trained"),
+        ("generate", _generate_arguments, "continue a prompt with a trained model"),
+        ("plot", _plot_arguments, "draw the curves of one or several runs"),
+        ("tokenizer", _tokenizer_arguments, "train a tokenizer"),
+    ):
+        add(
+            commands.add_parser(
+                name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+        )
+    _finish(parser.parse_args(arguments))
+
+
+def train_main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """What train.py runs."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train a language model, or resume a run.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _train_arguments(parser, program="python train.py")
+    _finish(parser.parse_args(arguments))
+
+
+def _finish(options: argparse.Namespace) -> NoReturn:
+    """Runs the command; a user's mistake is one line on stderr and exit status 2."""
+    try:
+        status = options.function(options) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except BrokenPipeError:  # `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
+
+
+# ---- Training -------------------------------------------------------------------------------------------------------
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG | key.path=value",
+        help="a configuration (a name below, a .py file, or a run's config.json; default: quickstart) and changes to it",
+    )
+
+
+def _train_arguments(parser: argparse.ArgumentParser, program: str = "lmjax train") -> None:
+    _config_arguments(parser)
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write the run (default: runs/NAME)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in DIR")
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="with --resume: let this key differ from the run's configuration (journaled)",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the configuration as JSON and stop")
+    parser.epilog = f"{_preset_table()}\n{EXAMPLES.format(train=program)}"
+    parser.set_defaults(function=_train)
+
+
+def _preset_table() -> str:
+    width = max(map(len, presets.names()))
+    lines = (f"  {name:<{width}}  {summary}" for name, (_, summary) in presets.names().items())
+    return "configurations:\n" + "\n".join(lines) + "\n"
+
+
+def _load(words: Sequence[str], *, default: str = "quickstart") -> Config:
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise UserError(f"one configuration at a time, got {' and '.join(names)} (a change is written key.path=value)")
+    config = presets.load(names[0] if names else default)
+    return schema.apply_overrides(config, [word for word in words if "=" in word])
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.resume is not None:
+        if options.run_dir is not None:
+            raise UserError("--resume DIR goes on in DIR; leave out --run-dir")
+        saved = options.resume / "config.json"
+        if not saved.is_file():
+            raise UserError(f"{options.resume} is not a run: it has no config.json")
+        config = _load(options.words, default=str(saved))
+    else:
+        if options.allow_change:
+            raise UserError("--allow-change goes with --resume")
+        config = _load(options.words)
+    schema.check(config)
+    if options.print_config:
+        print(schema.to_json(config), end="")
+        return 0
+    return _with_jax(
+        lambda launch: launch.resume(config, options.resume, allow=tuple(options.allow_change))
+        if options.resume is not None
+        else launch.start(config, options.run_dir or Path("runs") / config.name)
+    )
+
+
+def _with_jax(call: Callable[[Any], int]) -> int:
+    """Calls with `lmjax.launch`, imported only now, after the settings that must stand before JAX starts."""
+    from lmjax import runtime
+
+    runtime.prepare()
+    from lmjax import launch
+
+    return call(launch)
+
+
+# ---- The other commands ---------------------------------------------------------------------------------------------
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    _config_arguments(parser)
+    parser.epilog = _preset_table()
+    parser.set_defaults(function=_plan)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = _load(options.words)
+    schema.check(config)
+    return _with_jax(lambda launch: launch.show_plan(config))
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a run directory")
+    parser.add_argument("--prompt", required=True, help="the text to continue")
+    parser.add_argument("--max-tokens", type=int, default=200, metavar="N")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the most likely token")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K most likely tokens (0: all)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="only the most likely share P")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+    parser.set_defaults(function=_generate)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    settings = {name: getattr(options, name) for name in ("max_tokens", "temperature", "top_k", "top_p", "seed")}
+    return _with_jax(lambda launch: launch.print_continuation(options.model, options.prompt, **settings))
+
+
+def _plot_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories; several share one picture")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to draw (default: plots/ of the first run)")
+    parser.set_defaults(function=_plot)
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from lmjax import plots
+
+    for path in plots.draw(options.runs, options.out or options.runs[0] / "plots"):
+        print(path)
+    return 0
+
+
+def _tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    train = actions.add_parser("train", help="train a byte-level BPE on the data of a configuration")
+    _config_arguments(train)
+    train.add_argument("--out", type=Path, default=Path("tokenizer.json"), metavar="FILE")
+    train.set_defaults(function=_train_tokenizer)
+
+
+def _train_tokenizer(options: argparse.Namespace) -> int:
+    from lmjax import runtime
+    from lmjax.data import sources, tokenizer
+
+    runtime.prepare()
+    data = _load(options.words).data
+    trained = tokenizer.build(data.tokenizer, lambda: sources.texts(data))
+    trained.save(options.out)
+    print(f"{options.out}: {trained.vocab_size} entries, sha256 {trained.sha256}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

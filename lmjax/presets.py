@@ -1,0 +1,79 @@
+"""Named configurations: every public function in `configs/*.py` is a preset of its own name.
+
+A configuration file is source code, like train.py, and is run; a saved `config.json` is data, and is parsed.
+"""
+
+import ast
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from lmjax import config as schema
+from lmjax.config import Config, UserError, nearest
+
+
+def folder() -> Path:
+    """Where the presets are: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def names() -> dict[str, tuple[Path, str]]:
+    """Each preset's name with its file and the first line of its docstring; nothing is run."""
+    found = {}
+    for path in sorted(folder().glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                summary = (ast.get_docstring(node) or "").split("\n")[0]
+                found[node.name] = (path, summary)
+    return found
+
+
+def load(name: str) -> Config:
+    """The configuration called `name`: a preset, a path to a .py file (or `file.py:function`), or a config.json.
+
+    UserError: no such preset (the nearest is named), no such file, or a file that defines no configuration.
+    """
+    if name.endswith(".json"):
+        return schema.from_json(_read(Path(name)))
+    stem, _, function = name.partition(":")
+    if stem.endswith(".py") or "/" in stem:
+        path = Path(stem)
+        _read(path)
+        functions = _functions(path)
+        function = function or (path.stem if path.stem in functions else next(iter(functions), ""))
+        if function not in functions:
+            raise UserError(f"{path}: no function '{function or path.stem}' that returns a Config")
+        return _call(functions[function], path)
+    presets = names()
+    if name not in presets:
+        raise UserError(f"unknown config '{name}'{nearest(name, presets)}")
+    path = presets[name][0]
+    return _call(_functions(path)[name], path)
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"no such config file: {path}")
+    return path.read_text(encoding="utf-8")
+
+
+def _functions(path: Path) -> dict[str, Callable[[], Config]]:
+    spec = importlib.util.spec_from_file_location(f"lmjax_config_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def _call(function: Callable[[], Config], path: Path) -> Config:
+    result = function()
+    if not isinstance(result, Config):
+        raise UserError(f"{path}: {function.__name__}() returned {type(result).__name__}, not a Config")
+    return result

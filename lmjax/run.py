@@ -1,0 +1,239 @@
+"""Where the parts are put together: a configuration becomes a run. What notebooks, tests and the doors call."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from lmjax import machine, objectives, optim, parallel
+from lmjax.config import Config, ObjectiveConfig, UserError
+from lmjax.data import examples
+from lmjax.data.feed import prefetch
+from lmjax.data.order import Order
+from lmjax.data.store import Store
+from lmjax.models import ngram
+from lmjax.models.gpt import GPT
+from lmjax.train import state as states
+from lmjax.train import step as steps
+from lmjax.train.loop import Fed
+from lmjax.train.signals import StopRequest
+from lmjax.train.state import State
+
+
+BASELINE_TOKENS = 20_000_000
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration with everything it determines; nothing has happened yet.
+
+    `config` is resolved (every 0 that means "take it from elsewhere" is filled in).
+    """
+
+    config: Config
+    store: Store
+    order: Order
+    model: GPT
+    optimizer: optax.GradientTransformation
+    plan: optim.BatchPlan
+    rates: np.ndarray
+    mesh: Mesh
+
+
+def resolve(config: Config, vocab_size: int) -> Config:
+    """The configuration with the tokenizer's vocabulary filled in.
+
+    UserError: the model's vocabulary is smaller than the tokenizer's.
+    """
+    model = config.model
+    if 0 < model.vocab_size < vocab_size:
+        raise UserError(
+            f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {vocab_size} entries: token ids "
+            f"would fall outside the embedding; set model.vocab_size=0 to take the tokenizer's"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(model, vocab_size=model.vocab_size or vocab_size))
+
+
+def build(config: Config, store: Store) -> Run:
+    """Puts the parts together. UserError: settings that do not fit each other, the data or the devices."""
+    config = resolve(config, store.tokenizer.vocab_size)
+    plan = optim.batch_plan(config.batch, config.train, context=config.model.context)
+    return Run(
+        config=config,
+        store=store,
+        order=sample_order(config, store),
+        model=GPT(config.model),
+        optimizer=optim.optimizer(config.optimizer),
+        plan=plan,
+        rates=optim.learning_rates(config.schedule, plan),
+        mesh=parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch),
+    )
+
+
+def sample_order(config: Config, store: Store) -> Order:
+    """Which sample stands at which position, from the configuration and the corpus alone."""
+    context, data = config.model.context, config.data
+    weights = tuple(source.weight for source in data.mixture) or (1.0,)
+    changes = ((0, weights), *((token // context, shares) for token, shares in data.mixture_changes))
+    return Order(
+        tuple(examples.windows(tokens, context) for tokens in store.sources),
+        seed=config.seed,
+        weights=changes,
+        exclude=data.exclude,
+    )
+
+
+def init(run: Run) -> State:
+    """The state before update 0: a function of the configuration and the seed."""
+    make = partial(states.init, run.model, run.optimizer, seed=run.config.seed, ema=run.config.optimizer.ema > 0)
+    return jax.jit(make, out_shardings=parallel.replicated(run.mesh))()
+
+
+def update_function(run: Run) -> Any:
+    """The pure update `(state, batch) -> (state, metrics)`, jitted, its state donated."""
+    loss = partial(objectives.causal, run.model, config=run.config.objective, train=True)
+    update = steps.make_update(
+        lambda params, microbatch, rng: loss(params, microbatch, rng=rng),
+        run.optimizer,
+        guard=run.config.guard,
+        ema=run.config.optimizer.ema,
+        seed=run.config.seed,
+    )
+    return jax.jit(update, donate_argnums=0)
+
+
+# ---- Data to devices ------------------------------------------------------------------------------------------------
+
+
+def host_batches(run: Run, update: int, cursor: int) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+    """(update, cursor after it, arrays (B, T)) from a position of the run onwards, on the host."""
+    while update < run.plan.updates:
+        ids, cursor = run.order.take(cursor, int(run.plan.sequences[update]))
+        yield update, cursor, examples.causal(
+            run.store.sources,
+            ids,
+            order=run.order,
+            context=run.config.model.context,
+            packed=run.config.data.packed,
+            end_of_text=run.store.tokenizer.end_of_text,
+        )
+        update += 1
+
+
+def batches(run: Run, update: int, cursor: int) -> Generator[Fed, None, None]:
+    """The same as equal microbatches on the devices, made ahead in a thread; every batch has the same shape."""
+    rows = run.config.batch.microbatch
+    most = int(run.plan.sequences.max()) // rows
+
+    def feed() -> Iterator[Fed]:
+        for at, after, arrays in host_batches(run, update, cursor):
+            count = len(arrays["inputs_BT"]) // rows
+            padded = {name: _microbatches(array, rows, most) for name, array in arrays.items()}
+            scalars = {
+                "microbatches": np.int32(count),
+                "learning_rate": run.rates[at],
+                "update": np.int32(at),
+            }
+            batch = {
+                "arrays": parallel.put_batch(padded, run.mesh),
+                **jax.device_put(scalars, parallel.replicated(run.mesh)),
+            }
+            yield Fed(at, after, count * rows, float(run.rates[at]), batch)
+
+    yield from prefetch(feed(), size=2)
+
+
+def _microbatches(array: np.ndarray, rows: int, most: int) -> np.ndarray:
+    """(B, T) as (K, m, T) with K = `most`, the unused microbatches zero."""
+    result = np.zeros((most, rows, *array.shape[1:]), array.dtype)
+    result.reshape(-1, *array.shape[1:])[: len(array)] = array
+    return result
+
+
+# ---- Measuring ------------------------------------------------------------------------------------------------------
+
+
+def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, bool], dict[str, float]]:
+    """A function (state, whole) -> val_loss (nats a token) and val_bits_per_byte on the validation split.
+
+    With `whole` it reads every token once, else the first `train.evaluate_batches` microbatches. The average of the
+    parameters is used where the run keeps one. Interrupted: `stop` was requested on the way.
+    """
+    config, tokens = run.config, run.store.validation
+    plain = objectives.causal  # without z-loss: the number to compare
+
+    @jax.jit
+    def sums(params: Any, arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        loss, weight, _ = plain(run.model, params, arrays, rng=None, config=ObjectiveConfig(), train=False)
+        return loss, weight
+
+    def evaluate(state: State, whole: bool) -> dict[str, float]:
+        params = averaged(state)
+        found = []
+        for number, arrays in enumerate(validation_batches(run)):
+            if number == config.train.evaluate_batches > 0 and not whole:
+                break
+            if stop is not None and stop.name:
+                raise Interrupted("the evaluation was interrupted by a signal")
+            found.append(sums(params, parallel.put_batch(arrays, run.mesh, leading=0)))
+        totals = np.sum(np.asarray(jax.device_get(found), np.float64), axis=0)
+        loss = float(totals[0] / totals[1])
+        return {"val_loss": loss, "val_bits_per_byte": bits_per_byte(run, loss)}
+
+    return evaluate
+
+
+def validation_batches(run: Run) -> Iterator[dict[str, np.ndarray]]:
+    """The validation split as microbatches of the shape that training uses."""
+    return examples.validation(
+        run.store.validation,
+        context=run.config.model.context,
+        microbatch=run.config.batch.microbatch,
+        packed=run.config.data.packed,
+    )
+
+
+def bits_per_byte(run: Run, nats_per_token: float) -> float:
+    """Comparable across tokenizers: the information in all predicted tokens over the bytes of their text."""
+    tokens = run.store.validation
+    return nats_per_token * examples.predicted(tokens, packed=run.config.data.packed) / tokens.bytes / math.log(2)
+
+
+def averaged(state: State) -> Any:
+    """The parameters to measure and to use: their moving average where there is one."""
+    return state.params if state.ema is None else state.ema
+
+
+def baselines(run: Run) -> dict[str, float]:
+    """Bits per byte of a byte unigram and of an interpolated Kneser-Ney 5-gram over the same tokens, same split.
+
+    They count at most `BASELINE_TOKENS` of each source, from its start.
+    """
+    store = run.store
+    training = [np.asarray(tokens.ids[:BASELINE_TOKENS]) for tokens in store.sources]
+    validation = np.asarray(store.validation.ids)
+    decode = store.tokenizer.decode
+    unigram = ngram.unigram_bits_per_byte(
+        "".join(decode(ids) for ids in training).encode(), decode(validation).encode()
+    )
+    nats = ngram.kneser_ney(training, validation, vocab_size=store.tokenizer.vocab_size, order=5)
+    return {
+        "unigram_bits_per_byte": unigram,
+        "kneser_ney_5gram_bits_per_byte": nats / store.validation.bytes / math.log(2),
+    }
+
+
+def peak_flops(run: Run) -> float:
+    """What the devices of the run can do together, in FLOP/s."""
+    return machine.peak_flops(run.config.model.dtype) * run.mesh.size
