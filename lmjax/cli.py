@@ -64,6 +64,9 @@ def _finish(options: argparse.Namespace) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        status = 1
     except BrokenPipeError:  # `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
@@ -78,7 +81,7 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
         "words",
         nargs="*",
         metavar="CONFIG | key.path=value",
-        help="a configuration (a name below, a .py file, or a run's config.json; default: quickstart) and changes to it",
+        help="a configuration (a name below, a .py file or a config.json; default: quickstart) and changes to it",
     )
 
 
@@ -129,9 +132,11 @@ def _train(options: argparse.Namespace) -> int:
         print(schema.to_json(config), end="")
         return 0
     return _with_jax(
-        lambda launch: launch.resume(config, options.resume, allow=tuple(options.allow_change))
-        if options.resume is not None
-        else launch.start(config, options.run_dir or Path("runs") / config.name)
+        lambda launch: (
+            launch.resume(config, options.resume, allow=tuple(options.allow_change))
+            if options.resume is not None
+            else launch.start(config, options.run_dir or Path("runs") / config.name)
+        )
     )
 
 

@@ -47,7 +47,7 @@ class DataConfig:
     """What the model reads.
 
     source: `docstrings` (English that comes with Python), or `hub:NAME` / `hub:NAME:SUBSET` (a dataset of the hub).
-    files: local text, jsonl, json or parquet files, folders or globs, plain or .gz/.zst; when given, `source` is unused.
+    files: local text, jsonl, json or parquet files, folders or globs, plain or .gz/.zst; given, `source` is unused.
     text_field: the column that holds the text in jsonl, parquet and hub data.
     document: what one document of a plain text file is: a blank-line separated paragraph, a line, or the file.
     mixture: several sources with weights, instead of `source` and `files`; exact over every window of samples.
@@ -380,9 +380,7 @@ def _decode(value: Any, hint: Any, key: str) -> Any:
         for name in value:
             if name not in hints:
                 raise UserError(f"unknown key '{f'{key}.{name}'.lstrip('.')}'{nearest(name, hints)}")
-        decoded = {
-            name: _decode(item, hints[name], f"{key}.{name}".lstrip(".")) for name, item in value.items()
-        }
+        decoded = {name: _decode(item, hints[name], f"{key}.{name}".lstrip(".")) for name, item in value.items()}
         return typing.cast(type, hint)(**decoded)
     if origin is tuple and isinstance(value, list | tuple):
         if len(args) == 2 and args[1] is Ellipsis:

@@ -5,27 +5,30 @@ import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
+from lmjax import config as schema
 from lmjax import machine, objectives, optim, parallel
 from lmjax.config import Config, ObjectiveConfig, UserError
-from lmjax.data import examples
+from lmjax.data import examples, tokenizer
 from lmjax.data.feed import prefetch
 from lmjax.data.order import Order
 from lmjax.data.store import Store
-from lmjax.models import ngram
+from lmjax.data.tokenizer import Tokenizer
+from lmjax.models import flops, ngram
 from lmjax.models.gpt import GPT
+from lmjax.train import checkpoint
 from lmjax.train import state as states
 from lmjax.train import step as steps
 from lmjax.train.loop import Fed
 from lmjax.train.signals import StopRequest
 from lmjax.train.state import State
-
 
 BASELINE_TOKENS = 20_000_000
 
@@ -113,6 +116,26 @@ def update_function(run: Run) -> Any:
     return jax.jit(update, donate_argnums=0)
 
 
+def check(config: Config) -> None:
+    """UserError: settings that cannot work whatever the data are."""
+    flops.check(config.model)
+    plan = optim.batch_plan(config.batch, config.train, config.model.context)
+    optim.learning_rates(config.schedule, plan)
+    optim.optimizer(config.optimizer)
+    parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch)
+
+
+def tokens_after(run: Run, update: int) -> int:
+    """Tokens trained on after `update` updates."""
+    plan = run.plan
+    return plan.tokens if update == plan.updates else int(plan.tokens_before[update])
+
+
+def corpus_tokens(run: Run) -> int:
+    """Tokens of the training split, all sources together."""
+    return sum(len(tokens.ids) for tokens in run.store.sources)
+
+
 # ---- Data to devices ------------------------------------------------------------------------------------------------
 
 
@@ -120,13 +143,17 @@ def host_batches(run: Run, update: int, cursor: int) -> Iterator[tuple[int, int,
     """(update, cursor after it, arrays (B, T)) from a position of the run onwards, on the host."""
     while update < run.plan.updates:
         ids, cursor = run.order.take(cursor, int(run.plan.sequences[update]))
-        yield update, cursor, examples.causal(
-            run.store.sources,
-            ids,
-            order=run.order,
-            context=run.config.model.context,
-            packed=run.config.data.packed,
-            end_of_text=run.store.tokenizer.end_of_text,
+        yield (
+            update,
+            cursor,
+            examples.causal(
+                run.store.sources,
+                ids,
+                order=run.order,
+                context=run.config.model.context,
+                packed=run.config.data.packed,
+                end_of_text=run.store.tokenizer.end_of_text,
+            ),
         )
         update += 1
 
@@ -170,12 +197,12 @@ def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, 
     With `whole` it reads every token once, else the first `train.evaluate_batches` microbatches. The average of the
     parameters is used where the run keeps one. Interrupted: `stop` was requested on the way.
     """
-    config, tokens = run.config, run.store.validation
-    plain = objectives.causal  # without z-loss: the number to compare
+    config = run.config
 
     @jax.jit
     def sums(params: Any, arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        loss, weight, _ = plain(run.model, params, arrays, rng=None, config=ObjectiveConfig(), train=False)
+        # Without z-loss: the number to compare.
+        loss, weight, _ = objectives.causal(run.model, params, arrays, config=ObjectiveConfig(), train=False)
         return loss, weight
 
     def evaluate(state: State, whole: bool) -> dict[str, float]:
@@ -237,3 +264,45 @@ def baselines(run: Run) -> dict[str, float]:
 def peak_flops(run: Run) -> float:
     """What the devices of the run can do together, in FLOP/s."""
     return machine.peak_flops(run.config.model.dtype) * run.mesh.size
+
+
+# ---- A trained model ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model to use: `model.apply({"params": params}, ids)`."""
+
+    config: Config
+    model: GPT
+    params: Any
+    tokenizer: Tokenizer
+    update: int
+
+
+def load(run_dir: Path) -> Trained:
+    """The newest whole checkpoint of a run. UserError: not a run, or one with no checkpoint yet."""
+    if not (run_dir / "config.json").is_file():
+        raise UserError(f"{run_dir} is not a run: it has no config.json")
+    config = schema.from_json((run_dir / "config.json").read_text())
+    found, problems = checkpoint.newest(run_dir / "checkpoints")
+    if found is None:
+        raise UserError(f"{run_dir} has no checkpoint to load; {'; '.join(problems) or 'train it first'}")
+    model = GPT(config.model)
+    init = partial(states.init, model, optim.optimizer(config.optimizer), ema=config.optimizer.ema > 0)
+    device = SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), jax.eval_shape(partial(init, seed=0))
+    )
+    state = checkpoint.restore(found, abstract)
+    return Trained(config, model, averaged(state), tokenizer.load(run_dir / "tokenizer.json"), found.meta["update"])
+
+
+def expected_vocabulary(config: Config) -> int:
+    """The size of the vocabulary before any text is read; for characters a guess."""
+    choice = config.data.tokenizer
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    if choice.kind == "file":
+        return tokenizer.load(Path(choice.path)).vocab_size
+    return {"bpe": choice.vocab_size, "bytes": 257, "characters": 100}[choice.kind]

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from lmjax.config import CheckpointConfig
+from lmjax.files import sync_folder, write_text
+from lmjax.pytrees import digest
 
 MANIFEST = "manifest.json"
 
@@ -35,7 +36,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run: at most one save is in flight while training goes on."""
+    """Writes the checkpoints of one run: at most one save is in flight while training goes on.
+
+    Only the one process that trains may make one: leftovers of a crash are removed.
+    """
 
     def __init__(self, folder: Path, *, config: CheckpointConfig) -> None:
         self.folder = folder
@@ -83,30 +87,16 @@ class Checkpoints:
             self._thread.join()
         self._orbax.close()
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint whose files match its manifest, and what is wrong with those that were passed over."""
-        problems = []
-        for folder in reversed(folders(self.folder)):
-            problem = verify(folder)
-            if problem is None:
-                return Checkpoint(folder, json.loads((folder / "meta.json").read_text())), problems
-            problems.append(f"checkpoint {folder.name}: {problem}")
-        return None, problems
-
-    def restore(self, checkpoint: Checkpoint, abstract: Any) -> Any:
-        """The state saved in `checkpoint`, laid out as `abstract` (shapes, dtypes, shardings) says."""
-        return self._orbax.restore(checkpoint.folder.absolute() / "state", abstract)
-
     def _commit(self, folder: Path, meta: dict[str, Any]) -> None:
         try:
             self._orbax.wait_until_finished()
-            _write(folder / "meta.json", meta)
-            _write(folder / MANIFEST, hashes(folder))
+            write_text(folder / "meta.json", json.dumps(meta, indent=1))
+            write_text(folder / MANIFEST, json.dumps(hashes(folder), indent=1))
             final = folder.with_suffix("")
             if final.exists():  # saved before this update was repeated; the new one is already durable
                 shutil.rmtree(final)
             os.replace(folder, final)
-            _sync(self.folder)
+            sync_folder(self.folder)
             self._committed.append(Checkpoint(final, meta))
             self._retain()
         except BaseException as error:  # handed to the training thread, whatever it is
@@ -120,6 +110,34 @@ class Checkpoints:
                 doomed = folder.with_name(folder.name + ".partial")
                 os.replace(folder, doomed)
                 shutil.rmtree(doomed)
+
+
+def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose files match its manifest, and what is wrong with those that were passed over."""
+    problems = []
+    for folder in reversed(folders(root)):
+        problem = verify(folder)
+        if problem is None:
+            return Checkpoint(folder, json.loads((folder / "meta.json").read_text())), problems
+        problems.append(f"checkpoint {folder.name}: {problem}")
+    return None, problems
+
+
+def restore(checkpoint: Checkpoint, abstract: Any) -> Any:
+    """The state saved in `checkpoint`, laid out as `abstract` (shapes, dtypes, shardings) says.
+
+    CheckpointError: the arrays do not fit `abstract`, or do not have the digest that was saved with them.
+    """
+    orbax = ocp.StandardCheckpointer()
+    try:
+        state = orbax.restore(checkpoint.folder.absolute() / "state", abstract)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{checkpoint.folder} cannot be restored: {error}") from error
+    finally:
+        orbax.close()
+    if digest(state) != checkpoint.meta["digest"]:
+        raise CheckpointError(f"{checkpoint.folder}: the arrays do not have the digest that was saved with them")
+    return state
 
 
 def folders(root: Path) -> list[Path]:
@@ -152,27 +170,3 @@ def verify(folder: Path) -> str | None:
         if found[name] != manifest.get(name):
             return f"{name} does not match its sha256"
     return None
-
-
-def abstract(state: Any) -> Any:
-    """Shapes, dtypes and shardings of `state`, as `Checkpoints.restore` takes them."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-
-
-def _write(path: Path, value: Any) -> None:
-    """JSON, synced and renamed into place, so that the file is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _sync(folder: Path) -> None:
-    """Makes a rename inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

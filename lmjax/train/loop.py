@@ -51,14 +51,14 @@ class Parts:
     """What the loop is handed; it knows no model, no data and no evaluator.
 
     step: the jitted update. batches: (update, cursor) -> the batches from there on. evaluate: (state, whole split)
-    -> metrics. tokens: tokens trained on before each update, one longer than the run. peak_flops: of all devices.
+    -> metrics. tokens: trained on after so many updates. peak_flops: of all devices together.
     """
 
     run_dir: Path
     train: TrainConfig
     checkpoint: CheckpointConfig
     updates: int
-    tokens: Any
+    tokens: Callable[[int], int]
     flops_per_token: float
     peak_flops: float
     step: Callable[[State, dict[str, Any]], tuple[State, dict[str, jax.Array]]]
@@ -82,7 +82,8 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
     """
     feed = parts.batches(position.update, position.cursor)
     in_flight: list[tuple[Fed, dict[str, jax.Array]]] = []
-    rejected_in_a_row, saved_at, sequences, compiled = 0, position.update, 0, False
+    rejected_in_a_row, sequences, compiled = 0, 0, False
+    saved_at = position.update or None  # what a run was resumed from is saved already
     clock = time.perf_counter()
     stopping = False
     try:
@@ -138,7 +139,7 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
     if stopping:
         if saved_at != position.update:
             _save(parts, position)
-        _write(parts, position, "signal", name=stop.name)
+        write(parts, position, "signal", name=stop.name)
     with parts.console.phase("saving"):
         parts.checkpoints.wait()
     _journal_checkpoints(parts, position)
@@ -159,32 +160,31 @@ def _every(period: int, update: int) -> bool:
     return period > 0 and update % period == 0
 
 
-def _write(parts: Parts, position: Position, event: str, **details: Any) -> None:
-    parts.journal.write(
-        event, wall_step=position.wall_step, update=position.update, cursor=position.cursor, **details
-    )
+def write(parts: Parts, position: Position, event: str, **details: Any) -> None:
+    """Journals an event at a position."""
+    parts.journal.write(event, wall_step=position.wall_step, update=position.update, cursor=position.cursor, **details)
 
 
 def _announce(parts: Parts, position: Position, fed: Fed, *, before: int) -> int:
     """Journals a change of batch size; returns the new size in sequences."""
     if before not in (0, fed.sequences):
-        _write(parts, position, "boundary", batch_before=before, batch_after=fed.sequences)
+        write(parts, position, "boundary", batch_before=before, batch_after=fed.sequences)
     return fed.sequences
 
 
 def _reject(parts: Parts, position: Position, fed: Fed, values: dict[str, float], *, in_a_row: int) -> None:
     """Journals an update that was not applied. GaveUp after too many in a row."""
     details = {"loss": float(values["loss"]).hex(), "grad_norm": float(values["grad_norm"]).hex()}
-    _write(parts, position, "suspect", reason="not finite", batch=fed.sequences, **details)
+    write(parts, position, "suspect", reason="not finite", batch=fed.sequences, **details)
     parts.console.event(f"update {fed.update + 1}: loss {values['loss']}, not applied; going on with the next data")
     if in_a_row >= MAX_REJECTED_IN_A_ROW:
-        _write(parts, position, "end", status="gave up")
+        write(parts, position, "end", status="gave up")
         raise GaveUp(f"{in_a_row} batches in a row gave a loss or gradient that is not finite")
 
 
 def _record(parts: Parts, position: Position, fed: Fed, values: dict[str, float], *, seconds: float) -> None:
-    tokens = int(parts.tokens[position.update])
-    speed = (tokens - int(parts.tokens[position.update - 1])) / max(seconds, 1e-9)
+    tokens = parts.tokens(position.update)
+    speed = (tokens - parts.tokens(position.update - 1)) / max(seconds, 1e-9)
     record = {
         "update": position.update,
         "loss": values["loss"],
@@ -228,17 +228,18 @@ def _journal_checkpoints(parts: Parts, position: Position) -> None:
         )
 
 
-def evaluate(parts: Parts, position: Position, *, whole: bool) -> None:
-    """Evaluates and records; a failure is said aloud and training goes on."""
+def evaluate(parts: Parts, position: Position, *, whole: bool) -> dict[str, float]:
+    """Evaluates, records and returns the metrics; a failure is said aloud, gives none, and costs nothing else."""
     try:
         with parts.console.phase("evaluating"):
             values = parts.evaluate(position.state, whole)
     except Exception as error:
         parts.console.event(f"update {position.update}: the evaluation failed ({error}); training goes on")
-        return
-    record = {"update": position.update, "tokens": int(parts.tokens[position.update]), **values}
+        return {}
+    record = {"update": position.update, "tokens": parts.tokens(position.update), **values}
     parts.recorder.write(record)
     parts.console.update(record)
+    return values
 
 
 def _start_profile(parts: Parts, update: int) -> None:

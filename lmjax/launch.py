@@ -1,0 +1,259 @@
+"""Starting and resuming a run in its directory, and reporting its end: what the doors call.
+
+Each function returns an exit status: 0 finished (or stopped by a signal, its state saved), 3 given up.
+"""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmjax import __version__, machine, parallel, plan, report
+from lmjax import config as schema
+from lmjax import run as runs
+from lmjax.config import Config, UserError
+from lmjax.console import Console
+from lmjax.data import store as stores
+from lmjax.files import write_text
+from lmjax.generate import generate
+from lmjax.models import flops
+from lmjax.run import Run
+from lmjax.train import checkpoint, loop, metrics
+from lmjax.train import state as states
+from lmjax.train.checkpoint import CheckpointError, Checkpoints
+from lmjax.train.journal import Journal
+from lmjax.train.loop import Parts, Position
+from lmjax.train.signals import StopRequest
+
+FINISHED, GAVE_UP = 0, 3
+
+
+# ---- Start and resume -----------------------------------------------------------------------------------------------
+
+
+def start(config: Config, run_dir: Path) -> int:
+    """Trains `config` from update 0 into the new directory `run_dir`.
+
+    UserError: the directory exists, or the configuration does not fit the data or the machine; nothing is left behind.
+    """
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise UserError(
+            f"{run_dir} exists: go on with it by --resume {run_dir}, or choose another place with --run-dir DIR"
+        )
+    with Console() as console:
+        _make(run_dir)
+        try:
+            run = _prepare(config, console)
+        except BaseException:
+            run_dir.rmdir()
+            raise
+        write_text(run_dir / "config.json", schema.to_json(run.config))
+        run.store.tokenizer.save(run_dir / "tokenizer.json")
+        journal = Journal(run_dir / "journal.jsonl")
+        fingerprints = _fingerprints(run)
+        journal.write("start", wall_step=0, update=0, cursor=0, seed=config.seed, **fingerprints, **_versions())
+        return _train(run, run_dir, Position(runs.init(run), update=0, cursor=0, wall_step=0), journal, console)
+
+
+def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
+    """Goes on with the run in `run_dir` from its newest whole checkpoint, bit for bit.
+
+    UserError: `config` differs from the run's in a key that is not in `allow`, or the tokenizer or data changed.
+    CheckpointError: the run has checkpoints, but none can be read.
+    """
+    saved = schema.from_json((run_dir / "config.json").read_text())
+    journal = Journal(run_dir / "journal.jsonl")
+    config = runs.resolve(config, saved.model.vocab_size) if config.model.vocab_size == 0 else config
+    changed = _allowed_changes(saved, config, allow)
+    with Console() as console:
+        if _complete(run_dir) and not changed:
+            console.event(f"{run_dir} is complete; to train on, add train.updates=N --allow-change train.updates")
+            return FINISHED
+        run = _prepare(config, console)
+        _same_inputs(run, journal)
+        found, problems = checkpoint.newest(run_dir / "checkpoints")
+        if found is None and any(record["event"] == "checkpoint" for record in journal.records):
+            raise CheckpointError(f"no checkpoint of {run_dir} can be read: {'; '.join(problems)}")
+        position = Position(runs.init(run), update=0, cursor=0, wall_step=journal.wall_step)
+        if found is None:
+            console.event("no checkpoint was saved yet: starting again at update 0")
+        else:
+            position = Position(
+                checkpoint.restore(found, states.abstract(position.state)),
+                update=found.meta["update"],
+                cursor=found.meta["cursor"],
+                wall_step=max(found.meta["wall_step"], journal.wall_step),
+            )
+        counters = {"wall_step": position.wall_step, "update": position.update, "cursor": position.cursor}
+        if problems:
+            console.event("fell back to an older checkpoint: " + "; ".join(problems))
+            journal.write("fallback", **counters, problems=problems)
+        if changed:
+            write_text(run_dir / "config.json", schema.to_json(run.config))
+        journal.write("resume", **counters, changed=changed, **_versions())
+        console.event(f"going on with {run_dir} after update {position.update}")
+        return _train(run, run_dir, position, journal, console)
+
+
+def _prepare(config: Config, console: Console) -> Run:
+    """The parts of a run; what is wrong with the configuration is found before the data are read."""
+    runs.check(config)
+    store = stores.prepare(config.data, report=console.report)
+    run = runs.build(config, store)
+    for line in runs.describe_data(run):
+        console.event(line)
+    return run
+
+
+def _allowed_changes(saved: Config, config: Config, allow: Sequence[str]) -> list[str]:
+    """The differences, each of them allowed. UserError: one is not."""
+    for key in allow:
+        if key not in schema.keys(saved):
+            raise UserError(f"--allow-change {key}: unknown key{schema.nearest(key, schema.keys(saved))}")
+    changed = schema.differences(saved, config)
+    refused = [line for line in changed if line.partition(":")[0] not in allow]
+    if refused:
+        keys = " ".join(f"--allow-change {line.partition(':')[0]}" for line in refused)
+        raise UserError(f"the run was made with another configuration ({'; '.join(refused)}); to change it: {keys}")
+    return changed
+
+
+def _same_inputs(run: Run, journal: Journal) -> None:
+    """UserError: the tokenizer or the data are not those the run began with."""
+    began = journal.records[0] if journal.records else {}
+    for name, now in _fingerprints(run).items():
+        if began.get(name) != now:
+            raise UserError(
+                f"the {name.removesuffix('_sha256')} changed since the run began (sha256 {began.get(name)} -> {now}); "
+                f"bring the old files back, or start a new run"
+            )
+
+
+def _fingerprints(run: Run) -> dict[str, str]:
+    return {"tokenizer_sha256": run.store.tokenizer.sha256, "data_sha256": run.store.fingerprint}
+
+
+def _versions() -> dict[str, str]:
+    return {"lmjax": __version__, "jax": jax.__version__, "python": platform.python_version()}
+
+
+def _make(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / ".probe").touch()
+        (run_dir / ".probe").unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {run_dir}: {error.strerror}; choose another place with --run-dir") from None
+
+
+def _complete(run_dir: Path) -> bool:
+    path = run_dir / "summary.json"
+    return path.is_file() and json.loads(path.read_text())["status"] == "finished"
+
+
+# ---- Training and its end -------------------------------------------------------------------------------------------
+
+
+def _train(run: Run, run_dir: Path, position: Position, journal: Journal, console: Console) -> int:
+    """From `position` to the end of the run, or to a signal, and the report."""
+    begun, before = time.perf_counter(), _seconds_before(run_dir)
+    with StopRequest() as stop, _parts(run, run_dir, position, journal, console, stop) as parts:
+        for table in plan.tables(
+            run.config, peak_flops=parts.peak_flops, devices=run.mesh.size, corpus_tokens=runs.corpus_tokens(run)
+        ):
+            console.table(*table)
+        tokens, context = run.plan.tokens, run.config.model.context
+        console.start(run.plan.updates, tokens=tokens, context=context, update=position.update)
+        try:
+            position = loop.train(parts, position, stop=stop)
+        except loop.GaveUp as error:
+            console.close()
+            console.event(f"given up: {error}; look at {run_dir / 'journal.jsonl'}")
+            return GAVE_UP
+        measured = {} if stop.name else loop.evaluate(parts, position, whole=True)
+        status = "stopped" if stop.name else "finished"
+        seconds = before + time.perf_counter() - begun
+        summary = report.summarise(run, position.state, status=status, seconds=seconds, measured=measured)
+        if not stop.name:
+            loop.write(parts, position, "end", status=status, digest=summary["digest"])
+            report.finish(run, run_dir, summary, state=position.state, console=console)
+    if stop.name:
+        write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+        console.close()
+        console.event(f"stopped by {stop.name}, saved after update {position.update}; go on with:")
+        console.event(f"  python train.py --resume {run_dir}")
+    return FINISHED
+
+
+@contextmanager
+def _parts(
+    run: Run, run_dir: Path, position: Position, journal: Journal, console: Console, stop: StopRequest
+) -> Iterator[Parts]:
+    """What the loop is handed; its files are closed and its saves finished at the end, whatever happens."""
+    config, update = run.config, position.update
+    trackers = metrics.trackers(
+        config.track,
+        run_dir,
+        name=config.name,
+        settings=dataclasses.asdict(config),
+        update=update,
+        report=console.event,
+    )
+    path = run_dir / "metrics.jsonl"
+    with (
+        metrics.Recorder(path, update=update, sinks=trackers, report=console.event) as recorder,
+        closing(Checkpoints(run_dir / "checkpoints", config=config.checkpoint)) as saves,
+    ):
+        yield Parts(
+            run_dir=run_dir,
+            train=config.train,
+            checkpoint=config.checkpoint,
+            updates=run.plan.updates,
+            tokens=partial(runs.tokens_after, run),
+            flops_per_token=flops.flops_per_token(config.model),
+            peak_flops=runs.peak_flops(run),
+            step=runs.update_function(run),
+            batches=partial(runs.batches, run),
+            evaluate=runs.evaluator(run, stop=stop),
+            fingerprints=_fingerprints(run),
+            journal=journal,
+            checkpoints=saves,
+            recorder=recorder,
+            console=console,
+        )
+
+
+def _seconds_before(run_dir: Path) -> float:
+    """The time that earlier sessions of this run reported."""
+    path = run_dir / "summary.json"
+    return json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+
+
+# ---- Other commands -------------------------------------------------------------------------------------------------
+
+
+def show_plan(config: Config) -> int:
+    """Prints what a run of `config` would do and need; a vocabulary not yet known is guessed from the tokenizer."""
+    runs.check(config)
+    config = runs.resolve(config, runs.expected_vocabulary(config))
+    devices = parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch).size
+    with Console() as console:
+        console.event(machine.describe())
+        for table in plan.tables(config, peak_flops=machine.peak_flops(config.model.dtype) * devices, devices=devices):
+            console.table(*table)
+    return FINISHED
+
+
+def print_continuation(run_dir: Path, prompt: str, **settings: Any) -> int:
+    """Prints `prompt` continued by the newest checkpoint of a run."""
+    trained = runs.load(run_dir)
+    ids = trained.tokenizer.encode(prompt)
+    print(prompt + trained.tokenizer.decode(generate(trained.model, trained.params, prompt=ids, **settings)))
+    return FINISHED

@@ -1,0 +1,108 @@
+"""What a run will do and need, before it starts: tables of text, nothing is trained."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lmjax import optim
+from lmjax.config import Config
+from lmjax.console import duration, quantity
+from lmjax.models import flops
+from lmjax.optim import BatchPlan
+
+EXPECTED_UTILISATION = 0.4  # of the machine's peak; what a well-tuned run reaches (PaLM, table 3: 0.46)
+
+
+class Table(NamedTuple):
+    """A table as `Console.table` takes it."""
+
+    title: str
+    rows: Sequence[Sequence[str]]
+    header: Sequence[str] = ()
+
+
+def tables(config: Config, *, peak_flops: float, devices: int, corpus_tokens: int = 0) -> list[Table]:
+    """The plan of a resolved configuration (its vocabulary known).
+
+    peak_flops: FLOP/s of all devices. corpus_tokens: of the training split, where it is known.
+    """
+    plan = optim.batch_plan(config.batch, config.train, config.model.context)
+    rates = optim.learning_rates(config.schedule, plan)
+    return [
+        Table("Parameters", [(name, f"{count:,}") for name, count in flops.parameters(config.model).items()], ("", "")),
+        Table("Run", _run(config, plan, peak_flops=peak_flops, devices=devices, corpus_tokens=corpus_tokens)),
+        Table("Milestones", _milestones(config, plan, rates), ("update", "tokens", "batch", "learning rate", "")),
+        Table(
+            f"Memory on each of {devices} device(s), by closed form",
+            [(name, f"{size / 2**30:.2f} GiB") for name, size in _memory(config, devices).items()],
+            ("", ""),
+        ),
+    ]
+
+
+def _memory(config: Config, devices: int) -> dict[str, float]:
+    return flops.memory(
+        config.model, config.batch.microbatch // devices, optimizer=config.optimizer, accumulate=_accumulates(config)
+    )
+
+
+def _accumulates(config: Config) -> bool:
+    return max(tokens for _, tokens in config.batch.tokens) > config.batch.microbatch * config.model.context
+
+
+def _run(
+    config: Config, plan: BatchPlan, *, peak_flops: float, devices: int, corpus_tokens: int
+) -> list[tuple[str, str]]:
+    per_token = flops.flops_per_token(config.model)
+    total = per_token * plan.tokens
+    seconds = total / (peak_flops * EXPECTED_UTILISATION)
+    epochs = f" ({plan.tokens / corpus_tokens:.2f} epochs of {quantity(corpus_tokens)})" if corpus_tokens else ""
+    every, evaluate_every = config.checkpoint.every, config.train.evaluate_every
+    saves = _times(plan.updates - 1, every) + 1
+    evaluations = _times(plan.updates - 1, evaluate_every) + 1
+    return [
+        ("updates", f"{plan.updates:,}"),
+        ("tokens", f"{plan.tokens:,}{epochs}"),
+        ("FLOPs", f"{total:.3g} ({quantity(per_token)} a token)"),
+        ("devices", f"{devices}, together {quantity(peak_flops)}FLOP/s at most"),
+        ("expected time", f"{duration(seconds)} at {EXPECTED_UTILISATION:.0%} of that, without evaluations"),
+        ("checkpoints", f"{saves}: {_when(every)}"),
+        ("evaluations", f"{evaluations}: {_when(evaluate_every)}"),
+    ]
+
+
+def _when(every: int) -> str:
+    return f"every {every:,} updates and at the end" if every else "at the end"
+
+
+def _times(updates: int, every: int) -> int:
+    return updates // every if every else 0
+
+
+def _milestones(config: Config, plan: BatchPlan, rates: np.ndarray, *, most: int = 8) -> list[tuple[str, ...]]:
+    """Every update at which the schedule or the batch turns; of a long batch growth a few steps."""
+    grows = plan.changes
+    if len(grows) > most:
+        grows = grows[np.linspace(0, len(grows) - 1, most).astype(int)]
+    events: dict[int, list[str]] = {0: ["first update"]}
+    for update in grows.tolist():
+        up = plan.sequences[update] > plan.sequences[update - 1]
+        events.setdefault(update, []).append("batch grows" if up else "batch shrinks")
+    at_peak = np.flatnonzero(rates == rates.max())
+    events.setdefault(int(at_peak[0]), []).append("warm-up ends")
+    if len(at_peak) > 1 and at_peak[-1] < plan.updates - 1:
+        events.setdefault(int(at_peak[-1]) + 1, []).append("decay begins")
+    for share in (0.25, 0.5, 0.75):
+        events.setdefault(int(plan.updates * share), []).append(f"{share:.0%} of the updates")
+    events.setdefault(plan.updates - 1, []).append("last update")
+    return [
+        (
+            f"{update + 1:,}",
+            quantity(float(plan.tokens_before[update])),
+            f"{plan.sequences[update] * plan.context:,}",
+            f"{rates[update]:.3g}",
+            ", ".join(what),
+        )
+        for update, what in sorted(events.items())
+    ]

@@ -1,0 +1,68 @@
+"""The end of a run: what it reached, beside the baselines, and what to try next."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lmjax import machine, plots
+from lmjax import run as runs
+from lmjax.console import Console
+from lmjax.files import write_text
+from lmjax.generate import generate
+from lmjax.pytrees import count, digest
+from lmjax.run import Run
+from lmjax.train.state import State
+
+
+def summarise(run: Run, state: State, *, status: str, seconds: float, measured: dict[str, float]) -> dict[str, Any]:
+    """The fields of summary.json; `measured` holds val_loss and val_bits_per_byte, where they were measured."""
+    update = int(state.update)
+    return {
+        "status": status,
+        "updates": update,
+        "tokens": runs.tokens_after(run, update),
+        "seconds": seconds,
+        "val_loss": measured.get("val_loss"),
+        "val_bits_per_byte": measured.get("val_bits_per_byte"),
+        "baselines": {},
+        "digest": digest(state),
+        "parameters": count(state.params),
+        "peak_memory_bytes": machine.peak_memory(),
+    }
+
+
+def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, state: State, console: Console) -> None:
+    """Measures the baselines, lets the model write, draws the curves, writes summary.json and shows it all."""
+    if run.config.train.baselines:
+        with console.phase("baselines"):
+            summary["baselines"] = runs.baselines(run)
+    with console.phase("writing a sample"):
+        sample = write_sample(run, state)
+    write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    with console.phase("drawing"):
+        pictures = plots.draw([run_dir], run_dir / "plots")
+    console.final(summary, sample=sample, plots=pictures, commands=next_commands(run_dir))
+
+
+def write_sample(run: Run, state: State) -> str:
+    """A text of the model: `train.sample_prompt`, or the end of a document, continued."""
+    tokenizer, config = run.store.tokenizer, run.config
+    prompt = tokenizer.encode(config.train.sample_prompt) or [tokenizer.end_of_text or 0]
+    ids = generate(
+        run.model,
+        runs.averaged(state),
+        prompt=prompt,
+        max_tokens=config.train.sample_tokens,
+        temperature=0.8,
+        seed=config.seed,
+    )
+    return config.train.sample_prompt + tokenizer.decode(ids)
+
+
+def next_commands(run_dir: Path) -> list[str]:
+    """What a person can do with a finished run."""
+    return [
+        f'lmjax generate {run_dir} --prompt "Return the"',
+        f"lmjax plot {run_dir}",
+        f"python train.py quickstart model.layers=6 --run-dir {run_dir.with_name('deeper')}",
+    ]
