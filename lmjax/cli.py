@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lmjax import __version__, presets
-from lmjax import config as schema
-from lmjax.config import Config, UserError
+from lmjax.config import Config, UserError, check
+from lmjax.typed import apply_overrides, to_json
 
 EXAMPLES = """\
 examples:
@@ -112,7 +112,7 @@ def _load(words: Sequence[str], *, default: str = "quickstart") -> Config:
     if len(names) > 1:
         raise UserError(f"one configuration at a time, got {' and '.join(names)} (a change is written key.path=value)")
     config = presets.load(names[0] if names else default)
-    return schema.apply_overrides(config, [word for word in words if "=" in word])
+    return apply_overrides(config, [word for word in words if "=" in word])
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -127,9 +127,9 @@ def _train(options: argparse.Namespace) -> int:
         if options.allow_change:
             raise UserError("--allow-change goes with --resume")
         config = _load(options.words)
-    schema.check(config)
+    check(config)
     if options.print_config:
-        print(schema.to_json(config), end="")
+        print(to_json(config), end="")
         return 0
     return _with_jax(
         lambda launch: (
@@ -161,7 +161,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     config = _load(options.words)
-    schema.check(config)
+    check(config)
     return _with_jax(lambda launch: launch.show_plan(config))
 
 

@@ -1,21 +1,13 @@
 """The schema of a run: small frozen dataclasses, one per concern.
 
-A configuration is complete and typed: every setting is a field below, `apply_overrides` changes fields from
-`a.b=value` strings, `to_json` and `from_json` are exact inverses. Nothing of lmjax (and no JAX) is imported here,
-so that a typing error is answered at once.
+A configuration is complete and typed: every setting is a field below. `lmjax.typed` changes fields from `a.b=value`
+strings and gives JSON and back, exactly. No JAX is imported here, so that a typing error is answered at once.
 """
 
-import dataclasses
-import difflib
-import json
-import types
-import typing
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
-
-class UserError(ValueError):
-    """A user's mistake: the command line prints its message as one line and exits with status 2."""
+from lmjax.typed import UserError as UserError  # for every room that refuses a value
 
 
 @dataclass(frozen=True)
@@ -234,175 +226,41 @@ class Config:
     track: TrackConfig = field(default_factory=TrackConfig)
 
 
-# ---- JSON -------------------------------------------------------------------------------------------------------
-
-
-def to_json(config: Any) -> str:
-    """The configuration as JSON text; `from_json` gives the same object back."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def from_json(text: str, cls: type = Config) -> Any:
-    """The configuration that `to_json` wrote. UserError: not JSON, an unknown key or a wrong type."""
-    try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not a configuration in JSON: {error}") from None
-    return _decode(tree, cls, "")
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """The keys whose values differ, one readable line each."""
-    before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
-    keys = [key for key in before | after if before.get(key) != after.get(key)]
-    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
-
-
-# ---- Overrides --------------------------------------------------------------------------------------------------
-
-
-def apply_overrides(config: Config, overrides: typing.Sequence[str]) -> Config:
-    """The configuration with `a.b=value` applied in turn. UserError names the nearest valid key."""
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise UserError(f"'{override}' is not of the form key.path=value")
-        config = _replace(config, key.strip().split("."), value.strip(), key.strip())
-    return config
-
-
-def keys(config: Any, prefix: str = "") -> list[str]:
-    """Every key that can be overridden, as dotted paths."""
-    result = []
-    for item in fields(config):
-        value = getattr(config, item.name)
-        result += keys(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
-    return result
-
-
-def nearest(word: str, choices: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the choices if none is near."""
-    choices = list(choices)
-    tail = {choice.rsplit(".", 1)[-1]: choice for choice in reversed(choices)}
-    found = difflib.get_close_matches(word, choices, 1) or [
-        tail[name] for name in difflib.get_close_matches(word.rsplit(".", 1)[-1], tail, 1)
-    ]
-    return f"; did you mean '{found[0]}'?" if found else f"; choose from {', '.join(choices)}"
-
-
-def _replace(node: Any, path: list[str], value: str, key: str, root: Any = None) -> Any:
-    root = node if root is None else root
-    hints = typing.get_type_hints(type(node))
-    name = path[0]
-    child = getattr(node, name, None) if name in hints else None
-    if name not in hints or (len(path) > 1 and not is_dataclass(child)):
-        raise UserError(f"unknown key '{key}'{nearest(key, keys(root))}")
-    if len(path) > 1:
-        return dataclasses.replace(node, **{name: _replace(child, path[1:], value, key, root)})
-    if is_dataclass(child):
-        inner = ", ".join(f"{key}.{item.name}" for item in fields(child))
-        raise UserError(f"'{key}' is a group of keys; set one of {inner}")
-    return dataclasses.replace(node, **{name: _parse(value, hints[name], key)})
-
-
-def _parse(text: str, hint: Any, key: str) -> Any:
-    """A value of type `hint` from command-line text: the type decides how the text is read."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple:
-        inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
-        parts = _split(inner)
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_parse(part, args[0], key) for part in parts)
-        if len(parts) != len(args):
-            raise UserError(f"{key}: expected {len(args)} values, got '{text}'")
-        return tuple(_parse(part, arg, key) for part, arg in zip(parts, args, strict=True))
-    if is_dataclass(hint):
-        return from_json(text, typing.cast(type, hint))
-    if hint is bool:
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-    elif hint is int:
-        try:
-            return int(text)
-        except ValueError:
-            pass
-        try:  # 1e6 is an integer to everyone who types it
-            if float(text).is_integer():
-                return int(float(text))
-        except (ValueError, OverflowError):
-            pass
-    elif hint is float:
-        try:
-            return float(text)
-        except ValueError:
-            pass
-    else:
-        quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
-        return _decode(text[1:-1] if quoted else text, hint, key)
-    raise UserError(f"{key}: expected {_describe(hint)}, got '{text}'")
-
-
-def _split(text: str) -> list[str]:
-    """Splits at the commas outside brackets and quotes; a trailing comma is allowed."""
-    parts, depth, start, quote = [], 0, 0, ""
-    for i, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote else quote
-        elif char in "'\"" and not text[start:i].strip():
-            quote = char
-        elif char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-        elif char == "," and depth == 0:
-            parts.append(text[start:i].strip())
-            start = i + 1
-    last = text[start:].strip()
-    return [*parts, last] if last else parts
-
-
-# ---- Types ------------------------------------------------------------------------------------------------------
-
-
-def _decode(value: Any, hint: Any, key: str) -> Any:
-    """`value` (as JSON gives it) as an instance of the type `hint`; UserError where it is not one."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        family = value.get("family") if isinstance(value, dict) else None
-        members = {typing.get_args(typing.get_type_hints(arg)["family"])[0]: arg for arg in args}
-        if family not in members:
-            raise UserError(f"{key}.family: '{family}' is unknown{nearest(str(family), members)}")
-        return _decode(value, members[family], key)
-    if is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise UserError(f"{key or 'configuration'}: expected an object, got {value!r}")
-        hints = typing.get_type_hints(hint)
-        for name in value:
-            if name not in hints:
-                raise UserError(f"unknown key '{f'{key}.{name}'.lstrip('.')}'{nearest(name, hints)}")
-        decoded = {name: _decode(item, hints[name], f"{key}.{name}".lstrip(".")) for name, item in value.items()}
-        return typing.cast(type, hint)(**decoded)
-    if origin is tuple and isinstance(value, list | tuple):
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_decode(item, args[0], key) for item in value)
-        if len(value) == len(args):
-            return tuple(_decode(item, arg, key) for item, arg in zip(value, args, strict=True))
-    elif origin is Literal:
-        if value in args:
-            return value
-        raise UserError(f"{key}: '{value}' is not one of {', '.join(map(str, args))}")
-    elif (hint is float and isinstance(value, int) and not isinstance(value, bool)) or type(value) is hint:
-        return hint(value)
-    raise UserError(f"{key}: expected {_describe(hint)}, got {value!r}")
-
-
-def _describe(hint: Any) -> str:
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-    return names.get(hint, "a list" if typing.get_origin(hint) is tuple else str(hint))
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+def check(config: Config) -> None:
+    """UserError: a value outside its range, of the fields that no other part of lmjax checks."""
+    data, train, z_loss = config.data, config.train, config.objective.z_loss
+    profile = train.profile if len(train.profile) in (0, 2) and min(train.profile, default=1) > 0 else None
+    at_least_zero = {
+        "seed": config.seed,
+        "train.evaluate_every": train.evaluate_every,
+        "train.evaluate_batches": train.evaluate_batches,
+        "train.log_every": train.log_every,
+        "train.sample_tokens": train.sample_tokens,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep_every": config.checkpoint.keep_every,
+        "parallel.devices": config.parallel.devices,
+    }
+    for key, value in at_least_zero.items():
+        if value < 0:
+            raise UserError(f"{key} = {value} must not be negative")
+    rules = (
+        ("checkpoint.keep", config.checkpoint.keep, config.checkpoint.keep >= 1, "must be at least 1"),
+        ("name", config.name, bool(config.name) and not set(config.name) & set("/\\"), "must be the name of a folder"),
+        ("data.validation_fraction", data.validation_fraction, 0 < data.validation_fraction < 1, "must be in (0, 1)"),
+        ("objective.z_loss", z_loss, 0 <= z_loss < float("inf"), "must be a number >= 0"),
+        (
+            "train.profile",
+            train.profile,
+            profile is not None and profile == tuple(sorted(profile)),
+            "must be empty or (first, last)",
+        ),
+    )
+    for key, value, good, rule in rules:
+        if not good:
+            raise UserError(f"{key} = {value} {rule}")
+    if data.tokenizer.kind == "file" and not data.tokenizer.path:
+        raise UserError("data.tokenizer.path is needed for data.tokenizer.kind = file")
+    if data.mixture and data.files:
+        raise UserError("set data.files or data.mixture, not both")
+    if data.mixture_changes and not data.mixture:
+        raise UserError("data.mixture_changes needs data.mixture")

@@ -15,8 +15,7 @@ from typing import Any
 
 import jax
 
-from lmjax import __version__, machine, parallel, plan, report
-from lmjax import config as schema
+from lmjax import __version__, machine, parallel, plan, report, typed
 from lmjax import run as runs
 from lmjax.config import Config, UserError
 from lmjax.console import Console
@@ -54,7 +53,7 @@ def start(config: Config, run_dir: Path) -> int:
         except BaseException:
             run_dir.rmdir()
             raise
-        write_text(run_dir / "config.json", schema.to_json(run.config))
+        write_text(run_dir / "config.json", typed.to_json(run.config))
         run.store.tokenizer.save(run_dir / "tokenizer.json")
         journal = Journal(run_dir / "journal.jsonl")
         fingerprints = _fingerprints(run)
@@ -68,7 +67,7 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
     UserError: `config` differs from the run's in a key that is not in `allow`, or the tokenizer or data changed.
     CheckpointError: the run has checkpoints, but none can be read.
     """
-    saved = schema.from_json((run_dir / "config.json").read_text())
+    saved = typed.from_json((run_dir / "config.json").read_text(), Config)
     journal = Journal(run_dir / "journal.jsonl")
     config = runs.resolve(config, saved.model.vocab_size) if config.model.vocab_size == 0 else config
     changed = _allowed_changes(saved, config, allow)
@@ -96,7 +95,7 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
             console.event("fell back to an older checkpoint: " + "; ".join(problems))
             journal.write("fallback", **counters, problems=problems)
         if changed:
-            write_text(run_dir / "config.json", schema.to_json(run.config))
+            write_text(run_dir / "config.json", typed.to_json(run.config))
         journal.write("resume", **counters, changed=changed, **_versions())
         console.event(f"going on with {run_dir} after update {position.update}")
         return _train(run, run_dir, position, journal, console)
@@ -115,9 +114,9 @@ def _prepare(config: Config, console: Console) -> Run:
 def _allowed_changes(saved: Config, config: Config, allow: Sequence[str]) -> list[str]:
     """The differences, each of them allowed. UserError: one is not."""
     for key in allow:
-        if key not in schema.keys(saved):
-            raise UserError(f"--allow-change {key}: unknown key{schema.nearest(key, schema.keys(saved))}")
-    changed = schema.differences(saved, config)
+        if key not in typed.keys(saved):
+            raise UserError(f"--allow-change {key}: unknown key{typed.nearest(key, typed.keys(saved))}")
+    changed = typed.differences(saved, config)
     refused = [line for line in changed if line.partition(":")[0] not in allow]
     if refused:
         keys = " ".join(f"--allow-change {line.partition(':')[0]}" for line in refused)

@@ -9,8 +9,8 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from lmjax import config as schema
-from lmjax.config import Config, UserError, nearest
+from lmjax.config import Config
+from lmjax.typed import UserError, from_json, nearest
 
 
 def folder() -> Path:
@@ -36,7 +36,7 @@ def load(name: str) -> Config:
     UserError: no such preset (the nearest is named), no such file, or a file that defines no configuration.
     """
     if name.endswith(".json"):
-        return schema.from_json(_read(Path(name)))
+        return from_json(_read(Path(name)), Config)
     stem, _, function = name.partition(":")
     if stem.endswith(".py") or "/" in stem:
         path = Path(stem)

@@ -13,8 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from lmjax import config as schema
-from lmjax import machine, objectives, optim, parallel
+from lmjax import machine, objectives, optim, parallel, typed
 from lmjax.config import Config, ObjectiveConfig, UserError
 from lmjax.data import examples, tokenizer
 from lmjax.data.feed import prefetch
@@ -284,7 +283,7 @@ def load(run_dir: Path) -> Trained:
     """The newest whole checkpoint of a run. UserError: not a run, or one with no checkpoint yet."""
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run: it has no config.json")
-    config = schema.from_json((run_dir / "config.json").read_text())
+    config = typed.from_json((run_dir / "config.json").read_text(), Config)
     found, problems = checkpoint.newest(run_dir / "checkpoints")
     if found is None:
         raise UserError(f"{run_dir} has no checkpoint to load; {'; '.join(problems) or 'train it first'}")

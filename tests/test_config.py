@@ -1,0 +1,20 @@
+"""The schema: a value out of range is answered before anything starts."""
+
+import pytest
+
+from lmjax.config import Config, UserError, check
+from lmjax.typed import apply_overrides
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=-1", "checkpoint.keep=0", "data.validation_fraction=1", "data.tokenizer.kind=file", "train.profile=(3,2)",
+     "objective.z_loss=nan", "name=a/b", "data.mixture_changes=((5,(1.0,)),)", "train.evaluate_every=-2"],
+)  # fmt: skip
+def test_values_out_of_range_name_their_key(override: str) -> None:
+    with pytest.raises(UserError, match=override.partition("=")[0]):
+        check(apply_overrides(Config(), [override]))
+
+
+def test_the_default_passes() -> None:
+    check(Config())
