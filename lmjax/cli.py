@@ -1,11 +1,13 @@
 """The doors: what a person types becomes a function call. Nothing heavy is imported before the input is checked."""
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from lmjax import __version__, presets
 from lmjax.config import Config, UserError, check
@@ -97,7 +99,7 @@ def _train_arguments(parser: argparse.ArgumentParser, program: str = "lmjax trai
         help="with --resume: let this key differ from the run's configuration (journaled)",
     )
     parser.add_argument("--print-config", action="store_true", help="print the configuration as JSON and stop")
-    parser.epilog = f"{_preset_table()}\n{EXAMPLES.format(train=program)}"
+    parser.epilog = f"{_preset_table()}\n{_key_table()}\n{EXAMPLES.format(train=program)}"
     parser.set_defaults(function=_train)
 
 
@@ -105,6 +107,13 @@ def _preset_table() -> str:
     width = max(map(len, presets.names()))
     lines = (f"  {name:<{width}}  {summary}" for name, (_, summary) in presets.names().items())
     return "configurations:\n" + "\n".join(lines) + "\n"
+
+
+def _key_table() -> str:
+    """The groups of keys, with what each is about."""
+    groups = {name: hint for name, hint in get_type_hints(Config).items() if is_dataclass(hint)}
+    lines = (f"  {name + '.*':<13} {(inspect.getdoc(hint) or '').splitlines()[0]}" for name, hint in groups.items())
+    return "keys (--print-config shows them all, lmjax/config.py explains them):\n" + "\n".join(lines) + "\n"
 
 
 def _load(words: Sequence[str], *, default: str = "quickstart") -> Config:
