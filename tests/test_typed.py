@@ -46,7 +46,7 @@ def test_an_override_sets_one_key_and_reads_back_what_json_prints(config: Config
     if isinstance(value, tuple) and "\\" in text:
         return  # JSON's escapes are not those of the command line
     changed = apply_overrides(Config(), [f"{key}={text}"])
-    assert set(line.partition(":")[0] for line in typed.differences(Config(), changed)) <= {key}
+    assert {line.partition(":")[0] for line in typed.differences(Config(), changed)} <= {key}
     for name in key.split("."):
         changed = getattr(changed, name)
     if not isinstance(value, tuple) or not any(isinstance(item, str | SourceConfig) for item in value):

@@ -1,0 +1,213 @@
+"""The loop on a model of one number: counters, order of saving and evaluating, rejected updates, signals."""
+
+import io
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lmjax.config import CheckpointConfig, GuardConfig, TrainConfig
+from lmjax.console import Console
+from lmjax.train import checkpoint, journal, metrics
+from lmjax.train.checkpoint import Checkpoints
+from lmjax.train.journal import Journal
+from lmjax.train.loop import Fed, GaveUp, Parts, Position, evaluate, train
+from lmjax.train.metrics import Recorder
+from lmjax.train.signals import StopRequest
+from lmjax.train.state import State
+from lmjax.train.step import make_update
+
+UPDATES = 12
+
+
+def loss(params: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
+    return jnp.sum(params["w"] * batch["x"] + params["w"] ** 2), jnp.float32(batch["x"].size), {}
+
+
+OPTIMIZER = optax.scale_by_adam()
+STEP = jax.jit(make_update(loss, OPTIMIZER, guard=GuardConfig(), seed=0), donate_argnums=0)
+
+
+def data(position: int) -> float:
+    """The sample at a position of the order."""
+    return math.sin(position)
+
+
+@contextmanager
+def parts(
+    run_dir: Path,
+    *,
+    poison: tuple[int, ...] = (),
+    evaluate: Callable[[State, bool], dict[str, float]] = lambda state, whole: {"val_loss": 1.0},
+    every: int = 4,
+) -> Generator[Parts, None, None]:
+    def batches(update: int, cursor: int) -> Generator[Fed, None, None]:
+        while update < UPDATES:
+            size = 2 if update < 6 else 4
+            x = [math.nan if cursor + i in poison else data(cursor + i) for i in range(size)]
+            cursor += size
+            arrays = np.zeros((2, 2), np.float32)
+            arrays.reshape(-1)[:size] = x
+            scalars = {"microbatches": np.int32(size // 2), "update": np.int32(update)}
+            batch = {"arrays": {"x": arrays}, "learning_rate": np.float32(0.1), **scalars}
+            yield Fed(update, cursor, size, 0.1, jax.device_put(batch))
+            update += 1
+
+    run_dir.mkdir(exist_ok=True)
+    with (
+        Recorder(run_dir / "metrics.jsonl") as recorder,
+        Console(io.StringIO()) as console,
+    ):
+        saves = Checkpoints(run_dir / "checkpoints", config=CheckpointConfig())
+        try:
+            yield Parts(
+                run_dir=run_dir,
+                train=TrainConfig(evaluate_every=4),
+                checkpoint=CheckpointConfig(every=every),
+                updates=UPDATES,
+                tokens=lambda update: 2 * min(update, 6) + 4 * max(0, update - 6),
+                flops_per_token=1.0,
+                peak_flops=1e9,
+                step=STEP,
+                batches=batches,
+                evaluate=evaluate,
+                fingerprints={"data_sha256": "x"},
+                journal=Journal(run_dir / "journal.jsonl"),
+                checkpoints=saves,
+                recorder=recorder,
+                console=console,
+            )
+        finally:
+            saves.close()
+
+
+def fresh() -> Position:
+    params = {"w": jnp.float32(1.0)}
+    return Position(State(params, OPTIMIZER.init(params), None, jnp.int32(0)), update=0, cursor=0, wall_step=0)
+
+
+def events(run_dir: Path) -> list[str]:
+    return [record["event"] for record in journal.read(run_dir / "journal.jsonl")]
+
+
+def weight(position: Position) -> float:
+    return float(position.state.params["w"])
+
+
+def test_a_run_counts_records_and_saves(tmp_path: Path) -> None:
+    with parts(tmp_path) as made:
+        end = train(made, fresh(), stop=StopRequest())
+    assert (end.update, end.cursor, end.wall_step, int(end.state.update)) == (12, 36, 12, 12)
+    records = metrics.read(tmp_path / "metrics.jsonl")
+    assert [record["update"] for record in records if "loss" in record] == list(range(1, 13))
+    assert [record["update"] for record in records if "val_loss" in record] == [4, 8]
+    assert [record["batch_size"] for record in records if "loss" in record] == [2] * 6 + [4] * 6
+    assert [folder.name for folder in checkpoint.folders(tmp_path / "checkpoints")] == ["4", "8", "12"]
+    assert sorted(events(tmp_path)) == ["boundary"] + ["checkpoint"] * 3
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    with parts(tmp_path / "whole") as made:
+        whole = train(made, fresh(), stop=StopRequest())
+    stop = StopRequest()
+
+    def interrupt(state: State, _: bool) -> dict[str, float]:
+        if int(state.update) == 8:
+            stop.name = "SIGTERM"
+        return {"val_loss": 1.0}
+
+    with parts(tmp_path / "cut", evaluate=interrupt) as made:
+        cut = train(made, fresh(), stop=stop)
+        assert cut.update == 8
+        found, _ = checkpoint.newest(made.checkpoints.folder)
+        assert found is not None
+        state = checkpoint.restore(found, jax.eval_shape(lambda: fresh().state))
+        resumed = train(made, replace(cut, state=state), stop=StopRequest())
+    assert weight(resumed) == weight(whole)
+    assert events(tmp_path / "cut").count("signal") == 1
+
+
+@pytest.mark.parametrize("when", [0, 1, 5])
+def test_a_signal_at_any_update_saves_that_update(tmp_path: Path, when: int) -> None:
+    stop = StopRequest()
+    with parts(tmp_path) as made:
+        inner = made.step
+
+        def step(state: State, batch: dict) -> tuple[State, dict]:
+            if int(batch["update"]) == when:
+                stop.name = "SIGINT"
+            return inner(state, batch)
+
+        end = train(replace(made, step=step), fresh(), stop=stop)
+        found, _ = checkpoint.newest(made.checkpoints.folder)
+    assert found is not None
+    assert found.meta["update"] == end.update == when + 1
+    assert found.meta["cursor"] == end.cursor
+
+
+def test_a_signal_before_the_first_update_saves_update_zero(tmp_path: Path) -> None:
+    stop = StopRequest()
+    stop.name = "SIGTERM"
+    with parts(tmp_path) as made:
+        end = train(made, fresh(), stop=stop)
+        found, _ = checkpoint.newest(made.checkpoints.folder)
+    assert found is not None
+    assert found.meta["update"] == end.update == 0
+
+
+@pytest.mark.parametrize("poison", [(0,), (7,), (7, 8), (17,), (34,)])
+def test_a_poisoned_batch_is_passed_over_as_if_it_had_been_excluded(tmp_path: Path, poison: tuple[int, ...]) -> None:
+    with parts(tmp_path, poison=poison) as made:
+        end = train(made, fresh(), stop=StopRequest())
+    assert end.update == int(end.state.update) == 12
+    suspects = [record for record in journal.read(tmp_path / "journal.jsonl") if record["event"] == "suspect"]
+    skipped = sum(record["batch"] for record in suspects)
+    assert end.cursor == 36 + skipped
+    assert end.wall_step == 12 + len(suspects)
+
+    # The same run written down in plain Python, with the batches that hold a poisoned sample left out.
+    w, m, v, cursor = 1.0, 0.0, 0.0, 0
+    for t in range(1, 13):
+        size = 2 if t <= 6 else 4
+        while set(range(cursor, cursor + size)) & set(poison):
+            cursor += size
+        g = sum(data(cursor + i) for i in range(size)) / size + 2 * w
+        cursor += size
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        w -= 0.1 * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    assert weight(end) == pytest.approx(w, abs=1e-5)  # float32 over twelve Adam updates
+
+
+def test_data_that_stay_poisoned_end_the_run(tmp_path: Path) -> None:
+    with parts(tmp_path, poison=tuple(range(8, 1000))) as made, pytest.raises(GaveUp):
+        train(made, fresh(), stop=StopRequest())
+    assert events(tmp_path)[-1] == "end"
+    assert events(tmp_path).count("suspect") == 10
+
+
+def test_saving_comes_before_an_evaluation_that_fails(tmp_path: Path) -> None:
+    def fail(state: State, whole: bool) -> dict[str, float]:
+        made.checkpoints.wait()
+        assert int(state.update) in [int(folder.name) for folder in checkpoint.folders(made.checkpoints.folder)]
+        raise RuntimeError("no such metric")
+
+    with parts(tmp_path, evaluate=fail) as made:
+        end = train(made, fresh(), stop=StopRequest())
+        assert evaluate(made, end, whole=True) == {}
+        assert "no such metric" in made.console._rich.file._file.getvalue()  # type: ignore[attr-defined]
+    assert end.update == 12
+    assert not [record for record in metrics.read(tmp_path / "metrics.jsonl") if "val_loss" in record]
+
+
+def test_without_periodic_saves_the_end_is_saved(tmp_path: Path) -> None:
+    with parts(tmp_path, every=0) as made:
+        train(made, fresh(), stop=StopRequest())
+    assert [folder.name for folder in checkpoint.folders(tmp_path / "checkpoints")] == ["12"]
