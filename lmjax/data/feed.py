@@ -1,0 +1,118 @@
+"""Reading ahead: the next batches are made in a thread while the devices compute."""
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def prefetch(iterable: Iterable[T], *, size: int = 2) -> "Prefetch[T]":
+    """The items of `iterable` in order, made in a thread that stays up to `size` items ahead (>= 1).
+
+    An exception there is raised here, in its turn and with its traceback. The thread ends with the items, with
+    `close()`, at the end of a `with` block, or when the iterator is dropped; the iterable is then closed as well.
+    """
+    return Prefetch(iterable, size)
+
+
+class Prefetch(Generic[T]):
+    """See `prefetch`. To be read by one thread."""
+
+    def __init__(self, iterable: Iterable[T], size: int):
+        assert size >= 1
+        self._shared = _Shared(size)
+        # The thread must not hold `self`, or dropping the iterator would never end it.
+        self._thread = threading.Thread(
+            target=_fill, args=(iterable, self._shared), name="prefetch", daemon=True
+        )
+        self._thread.start()
+        self._finalizer = weakref.finalize(self, _stop, self._thread, self._shared)
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        shared = self._shared
+        with shared.changed:
+            shared.changed.wait_for(lambda: shared.items or shared.ended)
+            if shared.items:
+                item = shared.items.popleft()
+                shared.changed.notify_all()
+                return item
+            error, shared.error = shared.error, None
+        self.close()
+        try:
+            raise error or StopIteration
+        finally:
+            del error  # its traceback holds this frame: no cycle is left behind
+
+    def close(self) -> None:
+        """Ends the thread and forgets what it had ready; waits for the item being made. May be called again."""
+        self._finalizer()
+
+    def __enter__(self) -> "Prefetch[T]":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Shared:
+    """What the two threads share; every access holds `changed`."""
+
+    def __init__(self, size: int):
+        self.changed = threading.Condition()
+        self.size = size
+        self.items: deque[Any] = deque()
+        self.error: BaseException | None = None
+        self.stopped = False  # by the reader
+        self.ended = False  # by the thread
+
+
+def _fill(iterable: Iterable[Any], shared: _Shared) -> None:
+    error = None
+    try:
+        iterator = iter(iterable)
+        try:
+            while _room(shared):
+                item = next(iterator, _Shared)
+                if item is _Shared:
+                    break
+                with shared.changed:
+                    shared.items.append(item)
+                    shared.changed.notify_all()
+                del item  # or this thread would keep one batch more alive
+        finally:
+            close = getattr(
+                iterator, "close", None
+            )  # generators run their `finally` here, in the thread they ran in
+            if close is not None:
+                close()
+    except BaseException as caught:
+        error = caught
+    with shared.changed:
+        shared.ended = True
+        shared.error = None if shared.stopped else error
+        shared.changed.notify_all()
+
+
+def _room(shared: _Shared) -> bool:
+    """Waits until another item may be made; False when none is wanted any more."""
+    with shared.changed:
+        shared.changed.wait_for(lambda: shared.stopped or len(shared.items) < shared.size)
+        return not shared.stopped
+
+
+def _stop(thread: threading.Thread, shared: _Shared) -> None:
+    with shared.changed:
+        shared.stopped = shared.ended = True
+        shared.items.clear()
+        shared.changed.notify_all()
+    if thread is not threading.current_thread():
+        thread.join()
