@@ -1,0 +1,87 @@
+"""The embedded corpus: the English that is on every machine that has Python.
+
+Docstrings are read from the source files with `ast`, so nothing is imported or run. The text differs between Python
+versions, which is why the store records its hash.
+"""
+
+import ast
+import sys
+import sysconfig
+import typing
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from lmjax.config import UserError
+
+if typing.TYPE_CHECKING:
+    import datasets
+
+FORMAT = 1  # part of the fingerprint: raise it when the text below changes
+
+# Tests, demonstrations and vendored code; `encodings` is a hundred near copies of one sentence.
+_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo"}
+_SKIPPED |= {"encodings", "ensurepip", "pydoc_data"}
+_Documented = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def docstrings() -> "datasets.Dataset":
+    """The docstrings of the standard library and the topics of `help()`: a dataset with the column "text".
+
+    One document a module (every docstring below the name of what it describes), then one a topic, each part in
+    alphabetical order, no docstring twice. About 2 million characters. UserError: a Python without its sources.
+    """
+    import datasets
+
+    texts = [*modules(Path(sysconfig.get_path("stdlib"))), *_topics()]
+    if not texts:
+        raise UserError("this Python comes without its library's source files: give text with data.files=[PATH]")
+    return datasets.Dataset.from_dict({"text": texts})
+
+
+def fingerprint() -> dict[str, str | int]:
+    """What the corpus depends on, known without reading it."""
+    return {"source": "docstrings", "python": sys.version, "format": FORMAT}
+
+
+def modules(root: Path) -> Iterator[str]:
+    """The docstrings of each Python file below `root`, one text a module, in the order of the modules' names."""
+    files = {path.relative_to(root).with_suffix("").parts: path for path in root.rglob("*.py")}
+    seen: set[str] = set()
+    for parts in sorted(files):
+        if not _SKIPPED.isdisjoint(parts) or parts[0].startswith("config-"):
+            continue
+        tree = _parse(files[parts])
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found = [(heading, text) for heading, text in _described(tree, name) if text not in seen]
+        seen.update(text for _, text in found)
+        if found:
+            yield "\n\n".join(f"{heading}\n{text}" for heading, text in found) + "\n"
+
+
+def _parse(path: Path) -> ast.Module:
+    with warnings.catch_warnings():  # invalid escapes in other people's strings
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):  # templates, files for other versions
+            return ast.Module([], [])
+
+
+def _described(node: ast.Module | _Documented, name: str) -> Iterator[tuple[str, str]]:
+    """(qualified name, docstring) of a node and all that is defined in it, in the order of the source."""
+    text = ast.get_docstring(node)
+    if text:
+        yield name, text
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _Documented):
+            prefix = "" if isinstance(node, ast.Module) else f"{name}."
+            yield from _described(child, prefix + child.name)
+
+
+def _topics() -> list[str]:
+    from pydoc_data.topics import topics
+
+    return [text.strip("\n") + "\n" for _, text in sorted(topics.items())]

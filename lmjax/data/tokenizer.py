@@ -1,0 +1,201 @@
+"""Text to token ids and back: one class around `tokenizers`, whatever the tokenizer's origin.
+
+Every tokenizer is saved as one tokenizer.json, and known by the sha256 of that text. Only lmjax itself writes
+`<|endoftext|>` (or what a loaded tokenizer has for it) into a stream: in text, special tokens are plain text.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+from lmjax.config import TokenizerConfig, UserError
+from lmjax.data import text, vocabularies
+
+# Rust threads and a later fork do not go together: say that we want the threads, and the warning stays away.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+END_OF_TEXT = "<|endoftext|>"
+_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+TRAINING_BYTES = 200_000_000  # of text at most that a BPE is trained on
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A tokenizer; `tokenizers.Tokenizer` does the work. UserError: its ids do not make a vocabulary."""
+
+    backend: Backend
+
+    def __post_init__(self) -> None:
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = True  # text that reads "<|endoftext|>" is text
+        if self.end_of_text is not None:  # also for a file that lists it as an ordinary token
+            self.backend.add_special_tokens([_special(self.token_text(self.end_of_text))])
+        vocabulary = self._vocabulary
+        if not vocabulary or self.vocab_size > 2 * len(vocabulary) + 1024:
+            token, largest = max(vocabulary.items(), key=lambda item: item[1], default=("", 0))
+            raise UserError(
+                f"bad tokenizer: {len(vocabulary)} entries, but token {token!r} has the id {largest}; "
+                "ids must count from 0"
+            )
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return self.backend.get_vocab(with_added_tokens=True)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self._vocabulary.values(), default=-1) + 1
+
+    @cached_property
+    def end_of_text(self) -> int | None:
+        """The id that ends a document in a stream, if the vocabulary has one."""
+        return next((self._vocabulary[name] for name in _ENDS if name in self._vocabulary), None)
+
+    @cached_property
+    def json(self) -> str:
+        """The content of tokenizer.json."""
+        return self.backend.to_str(pretty=True)
+
+    @cached_property
+    def sha256(self) -> str:
+        """sha256 of tokenizer.json."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Writes tokenizer.json to the file `path`."""
+        Path(path).write_bytes(self.json.encode())
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, with nothing added. UserError: a character that a character vocabulary lacks."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of several texts, encoded in parallel."""
+        try:
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the only type that the Rust library raises
+            raise UserError(f"the tokenizer cannot encode this text: {error}") from None
+        batch = [encoding.ids for encoding in encodings]
+        if self._by_character:
+            for item, ids in zip(texts, batch, strict=True):
+                if len(ids) != len(item):
+                    lacking = next(c for c in item if c not in self._vocabulary)
+                    raise UserError(
+                        f"character {lacking!r} (U+{ord(lacking):04X}) is not in the tokenizer's vocabulary "
+                        f"of {self.vocab_size - 1} characters"
+                    )
+        return batch
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ids, end_of_text written out; bytes that are not UTF-8 become U+FFFD."""
+        return self.backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+
+    def token_text(self, id: int) -> str:
+        """The vocabulary's entry as it is stored. UserError: no such id."""
+        token = self.backend.id_to_token(int(id))
+        if token is None:
+            raise UserError(f"token id {id} is outside the tokenizer's vocabulary of {self.vocab_size}")
+        return token
+
+    def token(self, id: int) -> str:
+        """One token in printable form: line breaks, control characters and parts of characters as escapes."""
+        stored = self.token_text(id)
+        if self._by_bytes and int(id) != self.end_of_text:
+            table = vocabularies.byte_of()
+            if all(char in table for char in stored):
+                stored = bytes(table[char] for char in stored).decode("utf-8", "backslashreplace")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in stored)
+
+    def nbytes(self, ids: np.ndarray) -> int:
+        """UTF-8 bytes of the text that these ids stand for, also where they begin or end inside a character."""
+        if self._lengths is None:
+            kept = ids[ids != self.end_of_text] if self.end_of_text is not None else ids
+            parts = (kept[i : i + 100_000] for i in range(0, len(kept), 100_000))
+            return sum(len(self.decode(part).encode()) for part in parts)
+        counts = np.bincount(ids, minlength=self.vocab_size) if len(ids) else np.zeros(self.vocab_size, np.int64)
+        return int(counts @ self._lengths)
+
+    @property
+    def _by_bytes(self) -> bool:
+        return isinstance(self.backend.decoder, decoders.ByteLevel)
+
+    @property
+    def _by_character(self) -> bool:  # no other kind joins its tokens and does nothing else
+        return isinstance(self.backend.decoder, decoders.Fuse)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray | None:
+        """UTF-8 bytes of each token (special ones: 0), where tokens are spelled in bytes or characters."""
+        if not (self._by_bytes or self._by_character):
+            return None
+        lengths = np.zeros(self.vocab_size, np.int64)
+        added = self.backend.get_added_tokens_decoder()
+        for token, i in self._vocabulary.items():
+            if i in added:
+                lengths[i] = 0 if added[i].special else len(token.encode())
+            else:
+                lengths[i] = len(token) if self._by_bytes else len(token.encode())
+        return lengths
+
+
+def build(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+    """The tokenizer that a configuration asks for; `texts()` starts the corpus, which `bpe` and `characters` read.
+
+    A BPE is trained on the first 200 MB of text; the same text gives the same tokenizer.
+    """
+    if config.kind == "file":
+        return load(Path(config.path))
+    if config.kind == "bytes":
+        return Tokenizer(_with_end(vocabularies.byte_level(dict(vocabularies.byte_of()))))
+    if config.kind == "characters":
+        characters: set[str] = set()
+        for piece in texts():
+            characters.update(piece)
+        model = models.BPE(vocab={char: i for i, char in enumerate(sorted(characters))}, merges=[])
+        backend = Backend(model)
+        backend.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+        return Tokenizer(_with_end(backend))
+    if config.vocab_size < 257:
+        raise UserError(f"data.tokenizer.vocab_size={config.vocab_size}: a byte-level BPE has at least 257 entries")
+    backend = vocabularies.byte_level()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size - 1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_training_texts(texts()), trainer)
+    return Tokenizer(_with_end(backend))
+
+
+def load(path: Path) -> Tokenizer:
+    """The tokenizer in a file or folder: tokenizer.json, GPT-2's two files, or .tiktoken ranks. UserError otherwise."""
+    return Tokenizer(vocabularies.load(path, END_OF_TEXT))
+
+
+def _special(name: str) -> AddedToken:
+    return AddedToken(name, normalized=False, special=True)
+
+
+def _with_end(backend: Backend) -> Backend:
+    backend.add_special_tokens([_special(END_OF_TEXT)])
+    return backend
+
+
+def _training_texts(texts: Iterator[str]) -> Iterator[str]:
+    """The first TRAINING_BYTES, in small pieces: the trainer holds 256 of them at once."""
+    left = TRAINING_BYTES
+    for item in texts:
+        for part, _ in text.pieces([item], 1 << 16):
+            yield part
+            left -= len(part.encode())
+            if left <= 0:
+                return

@@ -1,0 +1,138 @@
+"""Tokenizer files of others as `tokenizers` objects: tokenizer.json, GPT-2's two files, tiktoken's ranks."""
+
+import base64
+import binascii
+import json
+from functools import cache
+from pathlib import Path
+
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from lmjax.config import UserError
+from lmjax.data import text
+
+_PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+
+# A rank file does not say how text is split into words; its name has to. These are the expressions of OpenAI's
+# cl100k_base (GPT-4; Llama 3 uses the same) and o200k_base (GPT-4o); all older files use GPT-2's.
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS = {
+    "cl100k": _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _REST,
+    "o200k": rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SHORT}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SHORT}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST,
+}
+_WORDS["llama"] = _WORDS["cl100k"]
+
+
+@cache
+def byte_of() -> dict[str, int]:
+    """The byte that each character of a byte-level vocabulary stands for (Radford et al. 2019, encoder.py).
+
+    Bytes that are visible Latin-1 characters stand for themselves, the others are moved, in order, to U+0100 and on.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    moved = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(moved)}
+
+
+def byte_level(vocabulary: dict[str, int] | None = None, merges: list[tuple[str, str]] | None = None) -> Backend:
+    """A byte-level BPE with GPT-2's way to split words; with neither argument one that is to be trained.
+
+    A vocabulary without merges is not split into words, which would change nothing.
+    """
+    if vocabulary is None:
+        backend, split = Backend(models.BPE()), True
+    else:
+        backend, split = Backend(models.BPE(vocab=vocabulary, merges=merges or [])), bool(merges)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)  # pyright: ignore
+    backend.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    return backend
+
+
+def load(path: Path, end_of_text: str) -> Backend:
+    """The tokenizer in a file or folder; one from ranks gets `end_of_text` as its last entry. UserError otherwise."""
+    path = Path(path).expanduser()
+    if not str(path) or str(path) == ".":
+        raise UserError("data.tokenizer.kind=file needs data.tokenizer.path=PATH")
+    found = files(path)
+    try:
+        if len(found) == 2:
+            return _gpt2(*found)
+        if found[0].suffix == ".tiktoken":
+            return _tiktoken(found[0], end_of_text)
+        return Backend.from_str(found[0].read_text("utf-8"))
+    except UserError:
+        raise
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise UserError(f"bad tokenizer file '{found[0]}': {str(error).splitlines()[0]}") from None
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """The file or the two files that hold the tokenizer `path`."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise text.missing(path)
+    if path.is_file():
+        if path.suffix not in (".json", ".tiktoken"):
+            raise UserError(f"'{path}' is no tokenizer: give a tokenizer.json, a .tiktoken file, or a folder")
+        return (path,)
+    choices = [("tokenizer.json",), *_PAIRS, *((ranks.name,) for ranks in sorted(path.glob("*.tiktoken")))]
+    for names in choices:
+        if all((path / name).is_file() for name in names):
+            return tuple(path / name for name in names)
+    wanted = ", ".join(" + ".join(names) for names in [("tokenizer.json",), *_PAIRS])
+    raise UserError(f"no tokenizer in the folder '{path}': it has none of {wanted}, *.tiktoken")
+
+
+def _gpt2(vocabulary: Path, merges: Path) -> Backend:
+    lines = merges.read_text("utf-8").split("\n")
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    wrong = next((pair for pair in pairs if len(pair) != 2), None)
+    if wrong is not None:
+        raise UserError(f"bad tokenizer file '{merges}': {' '.join(wrong)!r} is not a pair of tokens")
+    table = json.loads(vocabulary.read_text("utf-8"))
+    if not isinstance(table, dict) or not all(isinstance(i, int) and i >= 0 for i in table.values()):
+        raise UserError(f"bad tokenizer file '{vocabulary}': it is not an object of token: id")
+    return byte_level(table, [(a, b) for a, b in pairs])
+
+
+def _tiktoken(path: Path, end_of_text: str) -> Backend:
+    """A rank file (`base64 rank` lines) as a BPE that merges like tiktoken.
+
+    tiktoken joins any two neighbours whose concatenation is an entry, lowest rank first; so every split of an entry
+    into two entries is a merge, in the order of the ranks. A word that is an entry is taken whole.
+    """
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise UserError(f"bad tokenizer file '{path}': line {number} is not 'base64 rank'") from None
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise UserError(f"bad tokenizer file '{path}': its ranks do not count from 0 to {len(ranks) - 1}")
+    if any(bytes([byte]) not in ranks for byte in range(256)):
+        raise UserError(f"bad tokenizer file '{path}': some single bytes have no rank")
+
+    char_of = {byte: char for char, byte in byte_of().items()}
+    spelled = {token: "".join(char_of[byte] for byte in token) for token in ranks}
+    merges = []
+    for token in sorted(ranks, key=lambda token: ranks[token]):
+        splits = [(token[:i], token[i:]) for i in range(1, len(token)) if token[:i] in ranks and token[i:] in ranks]
+        splits.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        merges += [(spelled[left], spelled[right]) for left, right in splits]
+    backend = byte_level({spelled[token]: rank for token, rank in ranks.items()}, merges)
+    backend.model.ignore_merges = True  # pyright: ignore[reportAttributeAccessIssue]
+    words = next((pattern for name, pattern in _WORDS.items() if name in path.name.lower()), None)
+    if words is not None:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
+            [
+                pre_tokenizers.Split(Regex(words), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    backend.add_special_tokens([end_of_text])
+    return backend
