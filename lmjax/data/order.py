@@ -189,7 +189,7 @@ def _merge(ranges: Ranges, *, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         if (
             len(item) != 2
             or not all(isinstance(n, int | np.integer) for n in item)
-            or not 0 <= item[0] < item[1]
+            or not 0 <= item[0] < item[1] < 2**63
         ):
             raise UserError(f"data.exclude: {item!r} is not a range (first id, last id + 1) of sample ids")
     pairs = np.asarray(sorted(ranges), np.int64).reshape(-1, 2)

@@ -292,7 +292,9 @@ def test_bad_weights(weights, message):
         Order((10, 10), 0, weights=weights)
 
 
-@pytest.mark.parametrize("ranges", [((5, 5),), ((7, 3),), ((-1, 3),), ((1, 2, 3),), ((0.0, 2.5),)])
+@pytest.mark.parametrize(
+    "ranges", [((5, 5),), ((7, 3),), ((-1, 3),), ((1, 2, 3),), ((0.0, 2.5),), ((0, 2**63),)]
+)
 def test_bad_ranges(ranges):
     with pytest.raises(UserError, match="not a range"):
         Order((10,), 0, exclude=ranges)
