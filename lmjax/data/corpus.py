@@ -35,7 +35,7 @@ def docstrings() -> "datasets.Dataset":
     """
     import datasets
 
-    texts = [*modules(Path(sysconfig.get_path("stdlib"))), *_topics()]
+    texts = list(dict.fromkeys([*modules(Path(sysconfig.get_path("stdlib"))), *_topics()]))
     if not texts:
         raise UserError("this Python comes without its library's source files: give text with data.files=[PATH]")
     return datasets.Dataset.from_dict({"text": texts})
@@ -55,10 +55,13 @@ def modules(root: Path) -> Iterator[str]:
             continue
         tree = _parse(files[parts])
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found = [(heading, text) for heading, text in _described(tree, name) if text not in seen]
-        seen.update(text for _, text in found)
+        found: dict[str, str] = {}
+        for heading, text in _described(tree, name):
+            if text not in seen:
+                found.setdefault(text, heading)
+        seen.update(found)
         if found:
-            yield "\n\n".join(f"{heading}\n{text}" for heading, text in found) + "\n"
+            yield "\n\n".join(f"{heading}\n{text}" for text, heading in found.items()) + "\n"
 
 
 def _parse(path: Path) -> ast.Module:

@@ -8,8 +8,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +82,8 @@ def ingest(
     """
     progress = _restore(folder)
     for number in range(len(progress.finished), len(texts)):
-        _Ingestion(folder, tokenizer, split, progress, number).run(texts[number], report, total)
+        with closing(_Ingestion(folder, tokenizer, split, progress, number)) as ingestion:
+            ingestion.run(texts[number], report, total)
     if split.kind == "tail" and not progress.tails_cut:
         _cut_tails(folder, progress, tokenizer, split.fraction)
     if not progress.sizes["validation.ids"]:
@@ -108,20 +110,23 @@ class _Ingestion:
 
     def run(self, text: Text, report: Report, total: int | None) -> None:
         progress, uncommitted = self.progress, 0
-        for batch in _read_ahead(_batches(text.pieces(), progress.pieces, progress.sha256)):
-            self._add(batch.texts)
-            progress.pieces, progress.sha256 = batch.pieces, batch.sha256
-            uncommitted += batch.characters
-            if uncommitted >= COMMIT:
-                self._commit()
-                uncommitted = 0
-            report(sum(progress.text_bytes.values()), total, "encoding")
+        with closing(_read_ahead(_batches(text.pieces(), progress.pieces, progress.sha256))) as batches:
+            for batch in batches:
+                self._add(batch.texts)
+                progress.pieces, progress.sha256 = batch.pieces, batch.sha256
+                uncommitted += batch.characters
+                if uncommitted >= COMMIT:
+                    self._commit()
+                    uncommitted = 0
+                report(sum(progress.text_bytes.values()), total, "encoding")
         if self.current is None:
             raise UserError(f"{text.name}: no text in it, the corpus is empty")
         self.current.add(self.end)
         progress.finished.append({"documents": progress.documents, "documents_sha256": progress.sha256})
         progress.pieces, progress.documents, progress.sha256, self.current = 0, 0, Progress().sha256, None
         self._commit()
+
+    def close(self) -> None:
         for stream in (self.train, self.validation):
             stream.close()
 
@@ -180,7 +185,7 @@ def _batches(pieces: Iterable[tuple[str, bool]], done: int, sha256: str) -> Iter
         yield _Batch(texts, characters, count, digest.hexdigest())
 
 
-def _read_ahead(batches: Iterator[_Batch]) -> Iterator[_Batch]:
+def _read_ahead(batches: Iterator[_Batch]) -> Generator[_Batch, None, None]:
     """The same batches, one read while another is encoded."""
     with ThreadPoolExecutor(1, "reader") as reader:
         ahead = reader.submit(next, batches, None)
@@ -256,28 +261,27 @@ def _cut_tails(folder: Path, progress: Progress, tokenizer: Tokenizer, fraction:
     A stream of n tokens, its closing end_of_text not counted, keeps the first int(n (1 - fraction)). Only once the
     validation stream is complete and recorded are the training streams cut, so that this can be interrupted too.
     """
-    validation = {kind: (folder / f"validation.{kind}").open("wb") for kind in ("ids", "starts")}
     sizes, text_bytes, length = {}, {"validation": 0}, 0
     kind = dtype(tokenizer.vocab_size)
-    for number in range(len(progress.finished)):
-        name = f"train-{number}"
-        ids = np.memmap(folder / f"{name}.ids", kind, "r")
-        starts = np.fromfile(folder / f"{name}.starts", "<i8")
-        cut = int((len(ids) - (tokenizer.end_of_text is not None)) * (1 - fraction))
-        tail, first = ids[cut:], int(np.searchsorted(starts, cut))
-        within = [] if first < len(starts) and starts[first] == cut else [cut]  # the cut splits a document
-        validation["ids"].write(tail.tobytes())
-        validation["starts"].write((np.concatenate([within, starts[first:]]) - cut + length).astype("<i8").tobytes())
-        length += len(tail)
-        moved = tokenizer.nbytes(tail)
-        text_bytes["validation"] += moved
-        text_bytes[name] = progress.text_bytes[name] - moved
-        sizes |= {f"{name}.ids": cut * kind.itemsize, f"{name}.starts": first * 8}
-    for suffix, file in validation.items():
-        file.flush()
-        os.fsync(file.fileno())
-        sizes[f"validation.{suffix}"] = file.tell()
-        file.close()
+    with (folder / "validation.ids").open("wb") as ids_file, (folder / "validation.starts").open("wb") as starts_file:
+        for number in range(len(progress.finished)):
+            name = f"train-{number}"
+            ids = np.memmap(folder / f"{name}.ids", kind, "r")
+            starts = np.fromfile(folder / f"{name}.starts", "<i8")
+            cut = int((len(ids) - (tokenizer.end_of_text is not None)) * (1 - fraction))
+            tail, first = ids[cut:], int(np.searchsorted(starts, cut))
+            within = [] if first < len(starts) and starts[first] == cut else [cut]  # the cut splits a document
+            ids_file.write(tail.tobytes())
+            starts_file.write((np.concatenate([within, starts[first:]]) - cut + length).astype("<i8").tobytes())
+            length += len(tail)
+            moved = tokenizer.nbytes(tail)
+            text_bytes["validation"] += moved
+            text_bytes[name] = progress.text_bytes[name] - moved
+            sizes |= {f"{name}.ids": cut * kind.itemsize, f"{name}.starts": first * 8}
+        for file in (ids_file, starts_file):
+            file.flush()
+            os.fsync(file.fileno())
+            sizes[Path(file.name).name] = file.tell()
     progress.sizes, progress.text_bytes, progress.tails_cut = sizes, text_bytes, True
     _save(folder, progress)
     for name, size in sizes.items():
