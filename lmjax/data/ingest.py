@@ -1,6 +1,6 @@
 """From streams of text to files of token ids: in parallel, in bounded memory, going on where a kill left off.
 
-Files only grow. Every COMMIT characters they are flushed to the disk and `progress.json` is replaced, which records
+Files only grow. Every COMMIT bytes of text they are flushed to the disk and `progress.json` is replaced, which records
 their sizes; to go on, they are cut to these sizes and the pieces behind them are read but not encoded again.
 """
 
@@ -21,8 +21,8 @@ from lmjax.config import UserError
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.files import write_text
 
-BATCH = 4 << 20  # characters that are encoded at once
-COMMIT = 64 << 20  # characters between two commits
+BATCH = 2 << 20  # bytes of text that are encoded at once; a token takes some 150 bytes of memory on its way
+COMMIT = 64 << 20  # bytes of text between two commits
 
 Report = Callable[[int, int | None, str], None]  # bytes done, bytes in all if known, what is being done
 
@@ -114,7 +114,7 @@ class _Ingestion:
             for batch in batches:
                 self._add(batch.texts)
                 progress.pieces, progress.sha256 = batch.pieces, batch.sha256
-                uncommitted += batch.characters
+                uncommitted += batch.size
                 if uncommitted >= COMMIT:
                     self._commit()
                     uncommitted = 0
@@ -158,7 +158,7 @@ class _Ingestion:
 @dataclasses.dataclass(frozen=True)
 class _Batch:
     texts: list[tuple[str, bool]]
-    characters: int
+    size: int  # bytes of text
     pieces: int  # of the source, up to and with this batch
     sha256: str  # of these pieces
 
@@ -167,22 +167,23 @@ def _batches(pieces: Iterable[tuple[str, bool]], done: int, sha256: str) -> Iter
     """The source in batches, after the pieces that are done, whose hash must be this."""
     digest, count = hashlib.sha256(), 0
     texts: list[tuple[str, bool]] = []
-    characters = 0
+    size = 0
     for text, begins in pieces:
-        digest.update(text.encode() if not begins else b"\0" + text.encode())
+        encoded = text.encode()
+        digest.update(b"\0" + encoded if begins else encoded)
         count += 1
         if count > done:
             texts.append((text, begins))
-            characters += len(text)
+            size += len(encoded)
         elif count == done and digest.hexdigest() != sha256:
             raise StaleProgress
-        if characters >= BATCH:
-            yield _Batch(texts, characters, count, digest.hexdigest())
-            texts, characters = [], 0
+        if size >= BATCH:
+            yield _Batch(texts, size, count, digest.hexdigest())
+            texts, size = [], 0
     if count < done:
         raise StaleProgress
     if texts:
-        yield _Batch(texts, characters, count, digest.hexdigest())
+        yield _Batch(texts, size, count, digest.hexdigest())
 
 
 def _read_ahead(batches: Iterator[_Batch]) -> Generator[_Batch, None, None]:

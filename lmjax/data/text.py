@@ -1,6 +1,6 @@
 """Files of text as documents and pieces of documents, in bounded memory.
 
-A piece is a stretch of at most about two million characters of one document: `(text, begins_document)`. Pieces are
+A piece is a stretch of at most about a million characters of one document: `(text, begins_document)`. Pieces are
 cut where byte-level BPE tokenizes both sides as it would the whole.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from lmjax.config import UserError
 
 BLOCK = 1 << 20  # bytes read at once
-PIECE = 1 << 20  # characters; a piece has up to twice as many
+PIECE = 1 << 19  # characters; a piece has up to twice as many
 
 # GPT-2's expression leaves the last blank before a word to that word, and splits "\r\n" in two; GPT-4's and Llama 3's
 # keep line breaks together and with the punctuation before them, GPT-4o's also with a slash after them. All of them
@@ -150,7 +150,7 @@ def pieces(blocks: Iterable[str], size: int = 0) -> Iterator[tuple[str, bool]]:
 def _cut(text: str, start: int, size: int) -> int:
     """Where a piece that begins at `start` ends: at the first good place (see `_CUTS`) after `size` characters.
 
-    Without one (no line break and no space between letters in a million characters) it is cut at 2 size, which may
+    Without one (no line break and no space between letters in half a million characters) it is cut at 2 size, which may
     cost one token. What lies beyond 2 size has no say, so that the cut does not depend on the blocks.
     """
     for place in _CUTS:
