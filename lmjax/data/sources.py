@@ -219,9 +219,9 @@ def _hub(name: str, subset: str | None) -> Iterator[dict[str, Any]]:
 
     try:
         splits = datasets.load_dataset(name, subset, streaming=True)
-    except Exception as error:  # the hub's client has a dozen kinds: not found, offline, gated, several subsets
+        if "train" not in splits:
+            raise UserError(f"it has no split 'train', only {', '.join(map(str, splits))}")
+        yield from typing.cast(Iterable[dict[str, Any]], splits["train"])
+    except Exception as error:  # the hub's client has a dozen kinds: not found, offline, gated, connection lost
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot open the hub dataset '{name}': {reason}") from None
-    if "train" not in splits:
-        raise UserError(f"the hub dataset '{name}' has no split 'train', only {', '.join(map(str, splits))}")
-    yield from typing.cast(Iterable[dict[str, Any]], splits["train"])
+        raise UserError(f"cannot read the hub dataset '{name}': {reason}") from None

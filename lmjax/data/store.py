@@ -163,10 +163,18 @@ def _tokenizer(path: Path, config: DataConfig, report: Report) -> Tokenizer:
     """The tokenizer of an earlier attempt, or a new one."""
     if path.exists():
         return tokenizer.load(path)
-    if config.tokenizer.kind in ("bpe", "characters"):
-        limit = f" (on the first {tokenizer.TRAINING_BYTES // 10**6} MB)" if config.tokenizer.kind == "bpe" else ""
-        report(0, None, f"reading the text for the tokenizer{limit}")
-    trained = tokenizer.build(config.tokenizer, lambda: sources.texts(config))
+    limit = f" (the first {tokenizer.TRAINING_BYTES // 10**6} MB)" if config.tokenizer.kind == "bpe" else ""
+
+    def texts() -> Iterator[str]:
+        done = reported = 0
+        for piece in sources.texts(config):
+            yield piece
+            done += len(piece)
+            if done >= reported + 1_000_000:
+                report(done, None, f"reading the text for the tokenizer{limit}")
+                reported = done
+
+    trained = tokenizer.build(config.tokenizer, texts)
     write_text(path, trained.json)
     return trained
 

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +130,7 @@ def test_a_hub_dataset_streams_through_its_loader(tmp_path: Path, monkeypatch: p
     assert hub(str(tmp_path / "set")) == TEXTS
     with pytest.raises(UserError, match="has no field 'body'"):
         hub(str(tmp_path / "set"), text_field="body")
-    with pytest.raises(UserError, match="cannot open the hub dataset"):
+    with pytest.raises(UserError, match="cannot read the hub dataset"):
         hub(f"{tmp_path / 'set'}:nosubset")
 
 
@@ -142,9 +144,38 @@ def test_a_hub_dataset_is_asked_for_by_name_and_subset(monkeypatch: pytest.Monke
         return {"test": [{"text": "x"}]}
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UserError, match="has no split 'train', only test"):
+    with pytest.raises(UserError, match="cannot read the hub dataset 'owner/name': it has no split 'train', only test"):
         hub("owner/name:subset")
     assert asked == [("owner/name", "subset", {"streaming": True})]
+
+
+def test_a_connection_lost_on_the_way_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def rows() -> Iterator[dict[str, str]]:
+        yield {"text": "first"}
+        raise ConnectionError("the network is gone\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: {"train": rows()})
+    with pytest.raises(UserError, match=r"cannot read the hub dataset 'owner/name': the network is gone$"):
+        hub("owner/name")
+
+
+@pytest.mark.parametrize("document", ["file", "line", "paragraph"])
+def test_a_large_file_is_never_held_whole(tmp_path: Path, document: str) -> None:
+    """24 MB, one paragraph and every other line of a megabyte, streams in less than half of that."""
+    with (tmp_path / "a.txt").open("w") as file:
+        for _ in range(24):
+            file.write("word " * 200_000 + "\nshort\n")
+    data = DataConfig(files=(str(tmp_path / "a.txt"),), document=document)
+    pieces = sources.documents(sources.sources(data)[0], data)
+    next(pieces)  # imports
+    tracemalloc.start()
+    total = sum(len(piece) for piece, _ in pieces)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total > 22e6
+    assert peak < 12e6
 
 
 def test_an_unknown_source_names_the_choices() -> None:
