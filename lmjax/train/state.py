@@ -1,0 +1,56 @@
+"""The training state: everything an update changes."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+
+@struct.dataclass
+class State:
+    """params and ema: pytrees of the model's parameters (ema: their running average, or None). opt_state:
+    optax's.
+
+    update: int32, how many updates have been applied. It, with the seed, also stands for the state of the
+    random generator: keys are derived from the two, never stored.
+    """
+
+    params: Any
+    opt_state: Any
+    ema: Any
+    update: jax.Array
+
+
+ONE_TOKEN = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+
+
+def init(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema: bool = False,
+    inputs: jax.ShapeDtypeStruct = ONE_TOKEN,
+) -> State:
+    """The state before the first update, a pure function of its arguments.
+
+    `inputs` is the shape that the model is called with; no parameter's shape depends on it in a language
+    model. Call it under `jit`, where the model's forward pass is never computed, with `out_shardings` made
+    from `jax.eval_shape` of it: then no parameter ever exists unsharded.
+    """
+    variables = model.init(jax.random.key(seed), jnp.zeros(inputs.shape, inputs.dtype))
+    params = nn.unbox(variables["params"])
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return State(params, optimizer.init(params), average, jnp.int32(0))
+
+
+def abstract(state: Any) -> Any:
+    """The shapes, dtypes and shardings of a tree of arrays: what restoring a checkpoint needs."""
+
+    def leaf(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+
+    return jax.tree.map(leaf, state)

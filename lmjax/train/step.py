@@ -1,0 +1,97 @@
+"""The update: a pure function of the state and a batch.
+
+Shapes: K the most microbatches a batch can hold, m rows of a microbatch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from lmjax.config import GuardConfig
+from lmjax.train.state import State
+
+Loss = Callable[[Any, dict[str, Array], Array], tuple[Array, Array, dict[str, Array]]]
+Update = Callable[[State, dict[str, Any]], tuple[State, dict[str, Array]]]
+
+
+def make_update(
+    loss: Loss, optimizer: optax.GradientTransformation, *, guard: GuardConfig, ema: float = 0.0, seed: int
+) -> Update:
+    """The function `update(state, batch) -> (state, metrics)`, to be jitted with `donate_argnums=0`.
+
+    loss: (params, microbatch, key) -> (loss sum, weight sum, dict of further sums), all float32 scalars.
+    batch: `arrays`, a dict of (K, m, ...); `microbatches`, int32 k with 1 <= k <= K: only the first k are
+    read, and one compiled program serves every k; `learning_rate`, float32; and, if given, `update`, int32:
+    the number of applied updates the batch was made for. A batch made for another moment is not applied: it
+    was sent off before the one ahead of it turned out to be skipped.
+
+    The gradient is that of (sum of loss sums) / (sum of weight sums), so that splitting a batch otherwise
+    changes nothing but rounding. Random keys come from (seed, update, microbatch).
+
+    metrics, scalars: `loss` and every further sum, divided by the weight; `weight`; `grad_norm` before
+    clipping; `update_norm` and `param_norm` of what was or would have been applied; `skipped` 0 or 1. With
+    policy `skip`, an update whose loss or gradient norm is not finite leaves every leaf of the state as it
+    was, `update` included.
+    """
+
+    def update(state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.update)
+        with jax.named_scope("gradients"):
+            gradients, (loss_sum, weight, sums) = _accumulate(loss, state.params, batch, key)
+            scale = 1 / jnp.where(weight > 0, weight, 1)
+            gradients = jax.tree.map(lambda g: g * scale, gradients)
+            norm = optax.tree.norm(gradients)
+        with jax.named_scope("optimizer"):
+            direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            step = jax.tree.map(lambda d: -batch["learning_rate"] * d, direction)
+            params = optax.apply_updates(state.params, step)
+            average = state.ema
+            if average is not None:
+                average = optax.incremental_update(params, average, 1 - ema)
+            after = State(params, opt_state, average, state.update + 1)
+        with jax.named_scope("guard"):
+            apply = jnp.bool_(True)
+            if guard.policy == "skip":
+                apply &= jnp.isfinite(loss_sum * scale) & jnp.isfinite(norm)
+            if "update" in batch:
+                apply &= batch["update"] == state.update
+            # Selected, never multiplied: 0 * NaN is NaN.
+            after = jax.tree.map(lambda new, old: jnp.where(apply, new, old), after, state)
+        metrics = {
+            "loss": loss_sum * scale,
+            **{name: value * scale for name, value in sums.items()},
+            "weight": weight,
+            "grad_norm": norm,
+            "update_norm": optax.tree.norm(step),
+            "param_norm": optax.tree.norm(params),
+            "skipped": 1 - apply.astype(jnp.int32),
+        }
+        return after, metrics
+
+    return update
+
+
+def _accumulate(
+    loss: Loss, params: Any, batch: dict[str, Any], key: Array
+) -> tuple[Any, tuple[Array, Array, dict[str, Array]]]:
+    """Over the first k microbatches: gradient of the loss sum, and (loss sum, weight sum, further sums)."""
+
+    def one(i: Any) -> Any:
+        def objective(params: Any) -> tuple[Array, Any]:
+            microbatch = {name: array[i] for name, array in batch["arrays"].items()}
+            loss_sum, weight, sums = loss(params, microbatch, jax.random.fold_in(key, i))
+            return loss_sum, (loss_sum, weight, sums)
+
+        return jax.grad(objective, has_aux=True)(params)
+
+    most = len(next(iter(batch["arrays"].values())))
+    if most == 1:
+        return one(0)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, 0))
+    return lax.fori_loop(
+        0, batch["microbatches"], lambda i, total: jax.tree.map(jnp.add, total, one(i)), zeros
+    )

@@ -1,0 +1,464 @@
+import importlib.util
+import math
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmjax import optim
+from lmjax.config import BatchConfig, OptimizerConfig, ScheduleConfig, TrainConfig, UserError
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def torch_fixture(name: str, source: str):
+    """(the module that makes it, its arrays): committed, or computed now where torch is installed."""
+    spec = importlib.util.spec_from_file_location(name, FIXTURES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if source == "live":
+        pytest.importorskip("torch")
+        return module, module.make()
+    with np.load(FIXTURES / f"{name}.npz", allow_pickle=False) as file:
+        return module, dict(file)
+
+
+# ---- Batch size --------------------------------------------------------------------------------------------
+
+
+def naive_plan(batch: BatchConfig, train: TrainConfig, context: int) -> list[int]:
+    """Update by update, in exact fractions."""
+    unit, tokens, sizes = batch.microbatch * context, 0, []
+    while len(sizes) < train.updates or tokens < train.tokens:
+        i = max(i for i, (start, _) in enumerate(batch.tokens) if start <= tokens)
+        (t0, b0), following = batch.tokens[i], batch.tokens[i + 1 : i + 2]
+        size = Fraction(b0)
+        if batch.growth == "linear" and following:
+            (t1, b1) = following[0]
+            size += Fraction((b1 - b0) * (tokens - t0), t1 - t0)
+        count = math.floor(size / unit + Fraction(1, 2))
+        sizes.append(count * batch.microbatch)
+        tokens += count * unit
+    return sizes
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_batch_plan_equals_a_naive_loop(data):
+    context, microbatch = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 4))
+    unit = context * microbatch
+    gaps = data.draw(st.lists(st.integers(1, 400), max_size=4))
+    sizes = data.draw(st.lists(st.integers(unit, 12 * unit), min_size=len(gaps) + 1, max_size=len(gaps) + 1))
+    starts = [sum(gaps[:i]) for i in range(len(sizes))]
+    batch = BatchConfig(
+        tokens=tuple(zip(starts, sizes, strict=True)),
+        growth=data.draw(st.sampled_from(["steps", "linear"])),
+        microbatch=microbatch,
+    )
+    length = data.draw(st.integers(1, 60))
+    train = TrainConfig(updates=length) if data.draw(st.booleans()) else TrainConfig(tokens=20 * length)
+    plan = optim.batch_plan(batch, train, context)
+
+    assert plan.sequences.tolist() == naive_plan(batch, train, context)
+    assert plan.tokens_before.tolist() == [context * int(n) for n in np.cumsum([0, *plan.sequences])[:-1]]
+    assert plan.tokens == context * plan.sequences.sum()
+    assert (plan.sequences % microbatch == 0).all()
+    assert (plan.microbatches >= 1).all()
+    if sizes == sorted(sizes):
+        assert (np.diff(plan.sequences) >= 0).all()
+    if train.updates:
+        assert plan.updates == train.updates
+    else:
+        assert plan.tokens_before[-1] < train.tokens <= plan.tokens
+    assert plan.changes.tolist() == [
+        u for u in range(1, plan.updates) if plan.sequences[u] != plan.sequences[u - 1]
+    ]
+
+
+def test_batch_plan_follows_gpt3():
+    """Brown et al. 2020, appendix B: from 32k tokens linearly to the full batch over 4 billion tokens."""
+    batch = BatchConfig(tokens=((0, 32_768), (4_000_000_000, 3_200_000)), growth="linear", microbatch=16)
+    plan = optim.batch_plan(batch, TrainConfig(tokens=300_000_000_000), 2048)
+    assert plan.sequences[0] * 2048 == 32_768
+    assert plan.sequences[-1] * 2048 == round(3_200_000 / 32_768) * 32_768
+    half = np.searchsorted(plan.tokens_before, 2_000_000_000)
+    # Half of the way in tokens the batch is half grown, to within half a microbatch.
+    assert abs(plan.sequences[half] * 2048 - (32_768 + 3_200_000) / 2) <= 32_768 / 2 + 1000
+
+
+def test_a_million_updates_take_well_under_a_second():
+    batch = BatchConfig(tokens=((0, 1024), (10**9, 2**22)), growth="linear", microbatch=1)
+    start = time.perf_counter()
+    plan = optim.batch_plan(batch, TrainConfig(updates=1_000_000), 1024)
+    optim.learning_rates(ScheduleConfig(), plan)
+    assert time.perf_counter() - start < 2
+    assert plan.updates == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("batch", "train", "words"),
+    [
+        ({"tokens": ((5, 64),)}, {"updates": 1}, "batch.tokens must begin at token 0"),
+        ({"tokens": ((0, 64), (10, 64), (10, 128))}, {"updates": 1}, "batch.tokens must be sorted"),
+        ({"tokens": ((0, 64), (20, 64), (10, 128))}, {"updates": 1}, "batch.tokens must be sorted"),
+        ({"tokens": ()}, {"updates": 1}, "batch.tokens is empty"),
+        ({"tokens": ((0, 63),)}, {"updates": 1}, "lower batch.microbatch to 3"),
+        ({"tokens": ((0, 15),)}, {"updates": 1}, "one sequence has 16 tokens"),
+        ({"microbatch": 0}, {"updates": 1}, "batch.microbatch = 0"),
+        ({}, {}, "exactly one of train.updates and train.tokens"),
+        ({}, {"updates": 1, "tokens": 1}, "exactly one of train.updates and train.tokens"),
+        ({}, {"updates": -1}, "train.updates = -1"),
+    ],
+)
+def test_batch_plan_names_the_wrong_key(batch, train, words):
+    config = BatchConfig(**{"tokens": ((0, 64),), "microbatch": 4} | batch)
+    with pytest.raises(UserError, match=words):
+        optim.batch_plan(config, TrainConfig(**train), 16)
+
+
+# ---- Learning rate -----------------------------------------------------------------------------------------
+
+
+def closed_form(schedule: ScheduleConfig, warmup: float, s: float, total: float) -> float:
+    """In plain Python; `warmup`, `s` and `total` in the unit of the schedule."""
+    if s <= warmup:
+        return schedule.peak * s / warmup
+    share = (s - warmup) / (total - warmup)
+    match schedule.shape:
+        case "cosine":
+            low = schedule.final * schedule.peak
+            return low + 0.5 * (schedule.peak - low) * (1 + math.cos(math.pi * share))
+        case "linear":
+            return schedule.peak * (1 - share * (1 - schedule.final))
+        case "wsd":
+            left = max(0.0, (s - (1 - schedule.decay) * total) / (schedule.decay * total))
+            return schedule.peak * (1 - left * (1 - schedule.final))
+        case "inverse_sqrt":
+            return schedule.peak * math.sqrt(warmup / s)
+        case _:
+            return schedule.peak
+
+
+GROWING = BatchConfig(tokens=((0, 64), (1000, 128), (4000, 512)), microbatch=4)
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "wsd", "inverse_sqrt", "constant"])
+@pytest.mark.parametrize("unit", ["updates", "tokens"])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.3])
+def test_schedules_equal_their_closed_forms(shape, unit, warmup):
+    schedule = ScheduleConfig(peak=3e-3, warmup=warmup, shape=shape, final=0.1, decay=0.25, unit=unit)
+    plan = optim.batch_plan(GROWING, TrainConfig(updates=80), 16)
+    rates = optim.learning_rates(schedule, plan)
+    ends = np.arange(1, 81) if unit == "updates" else plan.tokens_before + 16 * plan.sequences
+    boundary = min(
+        ends, key=lambda end: abs(end - warmup * ends[-1])
+    )  # a warm-up is a whole number of updates
+    expected = [closed_form(schedule, boundary, float(end), float(ends[-1])) for end in ends]
+    np.testing.assert_allclose(rates, expected, rtol=1e-7)  # half a unit in the last place of float32 is 6e-8
+    assert rates.dtype == np.float32
+    assert rates[0] > 0
+    assert rates.max() == np.float32(3e-3)
+    if shape in ("cosine", "linear", "wsd"):
+        assert rates[-1] == pytest.approx(3e-4, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "wsd", "inverse_sqrt", "constant"])
+def test_units_agree_while_the_batch_is_constant(shape):
+    plan = optim.batch_plan(BatchConfig(tokens=((0, 64),), microbatch=4), TrainConfig(updates=57), 16)
+    rates = [
+        optim.learning_rates(ScheduleConfig(shape=shape, unit=unit, warmup=0.1), plan)
+        for unit in ("updates", "tokens")
+    ]
+    np.testing.assert_array_equal(*rates)
+
+
+def test_vaswani_et_al():
+    """lr = d^-0.5 min(step^-0.5, step warmup^-1.5), section 5.3."""
+    d, warmup, updates = 512, 4000, 100_000
+    schedule = ScheduleConfig(
+        peak=(d * warmup) ** -0.5, warmup=warmup / updates, shape="inverse_sqrt", unit="updates"
+    )
+    plan = optim.batch_plan(BatchConfig(tokens=((0, 64),), microbatch=4), TrainConfig(updates=updates), 16)
+    expected = [d**-0.5 * min(step**-0.5, step * warmup**-1.5) for step in range(1, updates + 1)]
+    np.testing.assert_allclose(optim.learning_rates(schedule, plan), expected, rtol=1e-7)
+
+
+def test_schedules_equal_those_of_optax():
+    """optax counts from 0 and begins at rate 0: its count is our end of an update."""
+    plan = optim.batch_plan(BatchConfig(tokens=((0, 64),), microbatch=4), TrainConfig(updates=200), 16)
+    count = np.arange(1, 201)
+    common = {"peak": 1e-3, "warmup": 0.1, "final": 0.1}
+    wsd = optax.join_schedules(
+        [
+            optax.linear_schedule(0, 1e-3, 20),
+            optax.constant_schedule(1e-3),
+            optax.linear_schedule(1e-3, 1e-4, 40),
+        ],
+        [20, 160],
+    )
+    cosine = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 20, 200, 1e-4)
+    for shape, expected in (("cosine", cosine), ("wsd", wsd)):
+        rates = optim.learning_rates(ScheduleConfig(shape=shape, **common), plan)
+        np.testing.assert_allclose(rates, expected(count), rtol=2e-6)  # optax computes in float32
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "wsd", "inverse_sqrt", "constant"])
+@pytest.mark.parametrize("updates", [1, 2, 3])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_shortest_runs_have_rates(shape, updates, share):
+    plan = optim.batch_plan(BatchConfig(tokens=((0, 64),), microbatch=4), TrainConfig(updates=updates), 16)
+    schedule = ScheduleConfig(peak=1.0, warmup=share, decay=1 - share, shape=shape)
+    rates = optim.learning_rates(schedule, plan)
+    assert np.isfinite(rates).all()
+    assert (rates > 0).all()
+    assert rates.max() == 1 or (shape == "wsd" and share == 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"peak": 0.0},
+        {"peak": -1.0},
+        {"peak": math.nan},
+        {"peak": math.inf},
+        {"warmup": -0.1},
+        {"warmup": 1.1},
+        {"warmup": math.nan},
+        {"final": -0.1},
+        {"final": 2.0},
+        {"decay": 1.5},
+        {"shape": "wsd", "decay": 0.6, "warmup": 0.5},
+    ],
+)
+def test_a_wrong_schedule_is_named(wrong):
+    plan = optim.batch_plan(BatchConfig(), TrainConfig(updates=3), 1024)
+    with pytest.raises(UserError, match=rf"schedule\.{list(wrong)[-1]} = {list(wrong.values())[-1]}"):
+        optim.learning_rates(ScheduleConfig(**wrong), plan)
+
+
+# ---- Optimizer ---------------------------------------------------------------------------------------------
+
+
+def follow(config: OptimizerConfig, params, gradients, rates):
+    """The parameters after each update."""
+    transformation = optim.optimizer(config)
+    state, path = transformation.init(params), []
+    step = jax.jit(transformation.update)
+    for i, rate in enumerate(rates):
+        direction, state = step(jax.tree.map(lambda g, i=i: g[i], gradients), state, params)
+        params = jax.tree.map(lambda p, d, rate=rate: p - np.float32(rate) * d, params, direction)
+        path.append(params)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *path)
+
+
+@pytest.mark.parametrize("source", ["fixture", "live"])
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_20_updates_equal_pytorch(name, source):
+    module, expected = torch_fixture("optim_torch", source)
+    given = module.inputs()
+    norms = np.sqrt(sum(np.square(given[f"gradient_{n}"]).reshape(20, -1).sum(-1) for n in module.SHAPES))
+    assert norms.min() < 1 < norms.max()
+    plan = optim.batch_plan(BatchConfig(tokens=((0, 64),), microbatch=4), TrainConfig(updates=20), 16)
+    schedule = ScheduleConfig(peak=module.PEAK, warmup=module.WARMUP / 20, final=module.FINAL)
+    rates = optim.learning_rates(schedule, plan)
+    np.testing.assert_allclose(rates, expected["rates"], rtol=1e-6)
+
+    path = follow(
+        OptimizerConfig(name=name),
+        {n: given[n] for n in module.SHAPES},
+        {n: given[f"gradient_{n}"] for n in module.SHAPES},
+        rates,
+    )
+    for n in module.SHAPES:
+        # float32 over 20 updates; PyTorch clips with norm + 1e-6 in the denominator.
+        np.testing.assert_allclose(path[n], expected[f"{name}_{n}"], rtol=1e-5, atol=2e-6)
+
+
+def example():
+    rng = np.random.default_rng(1)
+    params = {"dense": {"kernel": rng.standard_normal((4, 3)), "bias": rng.standard_normal(3)}}
+    gradients = jax.tree.map(lambda p: rng.standard_normal((6, *p.shape)), params)
+    return jax.tree.map(lambda x: x.astype(np.float32), (params, gradients))
+
+
+def test_lion_equals_its_definition():
+    """Chen et al. 2023, algorithm 2."""
+    params, gradients = example()
+    config = OptimizerConfig(name="lion", beta1=0.9, beta2=0.99, weight_decay=0.1, clip=0.0)
+    path = follow(config, params, gradients, [0.01] * 6)["dense"]
+    for name, decay in (("kernel", 0.1), ("bias", 0.0)):
+        p, m = params["dense"][name].astype(np.float64), 0.0
+        for i, g in enumerate(gradients["dense"][name].astype(np.float64)):
+            p = p - 0.01 * (np.sign(0.9 * m + 0.1 * g) + decay * p)
+            m = 0.99 * m + 0.01 * g
+            np.testing.assert_allclose(path[name][i], p, rtol=1e-5, atol=1e-6)  # float32
+
+
+def test_adafactor_equals_its_definition():
+    """Shazeer and Stern 2018, algorithms 4 and 5; the second moment is factored for a 128 x 130 matrix."""
+    rng = np.random.default_rng(2)
+    params = {"kernel": rng.standard_normal((128, 130)), "bias": rng.standard_normal(5)}
+    gradients = jax.tree.map(lambda p: rng.standard_normal((4, *p.shape)), params)
+    params, gradients = jax.tree.map(lambda x: x.astype(np.float32), (params, gradients))
+    path = follow(OptimizerConfig(name="adafactor", clip=0.0), params, gradients, [0.01] * 4)
+    for name, decay in (("kernel", 0.1), ("bias", 0.0)):
+        p = params[name].astype(np.float64)
+        v = rows = columns = 0.0
+        for i, g in enumerate(gradients[name].astype(np.float64)):
+            beta = 1 - (i + 1) ** -0.8
+            square = g**2 + 1e-30
+            if name == "kernel":
+                rows = beta * rows + (1 - beta) * square.mean(1)
+                columns = beta * columns + (1 - beta) * square.mean(0)
+                v = np.outer(rows, columns) / rows.mean()
+            else:
+                v = beta * v + (1 - beta) * square
+            u = g / np.sqrt(v)
+            u /= max(1.0, np.sqrt((u**2).mean()))
+            p = p - 0.01 * (max(1e-3, np.sqrt((p**2).mean())) * u + decay * p)
+            np.testing.assert_allclose(path[name][i], p, rtol=2e-5, atol=2e-6)  # float32
+
+
+def literal_muon(g: np.ndarray, momentum: np.ndarray, count: int):
+    """Jordan 2024 as in optax: Nesterov momentum .95, bias correction, 5 Newton-Schulz steps, in float64."""
+    momentum = 0.95 * momentum + 0.05 * g
+    x = 0.95 * momentum / (1 - 0.95 ** (count + 2)) + 0.05 * g / (1 - 0.95 ** (count + 1))
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return 0.2 * math.sqrt(max(g.shape)) * x, momentum
+
+
+def muon_tree(rng, layers=3):
+    shapes = {
+        "blocks": {
+            "attention": {
+                "query": {"kernel": (layers, 8, 2, 3), "bias": (layers, 2, 3)},
+                "output": {"kernel": (layers, 2, 3, 8)},
+            },
+            "mlp": {"up": {"kernel": (layers, 8, 12)}},
+            "norm": {"scale": (layers, 8)},
+        },
+        "dense": {"kernel": (8, 4)},
+        "head": {"kernel": (8, 11)},
+        "token_embedding": {"embedding": (11, 8)},
+    }
+    return jax.tree.map(
+        lambda s: rng.standard_normal(s).astype(np.float32), shapes, is_leaf=lambda s: isinstance(s, tuple)
+    )
+
+
+def test_muon_treats_each_stacked_layer_as_its_own_matrix():
+    rng = np.random.default_rng(3)
+    params = muon_tree(rng)
+    gradients = jax.tree.map(lambda p: rng.standard_normal((3, *p.shape)).astype(np.float32), params)
+    config = OptimizerConfig(name="muon", clip=0.0, weight_decay=0.1, muon_learning_rate_ratio=0.5)
+    path = follow(config, params, gradients, [0.1] * 3)
+    matrices = {
+        ("blocks", "attention", "query"): (8, 6),
+        ("blocks", "attention", "output"): (6, 8),
+        ("blocks", "mlp", "up"): (8, 12),
+        ("dense",): (8, 4),
+    }
+    for names, matrix in matrices.items():
+        p, g, found = params, gradients, path
+        for name in (*names, "kernel"):
+            p, g, found = p[name], g[name], found[name]
+        layers = p.size // math.prod(matrix)
+        for layer in range(layers):
+            weights, momentum = p.reshape(layers, *matrix)[layer].astype(np.float64), np.zeros(matrix)
+            for i in range(3):
+                step, momentum = literal_muon(g.reshape(3, layers, *matrix)[i, layer], momentum, i)
+                weights = weights - 0.1 * 0.5 * (step + 0.1 * weights)
+                # Newton-Schulz amplifies float32 rounding by its slope, 3.4^5 at the smallest singular
+                # values.
+                np.testing.assert_allclose(found.reshape(3, layers, *matrix)[i, layer], weights, atol=2e-4)
+
+
+def test_muon_leaves_head_embeddings_norms_and_biases_to_adamw():
+    rng = np.random.default_rng(4)
+    params = muon_tree(rng)
+    gradients = jax.tree.map(lambda p: rng.standard_normal((3, *p.shape)).astype(np.float32), params)
+    muon, adamw = (
+        follow(OptimizerConfig(name=name, clip=0.0), params, gradients, [0.1] * 3)
+        for name in ("muon", "adamw")
+    )
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), muon, adamw)
+    assert same == {
+        "blocks": {
+            "attention": {"query": {"kernel": False, "bias": True}, "output": {"kernel": False}},
+            "mlp": {"up": {"kernel": False}},
+            "norm": {"scale": True},
+        },
+        "dense": {"kernel": False},
+        "head": {"kernel": True},
+        "token_embedding": {"embedding": True},
+    }
+
+
+def test_muon_directions_have_the_rms_of_adamw():
+    """0.2 for an orthogonal matrix (Liu et al. 2025, section 2.2); Newton-Schulz is within 30 %."""
+    rng = np.random.default_rng(5)
+    params = {"kernel": rng.standard_normal((64, 96)).astype(np.float32)}
+    transformation = optim.optimizer(OptimizerConfig(name="muon", weight_decay=0.0))
+    direction, _ = transformation.update(params, transformation.init(params), params)
+    assert float(jnp.sqrt(jnp.mean(direction["kernel"] ** 2))) == pytest.approx(0.2, rel=0.3)
+
+
+def test_decay_spares_everything_but_kernels():
+    shape = jax.ShapeDtypeStruct(
+        (3, 4), jnp.float32
+    )  # what layers of norms and biases stacked by a scan look like
+    names = ["kernel", "bias", "scale", "embedding"]
+    params = {"blocks": dict.fromkeys(names, shape), "head": dict.fromkeys(names, shape)}
+    mask = optim.decay_mask(params)
+    assert mask == {part: {name: name == "kernel" for name in names} for part in params}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "lion", "adafactor", "muon"])
+def test_every_optimizer_minimises_a_quadratic(name):
+    rng = np.random.default_rng(6)
+    target = {"kernel": rng.standard_normal((6, 5)).astype(np.float32), "bias": np.ones(5, np.float32)}
+    params = jax.tree.map(lambda t: t + 1, target)
+    transformation = optim.optimizer(OptimizerConfig(name=name, weight_decay=0.0))
+    state = transformation.init(params)
+    distance = lambda p: float(optax.tree.norm(jax.tree.map(jnp.subtract, p, target)))  # noqa: E731
+    before = distance(params)
+    step = jax.jit(transformation.update)
+    rate = 0.1 if name == "muon" else 0.02  # Muon's directions have an RMS of 0.2, Adam's about 1
+    for _ in range(120):
+        direction, state = step(jax.tree.map(jnp.subtract, params, target), state, params)
+        params = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+    assert distance(params) < 0.5 * before
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"beta1": 1.0},
+        {"beta1": -0.1},
+        {"beta2": 1.5},
+        {"beta2": math.nan},
+        {"ema": 1.0},
+        {"epsilon": 0.0},
+        {"weight_decay": -0.1},
+        {"weight_decay": math.inf},
+        {"clip": -1.0},
+        {"clip": math.nan},
+        {"muon_learning_rate_ratio": 0.0},
+    ],
+)
+def test_a_wrong_optimizer_setting_is_named(wrong):
+    ((key, value),) = wrong.items()
+    with pytest.raises(UserError, match=rf"optimizer\.{key} = {value}"):
+        optim.optimizer(OptimizerConfig(**wrong))
