@@ -242,10 +242,11 @@ def show_plan(config: Config) -> int:
     """Prints what a run of `config` would do and need; a vocabulary not yet known is guessed from the tokenizer."""
     runs.check(config)
     config = runs.resolve(config, runs.expected_vocabulary(config))
-    devices = parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch).size
+    mesh = parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch)
+    peak = machine.peak_flops(config.model.dtype, devices=list(mesh.devices.flat))
     with Console() as console:
         console.event(machine.describe())
-        for table in plan.tables(config, peak_flops=machine.peak_flops(config.model.dtype) * devices, devices=devices):
+        for table in plan.tables(config, peak_flops=peak, devices=mesh.size):
             console.table(*table)
     return FINISHED
 

@@ -30,13 +30,17 @@ def tables(config: Config, *, peak_flops: float, devices: int, corpus_tokens: in
     plan = optim.batch_plan(config.batch, config.train, config.model.context)
     rates = optim.learning_rates(config.schedule, plan)
     return [
-        Table("Parameters", [(name, f"{count:,}") for name, count in flops.parameters(config.model).items()], ("", "")),
+        Table(
+            "Parameters",
+            [(name, f"{count:,}") for name, count in flops.parameters(config.model).items()],
+            ("", "count"),
+        ),
         Table("Run", _run(config, plan, peak_flops=peak_flops, devices=devices, corpus_tokens=corpus_tokens)),
         Table("Milestones", _milestones(config, plan, rates), ("update", "tokens", "batch", "learning rate", "")),
         Table(
-            f"Memory on each of {devices} device(s), by closed form",
+            "Memory of a device",
             [(name, f"{size / 2**30:.2f} GiB") for name, size in _memory(config, devices).items()],
-            ("", ""),
+            ("", "closed form"),
         ),
     ]
 

@@ -130,6 +130,17 @@ def tokens_after(run: Run, update: int) -> int:
     return plan.tokens if update == plan.updates else int(plan.tokens_before[update])
 
 
+def describe_data(run: Run) -> list[str]:
+    """What is read, a line each: every source with the hash of its documents, then the tokens."""
+    store = run.store
+    lines = [
+        f"{source['name']}: {source['documents']:,} documents, sha256 {source['documents_sha256']}"
+        for source in store.manifest["sources"]
+    ]
+    tokens = f"{corpus_tokens(run):,} for training, {len(store.validation.ids):,} for validation"
+    return [*lines, f"tokens: {tokens}, {store.tokenizer.vocab_size:,} in the vocabulary"]
+
+
 def corpus_tokens(run: Run) -> int:
     """Tokens of the training split, all sources together."""
     return sum(len(tokens.ids) for tokens in run.store.sources)
@@ -222,18 +233,20 @@ def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, 
 
 def validation_batches(run: Run) -> Iterator[dict[str, np.ndarray]]:
     """The validation split as microbatches of the shape that training uses."""
-    return examples.validation(
-        run.store.validation,
-        context=run.config.model.context,
-        microbatch=run.config.batch.microbatch,
-        packed=run.config.data.packed,
-    )
+    context, rows = run.config.model.context, run.config.batch.microbatch
+    return examples.validation(run.store.validation, context=context, microbatch=rows, **_packing(run))
 
 
 def bits_per_byte(run: Run, nats_per_token: float) -> float:
-    """Comparable across tokenizers: the information in all predicted tokens over the bytes of their text."""
-    tokens = run.store.validation
-    return nats_per_token * examples.predicted(tokens, packed=run.config.data.packed) / tokens.bytes / math.log(2)
+    """The information of all predicted validation tokens over the bytes of their text: no matter which tokenizer."""
+    tokens, packing = run.store.validation, _packing(run)
+    unpredicted = run.store.tokenizer.decode(tokens.ids[examples.unpredicted(tokens, **packing)])
+    nats = nats_per_token * examples.predicted(tokens, **packing)
+    return nats / math.log(2) / (tokens.bytes - len(unpredicted.encode()))
+
+
+def _packing(run: Run) -> dict[str, Any]:
+    return {"packed": run.config.data.packed, "end_of_text": run.store.tokenizer.end_of_text}
 
 
 def averaged(state: State) -> Any:
@@ -244,25 +257,26 @@ def averaged(state: State) -> Any:
 def baselines(run: Run) -> dict[str, float]:
     """Bits per byte of a byte unigram and of an interpolated Kneser-Ney 5-gram over the same tokens, same split.
 
-    They count at most `BASELINE_TOKENS` of each source, from its start.
+    They count at most `BASELINE_TOKENS`, the same number from the start of each source.
     """
     store = run.store
-    training = [np.asarray(tokens.ids[:BASELINE_TOKENS]) for tokens in store.sources]
+    training = [np.asarray(tokens.ids[: BASELINE_TOKENS // len(store.sources)]) for tokens in store.sources]
     validation = np.asarray(store.validation.ids)
     decode = store.tokenizer.decode
     unigram = ngram.unigram_bits_per_byte(
         "".join(decode(ids) for ids in training).encode(), decode(validation).encode()
     )
-    nats = ngram.kneser_ney(training, validation, vocab_size=store.tokenizer.vocab_size, order=5)
+    end, size = store.tokenizer.end_of_text, store.tokenizer.vocab_size
+    nats = ngram.kneser_ney(training, validation, vocab_size=size, order=5, end_of_text=end)
     return {
         "unigram_bits_per_byte": unigram,
-        "kneser_ney_5gram_bits_per_byte": nats / store.validation.bytes / math.log(2),
+        "kneser_ney_5gram_bits_per_byte": bits_per_byte(run, nats / (len(validation) - 1)),
     }
 
 
 def peak_flops(run: Run) -> float:
     """What the devices of the run can do together, in FLOP/s."""
-    return machine.peak_flops(run.config.model.dtype) * run.mesh.size
+    return machine.peak_flops(run.config.model.dtype, devices=list(run.mesh.devices.flat))
 
 
 # ---- A trained model ------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
                         state, metrics = parts.step(position.state, fed.batch)
                     if not compiled:
                         jax.block_until_ready(metrics)
-                        compiled, clock = True, time.perf_counter()
+                        compiled = True
                 position = replace(position, state=state)
                 in_flight.append((fed, metrics))
                 due = _due(parts, fed.update + 1)

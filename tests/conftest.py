@@ -1,0 +1,48 @@
+"""What several tests share: a small corpus and a configuration that trains on it in a second."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from lmjax.config import (
+    BatchConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    GPTConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+WORDS = "the cat sat on a mat and the dog ran to a red barn while rain fell over hill and field".split()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 paragraphs of random words, the same every time."""
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    paragraphs = (" ".join(rng.choice(WORDS) for _ in range(rng.randint(5, 40))) + "." for _ in range(200))
+    path.write_text("\n\n".join(paragraphs) + "\n")
+    return path
+
+
+@pytest.fixture
+def tiny(corpus: Path, tmp_path: Path) -> Config:
+    """A run of twelve updates whose batch doubles on the way."""
+    return Config(
+        name="tiny",
+        data=DataConfig(
+            files=(str(corpus),),
+            tokenizer=TokenizerConfig(kind="bytes"),
+            validation_fraction=0.1,
+            cache=str(corpus.parent / "cache"),
+        ),
+        model=GPTConfig(layers=2, width=16, heads=2, context=16, dropout=0.1),
+        schedule=ScheduleConfig(peak=1e-2, warmup=0.1),
+        batch=BatchConfig(tokens=((0, 64), (6 * 64, 128)), microbatch=4),
+        train=TrainConfig(updates=12, evaluate_every=4, evaluate_batches=2, sample_tokens=8),
+        checkpoint=CheckpointConfig(every=4),
+    )
