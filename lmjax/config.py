@@ -159,7 +159,7 @@ class BatchConfig:
 class TrainConfig:
     """The length of the run and what happens along the way.
 
-    updates: optimizer updates; 0 derives them from `tokens`. evaluate_every: 0 evaluates at the end only.
+    updates: optimizer updates; 0 takes as many as `tokens` need. evaluate_every: 0 evaluates at the end only.
     evaluate_batches: microbatches of the validation split per evaluation during the run (0: all of it); the last
         evaluation always reads the whole split. profile: (first, last) update of a `jax.profiler` trace.
     baselines: measure the byte unigram and the Kneser-Ney 5-gram on the same split at the end.

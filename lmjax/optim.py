@@ -63,7 +63,8 @@ def batch_plan(batch: BatchConfig, train: TrainConfig, context: int) -> BatchPla
     sizes, counts = [], []
     for (_, microbatches), end in zip(levels, ends, strict=True):
         size = microbatches * unit
-        room = [-((tokens - limit) // size) for limit in (end, train.tokens) if limit]  # rounded up
+        limits = (end,) if train.updates else (end, train.tokens)
+        room = [-((tokens - limit) // size) for limit in limits if limit]  # rounded up
         if train.updates:
             room.append(train.updates - updates)
         count = max(0, min(room))
@@ -99,8 +100,8 @@ def _check_batch(batch: BatchConfig, train: TrainConfig, unit: int) -> None:
     for key, value in (("train.updates", train.updates), ("train.tokens", train.tokens)):
         if value < 0:
             raise UserError(f"{key} = {value} must not be negative")
-    if (train.updates > 0) == (train.tokens > 0):
-        raise UserError("set exactly one of train.updates and train.tokens, and the other to 0")
+    if train.updates == train.tokens == 0:
+        raise UserError("how long is the run? set train.updates or train.tokens")
     if batch.microbatch < 1:
         raise UserError(f"batch.microbatch = {batch.microbatch} must be at least 1 sequence")
     if not points:

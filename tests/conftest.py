@@ -16,7 +16,7 @@ from lmjax.config import (
     TrainConfig,
 )
 
-WORDS = "the cat sat on a mat and the dog ran to a red barn while rain fell over hill and field".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "red", "barn", "while", "rain", "fell"]
 
 
 @pytest.fixture(scope="session")

@@ -185,9 +185,9 @@ def test_a_run_resumes_only_as_it_was_configured(tiny: Config, tmp_path: Path) -
     folder = tmp_path / "run"
     digest_of(tiny, folder)
     longer = apply_overrides(tiny, ["train.updates=16"])
-    with pytest.raises(UserError, match="train.updates: 12 -> 16.*--allow-change train.updates"):
+    with pytest.raises(UserError, match=r"train\.updates: 12 -> 16.*--allow-change train.updates"):
         launch.resume(longer, folder)
-    with pytest.raises(UserError, match="did you mean 'train.updates'"):
+    with pytest.raises(UserError, match=r"did you mean 'train\.updates'"):
         launch.resume(longer, folder, allow=["train.update"])
     assert launch.resume(longer, folder, allow=["train.updates"]) == 0
     assert summary(folder)["updates"] == 16
@@ -224,7 +224,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_at_zero(tiny: Co
     (folder / "summary.json").unlink()
     for path in checkpoint.folders(folder / "checkpoints"):
         (path / "meta.json").unlink()
-    with pytest.raises(CheckpointError, match="meta.json is missing"):
+    with pytest.raises(CheckpointError, match=r"meta\.json is missing"):
         launch.resume(tiny, folder)
 
 
