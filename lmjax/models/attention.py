@@ -1,0 +1,185 @@
+"""Attention: one entry point, `attend`, and the module of projections around it.
+
+Shapes: B batch, T query positions, S key positions, D width, H heads, G key heads, R = H / G heads that share a key
+head (head h reads key head h // R), K head size.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from lmjax.models.flops import query_blocks
+from lmjax.models.layers import Dense, Norm, dropout, recomputed, rotate, rounded
+
+
+def attend(
+    q_BTHK: Array,
+    k_BSGK: Array,
+    v_BSGK: Array,
+    *,
+    causal: bool,
+    segments_BT: Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+    dtype: str = "float32",
+) -> Array:
+    """Softmax(q k^T / sqrt(K)) v -> (B, T, H, K) (Vaswani et al. 2017, section 3.2.1), softmax in the dtype of q.
+
+    causal: a query sees the keys up to its own position. segments_BT: and only those of its own segment (then S = T).
+    dropout_key: drops weights with probability `dropout_rate`. dtype: in which products read their inputs.
+    """
+    B, T, H, K = q_BTHK.shape
+    G = k_BSGK.shape[2]
+    q_BGRTK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
+    key = dropout_key if dropout_rate else None
+    mixed_BGRTK = _attend(
+        q_BGRTK, k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2), segments_BT, key, causal, dropout_rate, dtype
+    )
+    return mixed_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+
+
+def attention_weights(
+    q_BTHK: Array, k_BSGK: Array, *, causal: bool, segments_BT: Array | None = None, dtype: str = "float32"
+) -> Array:
+    """The weights (B, H, T, S) that `attend` mixes values with, written out plainly, to look at."""
+    B, T, H, K = q_BTHK.shape
+    S, G = k_BSGK.shape[1:3]
+    q_BTGRK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K)
+    scores_BGRTS = _einsum("btgrk,bsgk->bgrts", rounded(q_BTGRK, dtype), rounded(k_BSGK, dtype), q_BTHK.dtype)
+    weights_BGRTS = jax.nn.softmax(_masked(scores_BGRTS, segments_BT, 0, causal), axis=-1)
+    return weights_BGRTS.reshape(B, H, T, S)
+
+
+# ---- The product with its own gradient --------------------------------------------------------------------------
+#
+# Queries are taken in blocks, each against only the keys that a causal query can see, and weights stay unnormalised
+# until after they have mixed the values: w = exp(scores - max), out = (w v) / sum(w). The gradient needs only w again:
+# with h = g / sum(w), d scores = w (h v^T - sum(h out)). Fewer passes over (T, S) arrays than jax.nn.softmax's
+# gradient, about half the products, and the weights are saved in the products' dtype.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _attend(
+    q_BGRTK: Array,
+    k_BGSK: Array,
+    v_BGSK: Array,
+    segments_BT: Array | None,
+    key: Array | None,
+    causal: bool,
+    rate: float,
+    dtype: str,
+) -> Array:
+    return _attend_forward(q_BGRTK, k_BGSK, v_BGSK, segments_BT, key, causal, rate, dtype)[0]
+
+
+def _attend_forward(q_BGRTK, k_BGSK, v_BGSK, segments_BT, key, causal, rate, dtype):
+    wide = q_BGRTK.dtype
+    q_BGRTK, k_BGSK, v_BGSK = (rounded(x, dtype) for x in (q_BGRTK, k_BGSK, v_BGSK))
+    blocks = []
+    for start, stop, seen in query_blocks(q_BGRTK.shape[3], k_BGSK.shape[2], causal):
+        with jax.named_scope("scores"):
+            scores = _einsum("bgrtk,bgsk->bgrts", q_BGRTK[:, :, :, start:stop], k_BGSK[:, :, :seen], wide)
+            scores = _masked(scores, segments_BT, start, causal)
+        with jax.named_scope("softmax"):
+            weights = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
+            total = jnp.sum(weights, -1, keepdims=True)
+            weights = rounded(weights, dtype)
+        with jax.named_scope("mix"):
+            kept = _dropped(weights, rate, key, start)
+            out = _einsum("bgrts,bgsk->bgrtk", kept, v_BGSK[:, :, :seen], wide) / total
+        blocks.append((weights, total, out))
+    return jnp.concatenate([out for *_, out in blocks], 3), (q_BGRTK, k_BGSK, v_BGSK, key, blocks)
+
+
+def _attend_backward(causal, rate, dtype, saved, g_BGRTK):
+    q_BGRTK, k_BGSK, v_BGSK, key, blocks = saved
+    wide, T, S = g_BGRTK.dtype, q_BGRTK.shape[3], k_BGSK.shape[2]
+    dq, dk_BGSK, dv_BGSK = [], 0.0, 0.0
+    for (start, stop, seen), (weights, total, out) in zip(query_blocks(T, S, causal), blocks, strict=True):
+        pad = ((0, 0), (0, 0), (0, S - seen), (0, 0))
+        q, h = q_BGRTK[:, :, :, start:stop], g_BGRTK[:, :, :, start:stop] / total
+        inner = jnp.sum(h * out, -1, keepdims=True)
+        h = rounded(h, dtype)
+        dv_BGSK += jnp.pad(_einsum("bgrts,bgrtk->bgsk", _dropped(weights, rate, key, start), h, wide), pad)
+        mixed = _einsum("bgrtk,bgsk->bgrts", h, v_BGSK[:, :, :seen], wide)
+        d_scores = rounded(weights * (_dropped(mixed, rate, key, start) - inner), dtype)
+        dq.append(_einsum("bgrts,bgsk->bgrtk", d_scores, k_BGSK[:, :, :seen], wide))
+        dk_BGSK += jnp.pad(_einsum("bgrts,bgrtk->bgsk", d_scores, q, wide), pad)
+    return jnp.concatenate(dq, 3), dk_BGSK, dv_BGSK, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _einsum(form: str, a: Array, b: Array, dtype: Any) -> Array:
+    return jnp.einsum(form, a, b, preferred_element_type=dtype)
+
+
+def _masked(scores_BGRTS: Array, segments_BT: Array | None, start: int, causal: bool) -> Array:
+    """Minus infinity where query start + t may not see key s."""
+    T, S = scores_BGRTS.shape[-2:]
+    if causal:
+        scores_BGRTS = jnp.where(start + jnp.arange(T)[:, None] >= jnp.arange(S), scores_BGRTS, -jnp.inf)
+    if segments_BT is not None:
+        same_BTS = segments_BT[:, start : start + T, None] == segments_BT[:, None, :S]
+        scores_BGRTS = jnp.where(same_BTS[:, None, None], scores_BGRTS, -jnp.inf)
+    return scores_BGRTS
+
+
+def _dropped(x_BGRTS: Array, rate: float, key: Array | None, start: int) -> Array:
+    """Dropout of one block; the same key and block give the same choice in the forward and the backward pass."""
+    return x_BGRTS if key is None else dropout(x_BGRTS, rate, jax.random.fold_in(key, start))
+
+
+class Attention(nn.Module):
+    """Self-attention with its four projections.
+
+    key_heads: shared by heads / key_heads queries each (Ainslie et al. 2023). norm_epsilon: if given, queries and keys
+    pass through an RMSNorm over the head (Henry et al. 2020, Dehghani et al. 2023). capture: sows the weights.
+    """
+
+    heads: int
+    key_heads: int
+    head_dim: int
+    std: float
+    output_std: float
+    bias: bool = True
+    norm_epsilon: float | None = None
+    dropout: float = 0.0
+    causal: bool = True
+    dtype: str = "float32"
+    capture: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: Array,
+        *,
+        turn: tuple[Array, Array] | None = None,
+        segments_BT: Array | None = None,
+        key: Array | None = None,
+    ) -> Array:
+        """`turn`: the rotary cosines and sines. `key`: of the dropout of weights."""
+        B, T, D = x_BTD.shape
+        dense = partial(Dense, bias=self.bias, dtype=self.dtype)
+
+        def project(name: str, heads: int) -> Array:
+            return dense(heads * self.head_dim, self.std, name=name)(x_BTD).reshape(B, T, heads, self.head_dim)
+
+        def placed(x_BTHK: Array, name: str) -> Array:
+            if self.norm_epsilon is not None:
+                x_BTHK = Norm("rmsnorm", self.norm_epsilon, name=name)(x_BTHK)
+            return x_BTHK if turn is None else recomputed(rotate)(x_BTHK, *turn)
+
+        q_BTHK = placed(project("query", self.heads), "query_norm")
+        k_BTGK = placed(project("key", self.key_heads), "key_norm")
+        v_BTGK = project("value", self.key_heads)
+        visible: Any = {"causal": self.causal, "segments_BT": segments_BT, "dtype": self.dtype}
+        if self.capture:
+            self.sow("intermediates", "weights", attention_weights(q_BTHK, k_BTGK, **visible))
+        mixed_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, **visible, dropout_rate=self.dropout, dropout_key=key)
+        return dense(D, self.output_std, name="output")(mixed_BTHK.reshape(B, T, -1))

@@ -1,0 +1,141 @@
+"""Closed forms of a GPT: its sizes, parameters, floating-point operations and memory. Needs no JAX."""
+
+from dataclasses import replace
+
+from lmjax.config import GPTConfig, OptimizerConfig, UserError
+
+
+def resolve(config: GPTConfig) -> GPTConfig:
+    """The configuration with `key_heads`, `head_dim` and `mlp_width` written out where they are 0."""
+    return replace(
+        config,
+        key_heads=config.key_heads or config.heads,
+        head_dim=config.head_dim or config.width // config.heads,
+        mlp_width=config.mlp_width or 4 * config.width,
+    )
+
+
+def check(config: GPTConfig) -> None:
+    """UserError if no model can be built from the configuration; `vocab_size` may still be 0."""
+    for key in ("layers", "width", "heads", "context", "norm_epsilon", "rope_theta"):
+        if getattr(config, key) <= 0:
+            raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
+    for key in ("key_heads", "head_dim", "mlp_width", "vocab_size", "init_std"):
+        if getattr(config, key) < 0:
+            raise UserError(f"model.{key}={getattr(config, key)} must not be negative")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"model.dropout={config.dropout} must be at least 0 and less than 1")
+    if not config.head_dim and config.width % config.heads:
+        raise UserError(
+            f"model.width={config.width} does not divide among model.heads={config.heads}; change one of them, or set "
+            f"model.head_dim"
+        )
+    if config.key_heads and config.heads % config.key_heads:
+        raise UserError(
+            f"model.heads={config.heads} is not a multiple of model.key_heads={config.key_heads}; each key head serves "
+            f"the same number of heads"
+        )
+    head_dim = resolve(config).head_dim
+    if config.positions == "rotary" and head_dim % 2:
+        raise UserError(
+            f"model.positions=rotary turns features in pairs, but a head has {head_dim}; set model.head_dim to an even "
+            f"number"
+        )
+
+
+def query_blocks(queries: int, keys: int, causal: bool) -> list[tuple[int, int, int]]:
+    """How attention cuts its queries: (first, end, keys seen) of each block, in order.
+
+    A block computes the scores of every key that one of its causal queries sees, and no later ones. Blocks of at
+    least 128 queries, at most 8 of them, since each is compiled anew.
+    """
+    if not causal:
+        return [(0, queries, keys)]
+    size = max(128, -(-queries // 8))
+    ends = [min(start + size, queries) for start in range(0, queries, size)]
+    return [(start, end, end) for start, end in zip(range(0, queries, size), ends, strict=True)]
+
+
+def parameters(config: GPTConfig) -> dict[str, int]:
+    """The number of parameters of each part, and their `total`. A tied output layer is part of the embeddings."""
+    c = resolve(config)
+    D, H, G, K, M, L = c.width, c.heads, c.key_heads, c.head_dim, c.mlp_width, c.layers
+    ups = 2 if c.activation == "swiglu" else 1
+    norm = D * (2 if c.norm == "layernorm" and c.bias else 1)
+    parts = {
+        "token embedding": c.vocab_size * D,
+        "position embedding": c.context * D if c.positions == "learned" else 0,
+        "attention": L * (2 * D * (H + G) * K + c.bias * ((H + 2 * G) * K + D)),
+        "mlp": L * ((ups + 1) * D * M + c.bias * (ups * M + D)),
+        "norms": (2 * L + 1) * norm + L * (2 * K if c.qk_norm else 0),
+        "output layer": 0 if c.tied else c.vocab_size * D,
+    }
+    return {name: count for name, count in parts.items() if count} | {"total": sum(parts.values())}
+
+
+def flops_per_token(config: GPTConfig, *, whole_square: bool = False) -> float:
+    """Training FLOPs for each token of a full context: the matrix products of the forward and backward pass.
+
+    A weight takes 2 FLOPs forward and 4 backward; so do a query's features with each key (scores) and with each value
+    (mixing): 6 N + 12 L H K S, where N counts the weights of products (not look-ups) and S the keys that a query is
+    computed against, on average. `whole_square`: S = T, as PaLM (Chowdhery et al. 2022, appendix B) counts it; else
+    only what is computed. What `remat` computes again is not counted.
+    """
+    c = resolve(config)
+    sizes = parameters(replace(c, bias=False))
+    weights = sizes["attention"] + sizes["mlp"] + c.vocab_size * c.width
+    keys = c.context if whole_square else _keys(c)
+    return 6.0 * weights + 12.0 * c.layers * c.heads * c.head_dim * keys
+
+
+def _keys(config: GPTConfig) -> float:
+    """How many keys a query's scores are computed for, on average over the context."""
+    T = config.context
+    return sum((end - start) * seen for start, end, seen in query_blocks(T, T, True)) / T
+
+
+def memory(
+    config: GPTConfig, microbatch: int, *, optimizer: OptimizerConfig | None = None, accumulate: bool = False
+) -> dict[str, float]:
+    """Bytes that an update needs on a device that computes `microbatch` sequences of a full context at once.
+
+    Nothing is sharded. `accumulate`: a second gradient, the sum over microbatches. Parameters, gradients and the
+    optimizer's state are exact; activations and logits are what the backward pass of `remat` keeps, an estimate that
+    compiled programs meet within a factor of 1.5.
+    """
+    count, optimizer = parameters(config)["total"], optimizer or OptimizerConfig()
+    tokens = microbatch * config.context
+    parts = {
+        "parameters": 4.0 * count,
+        "gradients": 4.0 * count * (1 + accumulate),
+        "optimizer": 4.0 * _optimizer_values(config, optimizer),
+        "average": 4.0 * count * (optimizer.ema > 0),
+        "activations": tokens * _activation_bytes(config),
+        "logits": tokens * 8.0 * config.vocab_size,
+    }
+    return {name: size for name, size in parts.items() if size} | {"total": sum(parts.values())}
+
+
+def _optimizer_values(config: GPTConfig, optimizer: OptimizerConfig) -> float:
+    """How many float32 values the optimizer keeps."""
+    sizes = parameters(config)
+    match optimizer.name:
+        case "lion":
+            return sizes["total"]
+        case "adafactor":  # one value a row and a column of each matrix
+            return 2 * sizes["total"] / config.width
+        case "muon":  # one moment for the matrices of the blocks, Adam's two for the rest
+            return 2 * sizes["total"] - sizes["attention"] - sizes["mlp"]
+    return 2 * sizes["total"]
+
+
+def _activation_bytes(config: GPTConfig) -> float:
+    """Bytes a token: what every layer keeps for the backward pass, and what the layer being computed has in hand."""
+    c = resolve(config)
+    D, narrow = c.width, 2 if c.dtype == "bfloat16" else 4
+    queries, projected = c.heads * c.head_dim, (c.heads + 2 * c.key_heads) * c.head_dim
+    ups = c.mlp_width * (2 if c.activation == "swiglu" else 1)
+    wide = 4 * (2 * D + queries + ups)  # into both norms, what attention mixed, into the nonlinearity
+    inputs = narrow * (2 * D + projected + queries + c.mlp_width + c.heads * _keys(c))  # of every product
+    kept = {"none": wide + inputs, "dots": 4 * (2 * D + projected + ups), "full": 4 * D}[c.remat]
+    return c.layers * kept + wide + inputs

@@ -1,0 +1,225 @@
+"""The decoder-only Transformer, from GPT-2 (Radford et al. 2019) to LLaMA (Touvron et al. 2023), as GPTConfig says.
+
+Shapes: B batch, T positions, D width, V vocabulary.
+
+Its parameters are one plain dictionary. "L" stands before what `scan` stacks on a leading axis of layers; without
+`scan` the same leaves lie under `block_0`, `block_1`, ... (`stack` and `unstack` convert).
+
+    leaf                                                 shape        starts as (s = init_std)
+    token_embedding/embedding                            (V, D)       normal(s)
+    position_embedding/embedding   learned positions     (context, D) normal(s)
+    blocks/attention_norm/scale, bias                    L (D)        1, 0
+    blocks/attention/query, key, value/kernel, bias      L (D, H K)   normal(s), 0; key and value have G K columns
+    blocks/attention/query_norm, key_norm/scale          L (K)        1; with qk_norm
+    blocks/attention/output/kernel, bias                 L (H K, D)   normal(s / sqrt(2 layers)), 0
+    blocks/mlp_norm/scale, bias                          L (D)        1, 0
+    blocks/mlp/up, gate/kernel, bias                     L (D, M)     normal(s), 0; gate with swiglu
+    blocks/mlp/down/kernel, bias                         L (M, D)     normal(s / sqrt(2 layers)), 0
+    final_norm/scale, bias                               (D)          1, 0
+    head/kernel                    untied                (D, V)       normal(s)
+
+The spread and the scaling by depth are GPT-2's (section 2.3). Biases exist with `bias` (no norm bias in RMSNorm).
+"""
+
+import dataclasses
+import math
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from lmjax.config import GPTConfig, UserError
+from lmjax.models.attention import Attention
+from lmjax.models.flops import check as check  # the check of a configuration, which must not wait for JAX
+from lmjax.models.flops import resolve
+from lmjax.models.layers import MLP, Dense, Embedding, Norm, dropout, rotation
+
+# Leaf by "parent/leaf" -> a name for each axis, from which a sharding follows; stacked leaves have "layers" in front.
+LOGICAL_AXES = {
+    "token_embedding/embedding": ("vocab", "embed"),
+    "position_embedding/embedding": ("positions", "embed"),
+    "query/kernel": ("embed", "heads"),
+    "key/kernel": ("embed", "heads"),
+    "value/kernel": ("embed", "heads"),
+    "output/kernel": ("heads", "embed"),
+    "up/kernel": ("embed", "mlp"),
+    "gate/kernel": ("embed", "mlp"),
+    "down/kernel": ("mlp", "embed"),
+    "head/kernel": ("embed", "vocab"),
+    "query/bias": ("heads",),
+    "key/bias": ("heads",),
+    "value/bias": ("heads",),
+    "output/bias": ("embed",),
+    "up/bias": ("mlp",),
+    "gate/bias": ("mlp",),
+    "down/bias": ("embed",),
+    "query_norm/scale": ("head_dim",),
+    "key_norm/scale": ("head_dim",),
+    "attention_norm/scale": ("embed",),
+    "attention_norm/bias": ("embed",),
+    "mlp_norm/scale": ("embed",),
+    "mlp_norm/bias": ("embed",),
+    "final_norm/scale": ("embed",),
+    "final_norm/bias": ("embed",),
+}
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, None), as a scan over layers asks."""
+
+    config: GPTConfig  # with its sizes resolved
+    capture: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Array, key: Array | None, turn: tuple[Array, Array] | None, segments_BT: Array | None
+    ) -> tuple[Array, None]:
+        c = self.config
+        std, output_std = c.init_std, c.init_std / math.sqrt(2 * c.layers)
+        norm = partial(Norm, c.norm, c.norm_epsilon, c.bias)
+        weights_key, attention_key, mlp_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        attention = Attention(
+            heads=c.heads,
+            key_heads=c.key_heads,
+            head_dim=c.head_dim,
+            std=std,
+            output_std=output_std,
+            bias=c.bias,
+            norm_epsilon=c.norm_epsilon if c.qk_norm else None,
+            dropout=c.dropout,
+            dtype=c.dtype,
+            capture=self.capture,
+            name="attention",
+        )
+        y_BTD = norm(name="attention_norm")(x_BTD)
+        y_BTD = attention(y_BTD, turn=turn, segments_BT=segments_BT, key=weights_key)
+        x_BTD = x_BTD + dropout(y_BTD, c.dropout, attention_key)
+        y_BTD = norm(name="mlp_norm")(x_BTD)
+        y_BTD = MLP(c.mlp_width, c.activation, std, output_std, c.bias, c.dtype, name="mlp")(y_BTD)
+        return x_BTD + dropout(y_BTD, c.dropout, mlp_key), None
+
+
+class GPT(nn.Module):
+    """Token ids to logits; `config.vocab_size` must be known. `capture`: sows the attention weights of every layer."""
+
+    config: GPTConfig
+    capture: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs_BT: Array,
+        *,
+        segments_BT: Array | None = None,
+        positions_BT: Array | None = None,
+        train: bool = False,
+    ) -> Array:
+        """Logits (B, T, V), float32.
+
+        segments_BT: positions see each other only within a segment (packed documents). positions_BT: default 0, 1, ...
+        train: applies dropout, from the "dropout" generator. With `capture` and mutable=["intermediates"], the
+        weights (B, H, T, T) are at blocks/attention/weights (stacked if scanned) or block_i/attention/weights.
+        UserError: more positions than a learned table has.
+        """
+        c, T = resolve(self.config), inputs_BT.shape[1]
+        embed_key, key = jax.random.split(self.make_rng("dropout")) if train and c.dropout else (None, None)
+        with jax.named_scope("embed"):
+            tokens = Embedding(c.vocab_size, c.width, c.init_std, c.dtype, name="token_embedding")
+            x_BTD, turn = tokens(inputs_BT), None
+            if c.positions == "learned":
+                if c.context < T:
+                    raise UserError(f"{T} tokens are more than model.context={c.context} learned positions")
+                table = Embedding(c.context, c.width, c.init_std, name="position_embedding")
+                x_BTD += table.first(T) if positions_BT is None else table(positions_BT)
+            else:
+                positions_BT = jnp.arange(T)[None] if positions_BT is None else positions_BT
+                turn = rotation(positions_BT, c.head_dim, c.rope_theta, x_BTD.dtype)
+            x_BTD = dropout(x_BTD, c.dropout, embed_key)
+        x_BTD = self._blocks(c, x_BTD, key, turn, segments_BT)
+        x_BTD = Norm(c.norm, c.norm_epsilon, c.bias, name="final_norm")(x_BTD)
+        with jax.named_scope("logits"):
+            head = tokens.logits if c.tied else Dense(c.vocab_size, c.init_std, False, c.dtype, name="head")
+            return head(x_BTD)
+
+    def _blocks(
+        self,
+        c: GPTConfig,
+        x_BTD: Array,
+        key: Array | None,
+        turn: tuple[Array, Array] | None,
+        segments_BT: Array | None,
+    ) -> Array:
+        keys = None if key is None else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(c.layers))
+        block = _rematerialised(Block, c)
+        if c.scan:
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast, nn.broadcast),
+                length=c.layers,
+            )
+            return scanned(c, self.capture, name="blocks")(x_BTD, keys, turn, segments_BT)[0]
+        for i in range(c.layers):
+            layer_key = None if keys is None else keys[i]
+            x_BTD, _ = block(c, self.capture, name=f"block_{i}")(x_BTD, layer_key, turn, segments_BT)
+        return x_BTD
+
+
+def _rematerialised(block: type[Block], c: GPTConfig) -> type[Block]:
+    """The block with the backward pass of `remat`: `dots` keeps the results of products with weights, no scores."""
+    if c.remat == "none":
+        return block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+    return nn.remat(block, policy=policy, prevent_cse=not c.scan)
+
+
+# ---- Parameters -------------------------------------------------------------------------------------------------
+
+
+def init_params(model: GPT, seed: int | Array) -> dict[str, Any]:
+    """The initial parameters (table above), a function of the configuration and the seed: the same, scanned or not.
+
+    Traceable, with no forward pass left in it: call it under `jit`, with `out_shardings`, or under `jax.eval_shape`.
+    """
+    check(model.config)
+    c = resolve(model.config)
+    outer_key, blocks_key = jax.random.split(jax.random.key(seed))
+    without_blocks = GPT(dataclasses.replace(c, layers=0, scan=False))
+    outer = without_blocks.init(outer_key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def block(layer: Array) -> Any:
+        inputs = jnp.zeros((1, 1, c.width)), None, None, None
+        return Block(c).init(jax.random.fold_in(blocks_key, layer), *inputs)["params"]
+
+    params = outer | {"blocks": jax.vmap(block)(jnp.arange(c.layers))}
+    return params if c.scan else unstack(params)
+
+
+def stack(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of an unrolled model (`block_0`, `block_1`, ...) as those of a scanned one (`blocks`)."""
+    names = sorted((name for name in params if re.fullmatch(r"block_\d+", name)), key=lambda name: int(name[6:]))
+    blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *(params[name] for name in names))
+    return {name: leaf for name, leaf in params.items() if name not in names} | {"blocks": blocks}
+
+
+def unstack(params: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `stack`."""
+    blocks = params["blocks"]
+    layers = len(jax.tree.leaves(blocks)[0])
+    unrolled = {f"block_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], blocks) for i in range(layers)}
+    return {name: leaf for name, leaf in params.items() if name != "blocks"} | unrolled
+
+
+def logical_axes(params: Any) -> Any:
+    """For each leaf the tuple of its axes' names, by LOGICAL_AXES; of the same structure as `params`."""
+
+    def axes(path: tuple[Any, ...], _: Any) -> tuple[str, ...]:
+        names = [part.key for part in path]
+        return ("layers",) * ("blocks" in names) + LOGICAL_AXES["/".join(names[-2:])]
+
+    return jax.tree_util.tree_map_with_path(axes, params)
