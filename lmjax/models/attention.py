@@ -62,20 +62,6 @@ def attention_weights(
 # gradient, about half the products, and the weights are saved in the products' dtype.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _attend(
-    q_BGRTK: Array,
-    k_BGSK: Array,
-    v_BGSK: Array,
-    segments_BT: Array | None,
-    key: Array | None,
-    causal: bool,
-    rate: float,
-    dtype: str,
-) -> Array:
-    return _attend_forward(q_BGRTK, k_BGSK, v_BGSK, segments_BT, key, causal, rate, dtype)[0]
-
-
 def _attend_forward(q_BGRTK, k_BGSK, v_BGSK, segments_BT, key, causal, rate, dtype):
     wide = q_BGRTK.dtype
     q_BGRTK, k_BGSK, v_BGSK = (rounded(x, dtype) for x in (q_BGRTK, k_BGSK, v_BGSK))
@@ -112,6 +98,7 @@ def _attend_backward(causal, rate, dtype, saved, g_BGRTK):
     return jnp.concatenate(dq, 3), dk_BGSK, dv_BGSK, None, None
 
 
+_attend = jax.custom_vjp(lambda *args: _attend_forward(*args)[0], nondiff_argnums=(5, 6, 7))
 _attend.defvjp(_attend_forward, _attend_backward)
 
 

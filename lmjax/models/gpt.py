@@ -156,11 +156,12 @@ class GPT(nn.Module):
         keys = None if key is None else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(c.layers))
         block = _rematerialised(Block, c)
         if c.scan:
+            in_axes: Any = (0, nn.broadcast, nn.broadcast)  # keys; turn, segments_BT
             scanned = nn.scan(
                 block,
                 variable_axes={"params": 0, "intermediates": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast, nn.broadcast),
+                in_axes=in_axes,
                 length=c.layers,
             )
             return scanned(c, self.capture, name="blocks")(x_BTD, keys, turn, segments_BT)[0]
@@ -190,7 +191,7 @@ def init_params(model: GPT, seed: int | Array) -> dict[str, Any]:
     c = resolve(model.config)
     outer_key, blocks_key = jax.random.split(jax.random.key(seed))
     without_blocks = GPT(dataclasses.replace(c, layers=0, scan=False))
-    outer = without_blocks.init(outer_key, jnp.zeros((1, 1), jnp.int32))["params"]
+    outer: Any = without_blocks.init(outer_key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def block(layer: Array) -> Any:
         inputs = jnp.zeros((1, 1, c.width)), None, None, None
