@@ -11,7 +11,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from lmjax import __version__, presets
 from lmjax.config import Config, UserError, check
-from lmjax.typed import apply_overrides, to_json
+from lmjax.typed import RunError, apply_overrides, to_json
 
 EXAMPLES = """\
 examples:
@@ -63,9 +63,9 @@ def _finish(options: argparse.Namespace) -> NoReturn:
     """Runs the command; a user's mistake is one line on stderr and exit status 2."""
     try:
         status = options.function(options) or 0
-    except UserError as error:
+    except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        status = 2
+        status = 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         status = 1

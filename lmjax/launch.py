@@ -5,6 +5,7 @@ Each function returns an exit status: 0 finished (or stopped by a signal, its st
 
 import dataclasses
 import json
+import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ def start(config: Config, run_dir: Path) -> int:
         raise UserError(
             f"{run_dir} exists: go on with it by --resume {run_dir}, or choose another place with --run-dir DIR"
         )
+    config = _absolute(config)
     with Console() as console:
         _make(run_dir)
         try:
@@ -69,6 +71,7 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
     """
     saved = typed.from_json((run_dir / "config.json").read_text(), Config)
     journal = Journal(run_dir / "journal.jsonl")
+    config = _absolute(config)
     config = runs.resolve(config, saved.model.vocab_size) if config.model.vocab_size == 0 else config
     changed = _allowed_changes(saved, config, allow)
     with Console() as console:
@@ -94,11 +97,28 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
         if problems:
             console.event("fell back to an older checkpoint: " + "; ".join(problems))
             journal.write("fallback", **counters, problems=problems)
+        if not (run_dir / "tokenizer.json").exists():  # killed before it was written
+            run.store.tokenizer.save(run_dir / "tokenizer.json")
         if changed:
             write_text(run_dir / "config.json", typed.to_json(run.config))
         journal.write("resume", **counters, changed=changed, **_versions())
         console.event(f"going on with {run_dir} after update {position.update}")
         return _train(run, run_dir, position, journal, console)
+
+
+def _absolute(config: Config) -> Config:
+    """The same configuration with absolute paths, so that a run can be resumed from any folder."""
+    data = config.data
+    choice = data.tokenizer
+    if choice.path:
+        choice = dataclasses.replace(choice, path=os.path.abspath(os.path.expanduser(choice.path)))
+    mixture = tuple(dataclasses.replace(source, files=_absolute_files(source.files)) for source in data.mixture)
+    data = dataclasses.replace(data, files=_absolute_files(data.files), mixture=mixture, tokenizer=choice)
+    return dataclasses.replace(config, data=data)
+
+
+def _absolute_files(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(os.path.abspath(os.path.expanduser(name)) for name in names)
 
 
 def _prepare(config: Config, console: Console) -> Run:
@@ -135,11 +155,11 @@ def _same_inputs(run: Run, journal: Journal) -> None:
             )
 
 
-def _fingerprints(run: Run) -> dict[str, str]:
+def _fingerprints(run: Run) -> dict[str, Any]:
     return {"tokenizer_sha256": run.store.tokenizer.sha256, "data_sha256": run.store.fingerprint}
 
 
-def _versions() -> dict[str, str]:
+def _versions() -> dict[str, Any]:
     return {"lmjax": __version__, "jax": jax.__version__, "python": platform.python_version()}
 
 

@@ -33,5 +33,6 @@ def prepare() -> None:
         os.environ.setdefault(name, value)
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
-        for option, value in _MALLOC_OPTIONS if mallopt else ():
-            mallopt(option, value)
+        if mallopt is not None:
+            for option, value in _MALLOC_OPTIONS:
+                mallopt(option, value)

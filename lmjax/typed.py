@@ -19,6 +19,10 @@ class UserError(ValueError):
     """A user's mistake: the command line prints its message as one line and exits with status 2."""
 
 
+class RunError(RuntimeError):
+    """A run cannot go on through no mistake of the user: one line on the command line, too, and status 1."""
+
+
 # ---- JSON -------------------------------------------------------------------------------------------------------
 
 

@@ -185,10 +185,14 @@ def _rematerialised(block: type[Block], c: GPTConfig) -> type[Block]:
 def init_params(model: GPT, seed: int | Array) -> dict[str, Any]:
     """The initial parameters (table above), a function of the configuration and the seed: the same, scanned or not.
 
-    Traceable, with no forward pass left in it: call it under `jit`, with `out_shardings`, or under `jax.eval_shape`.
+    Traceable: under `jax.eval_shape` it costs nothing, under `jit` with `out_shardings` no leaf exists unsharded.
     """
     check(model.config)
-    c = resolve(model.config)
+    return _init_params(resolve(model.config), seed)
+
+
+@partial(jax.jit, static_argnums=0)
+def _init_params(c: GPTConfig, seed: Array) -> dict[str, Any]:
     outer_key, blocks_key = jax.random.split(jax.random.key(seed))
     without_blocks = GPT(dataclasses.replace(c, layers=0, scan=False))
     outer: Any = without_blocks.init(outer_key, jnp.zeros((1, 1), jnp.int32))["params"]

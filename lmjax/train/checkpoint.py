@@ -19,11 +19,12 @@ import orbax.checkpoint as ocp
 from lmjax.config import CheckpointConfig
 from lmjax.files import sync_folder, write_text
 from lmjax.pytrees import digest
+from lmjax.typed import RunError
 
 MANIFEST = "manifest.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint could not be written or none could be read: the message names the step or the files."""
 
 
