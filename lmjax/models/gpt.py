@@ -145,6 +145,7 @@ class GPT(nn.Module):
             head = tokens.logits if c.tied else Dense(c.vocab_size, c.init_std, False, c.dtype, name="head")
             return head(x_BTD)
 
+    @nn.nowrap
     def _blocks(
         self,
         c: GPTConfig,
