@@ -173,7 +173,10 @@ class GPT(nn.Module):
 
 
 def _rematerialised(block: type[Block], c: GPTConfig) -> type[Block]:
-    """The block with the backward pass of `remat`: `dots` keeps the results of products with weights, no scores."""
+    """The block with the backward pass of `remat`: `dots` keeps the results of products with weights, no scores.
+
+    On CPU it takes a scan to save memory: in one program XLA merges what is computed twice.
+    """
     if c.remat == "none":
         return block
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None

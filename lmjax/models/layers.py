@@ -59,7 +59,10 @@ def _dot(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...], d
 
 
 def row_major(x: Array) -> Array:
-    """`x`, on CPU laid out in memory row by row: a transpose before it is a copy, one after it stays outside."""
+    """`x`, on CPU laid out in memory row by row: a transpose before it is a copy, one after it stays outside.
+
+    Among several CPU devices jax 0.10 gathers `x` on each of them for this (0.12 does not).
+    """
     layout = Layout(tuple(range(x.ndim)))
     return lax.platform_dependent(x, cpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x)
 
