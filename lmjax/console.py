@@ -182,9 +182,7 @@ class Console:
     def _show(self) -> bool:
         """Makes sure the live line is there; False where there is none."""
         if self._live_wanted and not self._live:
-            self._live = Live(
-                get_renderable=self._status, console=self._rich, refresh_per_second=4, transient=True
-            )
+            self._live = Live(get_renderable=self._status, console=self._rich, refresh_per_second=4, transient=True)
             self._live.start()
         return self._live_wanted
 
@@ -251,9 +249,7 @@ class Progress:
             (3, _known(record.get("learning_rate"), lambda rate: f"lr {rate:.1e}")),
             (
                 2,
-                _known(
-                    record.get("batch_size"), lambda size: f"batch {quantity(size * (self._context or 1))}"
-                ),
+                _known(record.get("batch_size"), lambda size: f"batch {quantity(size * (self._context or 1))}"),
             ),
             (5, _known(record.get("tokens_per_second"), lambda speed: f"{quantity(speed)} tok/s")),
             (4, _known(record.get("mfu"), lambda share: f"{share:.0%} peak")),
@@ -321,9 +317,7 @@ def evaluation_line(record: Mapping[str, Any]) -> str:
 def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(name, bits per byte, nats per token) of the model and the baselines, best first."""
     loss, bits = summary.get("val_loss"), summary.get("val_bits_per_byte")
-    nats = (
-        loss / bits if _number(loss) and _number(bits) and bits else None
-    )  # nats per token of one bit per byte
+    nats = loss / bits if _number(loss) and _number(bits) and bits else None  # nats per token of one bit per byte
     baselines = summary.get("baselines") or {}
     named = [
         ("this model", bits),

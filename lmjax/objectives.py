@@ -36,9 +36,7 @@ def causal(
         entropy_sum = loss_sum = jnp.sum(weights_BT * (log_z_BT - target_BT))
         if config.z_loss:
             loss_sum += config.z_loss * jnp.sum(weights_BT * jnp.square(log_z_BT))
-        hits_BT = target_BT >= jnp.max(
-            logits_BTV, axis=-1
-        )  # log Z has the maximum already; an argmax would cost
+        hits_BT = target_BT >= jnp.max(logits_BTV, axis=-1)  # log Z has the maximum already; an argmax would cost
         metrics = {"cross_entropy": entropy_sum, "accuracy": jnp.sum(weights_BT * hits_BT)}
     return loss_sum, jnp.sum(weights_BT), metrics
 
@@ -47,14 +45,10 @@ def causal_by_row(model: nn.Module, params: Any, batch: dict[str, Array]) -> tup
     """Cross-entropy sums (B) and weight sums (B) of each row, without dropout; the batch is `causal`'s."""
     logits_BTV = _logits(model, params, batch, rng=None, train=False)
     log_z_BT, target_BT = log_z_and_target(logits_BTV, batch["targets_BT"])
-    return jnp.sum(batch["weights_BT"] * (log_z_BT - target_BT), axis=-1), jnp.sum(
-        batch["weights_BT"], axis=-1
-    )
+    return jnp.sum(batch["weights_BT"] * (log_z_BT - target_BT), axis=-1), jnp.sum(batch["weights_BT"], axis=-1)
 
 
-def _logits(
-    model: nn.Module, params: Any, batch: dict[str, Array], *, rng: Array | None, train: bool
-) -> Array:
+def _logits(model: nn.Module, params: Any, batch: dict[str, Array], *, rng: Array | None, train: bool) -> Array:
     rngs = {"dropout": rng} if train and rng is not None else None
     packing: dict[str, Any] = {name: batch[name] for name in ("segments_BT", "positions_BT") if name in batch}
     logits_BTV = model.apply({"params": params}, batch["inputs_BT"], train=train, rngs=rngs, **packing)

@@ -215,9 +215,7 @@ def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             return optax.chain(clip, *rms, decay)
         case "muon":
             muon = optax.chain(_scale_by_muon(), decay, optax.scale(config.muon_learning_rate_ratio))
-            return optax.chain(
-                clip, optax.partition({"muon": muon, "adamw": optax.chain(adam, decay)}, _muon_labels)
-            )
+            return optax.chain(clip, optax.partition({"muon": muon, "adamw": optax.chain(adam, decay)}, _muon_labels))
 
 
 def _check_optimizer(config: OptimizerConfig) -> None:
@@ -274,9 +272,7 @@ def _scale_by_muon() -> optax.GradientTransformation:
     """
 
     def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
-        sizes = [
-            math.prod(update.shape[axis] for axis in axes) for axes in _rows_and_columns(path, update.ndim)
-        ]
+        sizes = [math.prod(update.shape[axis] for axis in axes) for axes in _rows_and_columns(path, update.ndim)]
         return update * (0.2 * math.sqrt(max(sizes)))
 
     return optax.chain(

@@ -109,8 +109,7 @@ def _load(run_dir: Path, name: str) -> Run:
 def _columns(records: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     keys = {key for record in records for key in record} | {"update", "tokens"}
     return {
-        key: np.array([r[key] if _finite(r.get(key)) else np.nan for r in records], np.float64)
-        for key in sorted(keys)
+        key: np.array([r[key] if _finite(r.get(key)) else np.nan for r in records], np.float64) for key in sorted(keys)
     }
 
 
@@ -118,9 +117,7 @@ def _rejected(journal: Path, train: dict[str, np.ndarray]) -> np.ndarray:
     """The updates at which a batch was rejected: the journal tells; without one, the records' own `skipped`."""
     if journal.exists():
         lines = [_parse(line) for line in journal.read_bytes().splitlines()]
-        return np.array(
-            [r["update"] for r in lines if r.get("event") == "suspect" and _finite(r.get("update"))]
-        )
+        return np.array([r["update"] for r in lines if r.get("event") == "suspect" and _finite(r.get("update"))])
     skipped = np.nan_to_num(train.get("skipped", np.zeros(len(train["update"]))))
     return np.repeat(train["update"], skipped.astype(int))
 
@@ -319,12 +316,7 @@ def _panels(heights: Sequence[float], runs: Sequence[Run]) -> tuple[Figure, list
         ax.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("tokens")
     axes[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
-    ends = [
-        columns["tokens"][-1]
-        for run in runs
-        for columns in (run.train, run.validation)
-        if len(columns["tokens"])
-    ]
+    ends = [columns["tokens"][-1] for run in runs for columns in (run.train, run.validation) if len(columns["tokens"])]
     axes[-1].set_xlim(0, 1.02 * max(ends) or 1)
     if len(runs) == 1:
         axes[0].set_title(_label(runs[0].name), loc="left", fontsize="medium")
@@ -341,10 +333,7 @@ def _styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _run_handles(runs: Sequence[Run]) -> list[Line2D]:
-    return [
-        Line2D([], [], label=_label(run.name), **style)
-        for run, style in zip(runs, _styles(runs), strict=True)
-    ]
+    return [Line2D([], [], label=_label(run.name), **style) for run, style in zip(runs, _styles(runs), strict=True)]
 
 
 def _from_zero(axes: Axes) -> None:

@@ -1,11 +1,22 @@
 """What several tests share: a small corpus and a configuration that trains on it in a second."""
 
+import atexit
+import os
 import random
+import shutil
+import tempfile
 from pathlib import Path
 
-import pytest
+# Tests compile the same small programs over and over, also in other processes: once each is enough.
+_COMPILED = tempfile.mkdtemp(prefix="lmjax-tests-")
+atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-from lmjax.config import (
+import pytest  # noqa: E402
+
+from lmjax.config import (  # noqa: E402
     BatchConfig,
     CheckpointConfig,
     Config,

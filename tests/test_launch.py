@@ -162,7 +162,7 @@ def test_an_existing_run_is_never_overwritten(tiny: Config, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.context=100000", "block is longer than the corpus"),
+        ("model.context=100000 batch.tokens=((0,400000),)", "block is longer than the corpus"),
         ("model.vocab_size=100", "smaller than the tokenizer's 257"),
         ("model.heads=3", "model.heads"),
         ("batch.microbatch=5", "batch.tokens"),
@@ -175,7 +175,7 @@ def test_what_cannot_work_is_refused_and_leaves_nothing_behind(
     tiny: Config, tmp_path: Path, override: str, message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        launch.start(apply_overrides(tiny, [override]), tmp_path / "run")
+        launch.start(apply_overrides(tiny, override.split()), tmp_path / "run")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()

@@ -67,9 +67,7 @@ def test_loss_and_gradient_equal_pytorch(source):
     # float32 against PyTorch's float64; the logits reach thousands.
     np.testing.assert_allclose(loss, expected["total"], rtol=1e-6)
     np.testing.assert_allclose(gradient["logits"], expected["gradient"], rtol=2e-5, atol=2e-6)
-    np.testing.assert_allclose(
-        metrics["cross_entropy"], np.sum(inputs["weights"] * expected["loss"]), rtol=1e-6
-    )
+    np.testing.assert_allclose(metrics["cross_entropy"], np.sum(inputs["weights"] * expected["loss"]), rtol=1e-6)
     assert weight == inputs["weights"].sum()
     assert metrics["accuracy"] == expected["accuracy"]
 
@@ -94,9 +92,7 @@ def test_gradient_of_both_outputs_equals_finite_differences():
     with jax.enable_x64(True):
         logits = jnp.asarray(rng.standard_normal((2, 3, 5)))
         targets = jnp.asarray(rng.integers(0, 5, (2, 3)))
-        check_grads(
-            lambda x: objectives.log_z_and_target(x, targets), (logits,), order=1, modes=["rev"], rtol=1e-6
-        )
+        check_grads(lambda x: objectives.log_z_and_target(x, targets), (logits,), order=1, modes=["rev"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e4, 1e30])
@@ -108,9 +104,7 @@ def test_loss_is_finite_for_finite_logits(scale):
         "weights_BT": jnp.ones((1, 4)),
     }
     gradient, (loss, _, _) = jax.grad(
-        lambda p: (lambda r: (r[0], r))(
-            objectives.causal(Table((1, 4, 7)), p, batch, config=WITHOUT_Z, train=False)
-        ),
+        lambda p: (lambda r: (r[0], r))(objectives.causal(Table((1, 4, 7)), p, batch, config=WITHOUT_Z, train=False)),
         has_aux=True,
     )({"logits": logits})
     assert np.isfinite(loss)

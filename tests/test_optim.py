@@ -79,9 +79,7 @@ def test_batch_plan_equals_a_naive_loop(data):
         assert plan.updates == train.updates
     else:
         assert plan.tokens_before[-1] < train.tokens <= plan.tokens
-    assert plan.changes.tolist() == [
-        u for u in range(1, plan.updates) if plan.sequences[u] != plan.sequences[u - 1]
-    ]
+    assert plan.changes.tolist() == [u for u in range(1, plan.updates) if plan.sequences[u] != plan.sequences[u - 1]]
 
 
 def test_batch_plan_follows_gpt3():
@@ -158,9 +156,7 @@ def test_schedules_equal_their_closed_forms(shape, unit, warmup):
     plan = optim.batch_plan(GROWING, TrainConfig(updates=80), 16)
     rates = optim.learning_rates(schedule, plan)
     ends = np.arange(1, 81) if unit == "updates" else plan.tokens_before + 16 * plan.sequences
-    boundary = min(
-        ends, key=lambda end: abs(end - warmup * ends[-1])
-    )  # a warm-up is a whole number of updates
+    boundary = min(ends, key=lambda end: abs(end - warmup * ends[-1]))  # a warm-up is a whole number of updates
     expected = [closed_form(schedule, boundary, float(end), float(ends[-1])) for end in ends]
     np.testing.assert_allclose(rates, expected, rtol=1e-7)  # half a unit in the last place of float32 is 6e-8
     assert rates.dtype == np.float32
@@ -174,8 +170,7 @@ def test_schedules_equal_their_closed_forms(shape, unit, warmup):
 def test_units_agree_while_the_batch_is_constant(shape):
     plan = optim.batch_plan(BatchConfig(tokens=((0, 64),), microbatch=4), TrainConfig(updates=57), 16)
     rates = [
-        optim.learning_rates(ScheduleConfig(shape=shape, unit=unit, warmup=0.1), plan)
-        for unit in ("updates", "tokens")
+        optim.learning_rates(ScheduleConfig(shape=shape, unit=unit, warmup=0.1), plan) for unit in ("updates", "tokens")
     ]
     np.testing.assert_array_equal(*rates)
 
@@ -183,9 +178,7 @@ def test_units_agree_while_the_batch_is_constant(shape):
 def test_vaswani_et_al():
     """lr = d^-0.5 min(step^-0.5, step warmup^-1.5), section 5.3."""
     d, warmup, updates = 512, 4000, 100_000
-    schedule = ScheduleConfig(
-        peak=(d * warmup) ** -0.5, warmup=warmup / updates, shape="inverse_sqrt", unit="updates"
-    )
+    schedule = ScheduleConfig(peak=(d * warmup) ** -0.5, warmup=warmup / updates, shape="inverse_sqrt", unit="updates")
     plan = optim.batch_plan(BatchConfig(tokens=((0, 64),), microbatch=4), TrainConfig(updates=updates), 16)
     expected = [d**-0.5 * min(step**-0.5, step * warmup**-1.5) for step in range(1, updates + 1)]
     np.testing.assert_allclose(optim.learning_rates(schedule, plan), expected, rtol=1e-7)
@@ -389,8 +382,7 @@ def test_muon_leaves_head_embeddings_norms_and_biases_to_adamw():
     params = muon_tree(rng)
     gradients = jax.tree.map(lambda p: rng.standard_normal((3, *p.shape)).astype(np.float32), params)
     muon, adamw = (
-        follow(OptimizerConfig(name=name, clip=0.0), params, gradients, [0.1] * 3)
-        for name in ("muon", "adamw")
+        follow(OptimizerConfig(name=name, clip=0.0), params, gradients, [0.1] * 3) for name in ("muon", "adamw")
     )
     same = jax.tree.map(lambda a, b: bool((a == b).all()), muon, adamw)
     assert same == {
@@ -415,9 +407,7 @@ def test_muon_directions_have_the_rms_of_adamw():
 
 
 def test_decay_spares_everything_but_kernels():
-    shape = jax.ShapeDtypeStruct(
-        (3, 4), jnp.float32
-    )  # what layers of norms and biases stacked by a scan look like
+    shape = jax.ShapeDtypeStruct((3, 4), jnp.float32)  # what layers of norms and biases stacked by a scan look like
     names = ["kernel", "bias", "scale", "embedding"]
     params = {"blocks": dict.fromkeys(names, shape), "head": dict.fromkeys(names, shape)}
     mask = optim.decay_mask(params)

@@ -16,9 +16,7 @@ from lmjax.plots import draw, health_figure, load, loss_figure, smooth, thin
 LAST = 40
 
 
-def write_run(
-    folder: Path, *, nats: float = 2.0, baselines: dict[str, float] | None = None, **changes: Any
-) -> Path:
+def write_run(folder: Path, *, nats: float = 2.0, baselines: dict[str, float] | None = None, **changes: Any) -> Path:
     """A run of `LAST` updates whose loss falls from 8 to 3, evaluated twice."""
     folder.mkdir(parents=True)
     records: list[dict[str, Any]] = []
@@ -136,14 +134,9 @@ def test_runs_with_other_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path
 def test_the_health_plot_shows_norms_speed_and_rejected_batches(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     events = [("suspect", 10), ("checkpoint", 10), ("suspect", 10), ("suspect", 30)]
-    (run / "journal.jsonl").write_text(
-        "".join(json.dumps({"event": e, "update": u}) + "\n" for e, u in events) + "{"
-    )
+    (run / "journal.jsonl").write_text("".join(json.dumps({"event": e, "update": u}) + "\n" for e, u in events) + "{")
     figure = health_figure(load([run]))
-    values = {
-        axes.get_ylabel().replace("\n", " "): np.asarray(axes.get_lines()[0].get_ydata())
-        for axes in figure.axes
-    }
+    values = {axes.get_ylabel().replace("\n", " "): np.asarray(axes.get_lines()[0].get_ydata()) for axes in figure.axes}
     assert np.allclose(values["gradient norm"], 2.0)
     assert np.allclose(values["update norm / parameter norm"], 0.01)
     assert np.allclose(values["tokens per second"], 1000)

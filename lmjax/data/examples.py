@@ -142,9 +142,7 @@ def _mark(
     first, stop = before(start + 1), before(start + width)
     count = stop - first
     which = np.repeat(np.arange(len(rows)), count)
-    turn, document = np.divmod(
-        np.arange(count.sum()) + np.repeat(first - np.cumsum(count) + count, count), documents
-    )
+    turn, document = np.divmod(np.arange(count.sum()) + np.repeat(first - np.cumsum(count) + count, count), documents)
     place = tokens.starts[document]
     column = place + turn * size - start[which]  # 1 to width - 1
     announced = np.zeros(len(place), bool) if end_of_text is None else tokens.ids[place - 1] == end_of_text

@@ -26,9 +26,7 @@ class Prefetch(Generic[T]):
         assert size >= 1
         self._shared = _Shared(size)
         # The thread must not hold `self`, or dropping the iterator would never end it.
-        self._thread = threading.Thread(
-            target=_fill, args=(iterable, self._shared), name="prefetch", daemon=True
-        )
+        self._thread = threading.Thread(target=_fill, args=(iterable, self._shared), name="prefetch", daemon=True)
         self._thread.start()
         self._finalizer = weakref.finalize(self, _stop, self._thread, self._shared)
 
@@ -89,9 +87,7 @@ def _fill(iterable: Iterable[Any], shared: _Shared) -> None:
                     shared.changed.notify_all()
                 del item  # or this thread would keep one batch more alive
         finally:
-            close = getattr(
-                iterator, "close", None
-            )  # generators run their `finally` here, in the thread they ran in
+            close = getattr(iterator, "close", None)  # generators run their `finally` here, in the thread they ran in
             if close is not None:
                 close()
     except BaseException as caught:

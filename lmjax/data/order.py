@@ -227,9 +227,7 @@ class _Mixture:
             [np.argsort(np.argsort(t, kind="stable")) - f[t] for t, f in zip(tables, self.first, strict=True)]
         )
         repeats = np.diff(self.starts) // self.length[:-1]
-        self.base = np.cumsum(
-            np.vstack([np.zeros_like(self.share[:1]), self.share[:-1] * repeats[:, None]]), axis=0
-        )
+        self.base = np.cumsum(np.vstack([np.zeros_like(self.share[:1]), self.share[:-1] * repeats[:, None]]), axis=0)
 
     def at(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(source, how many of its samples came before) of each position."""
@@ -252,9 +250,7 @@ class _Mixture:
         return np.where(share > 0, self.starts[segment] + turn * self.length[segment] + self.step[place], -1)
 
 
-def _shares(
-    weights: Sequence[tuple[int, Sequence[float]]], sources: int
-) -> tuple[list[int], list[list[int]], int]:
+def _shares(weights: Sequence[tuple[int, Sequence[float]]], sources: int) -> tuple[list[int], list[list[int]], int]:
     """(from positions, integer shares of a period for each, the period)."""
     starts = [int(start) for start, _ in weights]
     if not starts or starts[0] != 0 or any(b <= a for a, b in itertools.pairwise(starts)):
@@ -263,9 +259,7 @@ def _shares(
         if len(row) != sources:
             raise UserError(f"the mixture has {sources} sources but {len(row)} weights: {tuple(row)}")
         if not all(math.isfinite(w) and w >= 0 for w in row) or not sum(row) > 0:
-            raise UserError(
-                f"mixture weights must be positive numbers (0 turns a source off), got {tuple(row)}"
-            )
+            raise UserError(f"mixture weights must be positive numbers (0 turns a source off), got {tuple(row)}")
     rows = [[Fraction(w) / sum(map(Fraction, row)) for w in row] for _, row in weights]
     simple = [[share.limit_denominator(_LONGEST_PERIOD) for share in row] for row in rows]
     period = math.lcm(*(share.denominator for row in simple for share in row))

@@ -72,15 +72,11 @@ class KneserNey:
         )
         for n in range(1, order):
             older = np.concatenate([part.token(n) for part in parts])
-            keys, ids, counts = np.unique(
-                _key(older, ids, len(ngrams[-1])), return_inverse=True, return_counts=True
-            )
+            keys, ids, counts = np.unique(_key(older, ids, len(ngrams[-1])), return_inverse=True, return_counts=True)
             ngrams.append(keys)
         del ids
 
-        all_counts = [
-            counts
-        ]  # of the longest how often; of shorter ones how many tokens they were seen after
+        all_counts = [counts]  # of the longest how often; of shorter ones how many tokens they were seen after
         for shorter, longer in zip(ngrams[-2::-1], ngrams[:0:-1], strict=True):
             suffix = (longer % np.uint64(len(shorter))).astype(np.int64)
             all_counts.insert(0, np.bincount(suffix, minlength=len(shorter)))
@@ -109,9 +105,7 @@ class KneserNey:
         result = np.empty(len(stream) - 1)
         for at in range(0, len(result), _CHUNK):
             part = slice(at, at + _CHUNK)
-            result[part] = -np.log(
-                self._probability([history.token(n, part) for n in range(len(self.levels))])
-            )
+            result[part] = -np.log(self._probability([history.token(n, part) for n in range(len(self.levels))]))
         return result
 
     def probability(self, contexts: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -189,9 +189,7 @@ class WandB:
     goes on under the id kept in `wandb/run_id`.
     """
 
-    def __init__(
-        self, run_dir: Path, *, project: str, name: str, settings: Mapping[str, Any], report: Report
-    ):
+    def __init__(self, run_dir: Path, *, project: str, name: str, settings: Mapping[str, Any], report: Report):
         wandb = _optional("wandb", "track.wandb")
         mode = _wandb_mode()
         arguments = {
@@ -216,9 +214,7 @@ class WandB:
         if mode == "online":
             report(f"Weights & Biases: {self._run.url}")
         elif mode == "offline":
-            report(
-                f"Weights & Biases is offline; upload later with: wandb sync {run_dir / 'wandb'}/offline-run-*"
-            )
+            report(f"Weights & Biases is offline; upload later with: wandb sync {run_dir / 'wandb'}/offline-run-*")
 
     def write(self, record: Record) -> None:
         self._run.log(_scalars(record) | {"update": record["update"]})

@@ -92,6 +92,4 @@ def _accumulate(
     if most == 1:
         return one(0)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, 0))
-    return lax.fori_loop(
-        0, batch["microbatches"], lambda i, total: jax.tree.map(jnp.add, total, one(i)), zeros
-    )
+    return lax.fori_loop(0, batch["microbatches"], lambda i, total: jax.tree.map(jnp.add, total, one(i)), zeros)

@@ -89,9 +89,7 @@ def test_rows_equal_a_slow_loop(packed, sources, context, seed, end, end_of_text
         weights=((0, tuple(range(1, len(sources) + 1))),),
     )
     ids, _ = order.take(0, 40)
-    batch = examples.causal(
-        sources, ids, order=order, context=context, packed=packed, end_of_text=end_of_text
-    )
+    batch = examples.causal(sources, ids, order=order, context=context, packed=packed, end_of_text=end_of_text)
     for row, (s, e, w) in enumerate(zip(*order.split_id(ids), strict=True)):
         start = int(w * context + order.shift(s, e, len(sources[s].ids)))
         check(batch, row, slow_row(sources[s], start, context, end_of_text), packed)
@@ -117,9 +115,7 @@ def test_an_epoch_is_one_turn_of_the_ring_and_the_next_cuts_elsewhere():
 def test_an_empty_batch_and_any_shape_of_order():
     tokens = corpus([30])
     order = Order((examples.windows(tokens, 8),), 0)
-    batch = examples.causal(
-        [tokens], np.zeros(0, np.int64), order=order, context=8, packed=True, end_of_text=END
-    )
+    batch = examples.causal([tokens], np.zeros(0, np.int64), order=order, context=8, packed=True, end_of_text=END)
     assert batch["inputs_BT"].shape == batch["segments_BT"].shape == (0, 8)
 
 
@@ -144,19 +140,13 @@ def test_memory_mapped_tokens(tmp_path):
 
 @pytest.mark.parametrize("packed", [False, True])
 @fast
-@given(
-    lengths_of_documents, st.integers(1, 9), st.integers(1, 5), st.booleans(), st.sampled_from([END, None])
-)
-def test_validation_covers_every_token_but_the_first_once(
-    packed, lengths, context, microbatch, end, end_of_text
-):
+@given(lengths_of_documents, st.integers(1, 9), st.integers(1, 5), st.booleans(), st.sampled_from([END, None]))
+def test_validation_covers_every_token_but_the_first_once(packed, lengths, context, microbatch, end, end_of_text):
     tokens = corpus([*lengths, 2], end=end)
     size = len(tokens.ids)
     arguments = {"packed": packed, "end_of_text": end_of_text}
     batches = list(examples.validation(tokens, context=context, microbatch=microbatch, **arguments))
-    assert {batch["inputs_BT"].shape for batch in batches} == {
-        (microbatch, context)
-    }  # one compiled program serves
+    assert {batch["inputs_BT"].shape for batch in batches} == {(microbatch, context)}  # one compiled program serves
     assert len(batches) == -(-(size - 1) // (context * microbatch))
     whole = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     np.testing.assert_array_equal(whole["inputs_BT"].ravel()[: size - 1], tokens.ids[:-1])

@@ -169,9 +169,7 @@ def test_excluded_from_the_start_equals_excluded_later(seed, used, ahead, length
     for _ in range(20):
         (a, cursor), (b, at) = later.take(cursor, batch), start.take(at, batch)
         assert (a.tolist(), cursor) == (b.tolist(), at)
-        assert not set(a.tolist()) & set(
-            plain.sample_id(np.arange(used + ahead, used + ahead + length)).tolist()
-        )
+        assert not set(a.tolist()) & set(plain.sample_id(np.arange(used + ahead, used + ahead + length)).tolist())
 
 
 # ---- Mixtures ---------------------------------------------------------------------------------------------------
@@ -181,9 +179,7 @@ def debts(order, stop):
     """What each source is due less what was read of it, before each of the first positions: (stop + 1, sources)."""
     source = order.split_id(order.sample_id(np.arange(stop)))[0]
     phases = itertools.pairwise([at for at, _ in order.shares] + [stop])
-    share = np.concatenate(
-        [np.tile(row, (b - a, 1)) for (_, row), (a, b) in zip(order.shares, phases, strict=True)]
-    )
+    share = np.concatenate([np.tile(row, (b - a, 1)) for (_, row), (a, b) in zip(order.shares, phases, strict=True)])
     owed = np.cumsum(share - (source[:, None] == np.arange(share.shape[1])), axis=0)
     return np.vstack([np.zeros_like(owed[:1]), owed])
 
@@ -238,9 +234,7 @@ def test_shares_of_simple_weights_are_exact(weights, expected):
 def test_awkward_weights_are_resolved_to_a_period():
     weights = (np.pi, np.e, 0.01, 1.0)
     resolved = mixed((10,) * 4, weights).shares[0][1]
-    np.testing.assert_allclose(
-        resolved, np.asarray(weights) / sum(weights), atol=1e-4
-    )  # one part in the period
+    np.testing.assert_allclose(resolved, np.asarray(weights) / sum(weights), atol=1e-4)  # one part in the period
     assert sum(Fraction(share).limit_denominator(10_000) for share in resolved) == 1
 
 
@@ -256,9 +250,7 @@ def test_a_source_can_be_off_and_come_later():
 
 def test_many_ranges_and_long_runs():
     """100,000 excluded ranges and positions beyond 10^9 cost no more than arithmetic on the batch."""
-    order = mixed(
-        (4_000_000, 1_000_000), (0.8, 0.2), exclude=tuple((20 * k, 20 * k + 2) for k in range(100_000))
-    )
+    order = mixed((4_000_000, 1_000_000), (0.8, 0.2), exclude=tuple((20 * k, 20 * k + 2) for k in range(100_000)))
     ids, cursor = order.take(10**9, 10_000)
     assert (order.position(ids) < cursor).all()
     early, cursor = order.take(0, 100_000)
@@ -292,9 +284,7 @@ def test_bad_weights(weights, message):
         Order((10, 10), 0, weights=weights)
 
 
-@pytest.mark.parametrize(
-    "ranges", [((5, 5),), ((7, 3),), ((-1, 3),), ((1, 2, 3),), ((0.0, 2.5),), ((0, 2**63),)]
-)
+@pytest.mark.parametrize("ranges", [((5, 5),), ((7, 3),), ((-1, 3),), ((1, 2, 3),), ((0.0, 2.5),), ((0, 2**63),)])
 def test_bad_ranges(ranges):
     with pytest.raises(UserError, match="not a range"):
         Order((10,), 0, exclude=ranges)

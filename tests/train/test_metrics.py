@@ -21,9 +21,7 @@ def record(update: int, **fields: Any) -> dict[str, Any]:
 def test_every_line_is_strict_json_and_there_at_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     recorder = Recorder(path)
-    written = recorder.write(
-        record(1, grad_norm=math.nan, lr=np.float32(0.5), n=np.int32(3), up=-math.inf, note="x")
-    )
+    written = recorder.write(record(1, grad_norm=math.nan, lr=np.float32(0.5), n=np.int32(3), up=-math.inf, note="x"))
     expected = {"update": 1, "loss": 1.0, "grad_norm": None, "lr": 0.5, "n": 3, "up": None, "note": "x"}
 
     def refuse(constant: str) -> None:
@@ -181,9 +179,7 @@ class FakeWandb(types.SimpleNamespace):
     """Remembers how it was started; `fail` are the modes that it cannot start in."""
 
     def __init__(self, fail: tuple[str, ...] = ()):
-        super().__init__(
-            started=[], logged=[], axes=[], finished=0, torn_down=0, url="https://wandb.test/run"
-        )
+        super().__init__(started=[], logged=[], axes=[], finished=0, torn_down=0, url="https://wandb.test/run")
         self.fail = fail
 
     class Settings(types.SimpleNamespace):
@@ -221,9 +217,7 @@ def wandb(monkeypatch, tmp_path):
 def test_wandb_without_a_login_is_offline_and_asks_nothing(tmp_path, wandb) -> None:
     said: list[str] = []
     for _ in range(2):  # the second time as a resumed run
-        sinks = trackers(
-            TrackConfig(wandb="project"), tmp_path, name="run", settings={"seed": 1}, report=said.append
-        )
+        sinks = trackers(TrackConfig(wandb="project"), tmp_path, name="run", settings={"seed": 1}, report=said.append)
         with Recorder(tmp_path / "m.jsonl", update=9, sinks=sinks) as recorder:
             recorder.write({"update": 7, "loss": 2.0, "grad_norm": math.inf})
             recorder.rewind(6)

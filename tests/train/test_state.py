@@ -43,9 +43,7 @@ def test_state_starts_at_update_zero_with_plain_arrays():
 def test_average_starts_at_the_parameters_in_buffers_of_its_own():
     state = make(seed=1, ema=True)
     jax.tree.map(np.testing.assert_array_equal, state.ema, state.params)
-    shifted = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(
-        state
-    )  # needs distinct buffers
+    shifted = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)(state)  # needs distinct buffers
     assert jax.tree.leaves(state.params)[0].is_deleted()
     assert int(shifted.update) == 1
 

@@ -48,9 +48,7 @@ def poisoned(params, microbatch, rng):
 @cache
 def jitted(model, loss, optimizer, policy, ema):
     """(init, update), compiled once for all tests of the same shapes."""
-    optimizer = (
-        optax.identity() if optimizer == "descent" else optim.optimizer(OptimizerConfig(name=optimizer))
-    )
+    optimizer = optax.identity() if optimizer == "descent" else optim.optimizer(OptimizerConfig(name=optimizer))
     update = steps.make_update(loss, optimizer, guard=GuardConfig(policy=policy), ema=ema, seed=0)
     init = jax.jit(partial(states.init, model, optimizer, seed=0, ema=ema > 0))
     return init, jax.jit(update, donate_argnums=0)
@@ -76,9 +74,7 @@ def batch(rows, *, microbatch, most, rate=0.01, **more):
     count = len(rows["inputs_BT"]) // microbatch
     padded = {}
     for name, array in rows.items():
-        full = np.full(
-            (most, microbatch, *array.shape[1:]), np.nan if array.dtype == np.float32 else 0, array.dtype
-        )
+        full = np.full((most, microbatch, *array.shape[1:]), np.nan if array.dtype == np.float32 else 0, array.dtype)
         full[:count] = array.reshape(count, microbatch, *array.shape[1:])
         padded[name] = jnp.asarray(full)
     return {"arrays": padded, "microbatches": jnp.int32(count), "learning_rate": jnp.float32(rate), **more}
@@ -91,16 +87,12 @@ def close(a, b, tolerance):
 SMALL_GPT = GPT(GPTConfig(layers=2, width=16, heads=2, context=T, vocab_size=V))
 
 
-@pytest.mark.parametrize(
-    "model", [TINY, pytest.param(SMALL_GPT, marks=pytest.mark.slow)], ids=["tiny", "gpt"]
-)
+@pytest.mark.parametrize("model", [TINY, pytest.param(SMALL_GPT, marks=pytest.mark.slow)], ids=["tiny", "gpt"])
 def test_k_microbatches_equal_one_batch_of_k(model):
     loss = make_loss(model)
     for count in range(1, K + 1):
         rows = arrays(count * ROWS, seed=count)
-        whole = {
-            n: np.pad(a, ((0, (K - count) * ROWS), (0, 0))) for n, a in rows.items()
-        }  # rows of weight zero
+        whole = {n: np.pad(a, ((0, (K - count) * ROWS), (0, 0))) for n, a in rows.items()}  # rows of weight zero
         results = []
         for given, size, most in ((rows, ROWS, K), (whole, K * ROWS, 1)):
             # Plain gradient descent: Adam would blow rounding up to its sign where a gradient is next to
