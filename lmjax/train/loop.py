@@ -4,6 +4,7 @@ Three counters, never mixed up: `update` (optimizer updates applied), `cursor` (
 `wall_step` (batches tried; never goes back). All else is a pure function of them and of the configuration.
 """
 
+import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
@@ -82,7 +83,7 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
     """
     feed = parts.batches(position.update, position.cursor)
     in_flight: list[tuple[Fed, dict[str, jax.Array]]] = []
-    rejected_in_a_row, sequences, compiled = 0, 0, False
+    rejected_in_a_row, sequences, compiled, steady = 0, 0, False, False
     saved_at = position.update or None  # what a run was resumed from is saved already
     clock = time.perf_counter()
     stopping = False
@@ -122,7 +123,8 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
                     rejected_in_a_row = 0
                     position = replace(position, update=fed.update + 1)
                     clock, started = time.perf_counter(), clock
-                    _record(parts, position, fed, values, seconds=clock - started)
+                    _record(parts, position, fed, values, seconds=clock - started, steady=steady)
+                    steady = True
             _journal_checkpoints(parts, position)
             _stop_profile(parts, position.update)
 
@@ -182,9 +184,12 @@ def _reject(parts: Parts, position: Position, fed: Fed, values: dict[str, float]
         raise GaveUp(f"{in_a_row} batches in a row gave a loss or gradient that is not finite")
 
 
-def _record(parts: Parts, position: Position, fed: Fed, values: dict[str, float], *, seconds: float) -> None:
+def _record(
+    parts: Parts, position: Position, fed: Fed, values: dict[str, float], *, seconds: float, steady: bool
+) -> None:
+    """Shows and records an applied update; the first one, whose time is mostly compilation, has no speed."""
     tokens = parts.tokens(position.update)
-    speed = (tokens - parts.tokens(position.update - 1)) / max(seconds, 1e-9)
+    speed = (tokens - parts.tokens(position.update - 1)) / max(seconds, 1e-9) if steady else math.nan
     record = {
         "update": position.update,
         "loss": values["loss"],
