@@ -23,7 +23,11 @@ def _characters() -> DataConfig:
 
 
 def shakespeare_char() -> Config:
-    """Six layers, 384 wide, context 256: 5000 updates of 64 sequences (nanoGPT's recipe, 1.47 nats there)."""
+    """Six layers, 384 wide, context 256: 5000 updates of 64 sequences (nanoGPT's recipe, 1.47 nats there).
+
+    Give it Tiny Shakespeare: `data.files=[input.txt]`; without a file it reads the embedded corpus. Hardware: a GPU; on
+    2 CPU cores about @@SC@@ an update. Expect: 1.47 nats, as nanoGPT reports; not run to the end here.
+    """
     return Config(
         name="shakespeare_char",
         data=_characters(),
@@ -37,7 +41,11 @@ def shakespeare_char() -> Config:
 
 
 def shakespeare_char_cpu() -> Config:
-    """Four layers, 128 wide, context 64: 2000 updates of 12 sequences (nanoGPT's recipe for a laptop)."""
+    """Four layers, 128 wide, context 64: 2000 updates of 12 sequences (nanoGPT's recipe for a laptop).
+
+    Give it Tiny Shakespeare: `data.files=[input.txt]`; without a file it reads the embedded corpus. Time: 55 s on 2 CPU
+    cores. Expect: 1.90 nats on the whole validation split (the last tenth of the text); the same recipe in PyTorch 1.92.
+    """
     return Config(
         name="shakespeare_char_cpu",
         data=_characters(),
