@@ -46,6 +46,6 @@ def quickstart() -> Config:
         optimizer=OptimizerConfig(name="muon"),
         schedule=ScheduleConfig(peak=3e-3),
         batch=BatchConfig(tokens=((0, 2048), (300_000, 4096)), microbatch=16),
-        train=TrainConfig(updates=400, evaluate_every=100, evaluate_batches=8),
-        checkpoint=CheckpointConfig(every=100),
+        train=TrainConfig(updates=600, evaluate_every=150),
+        checkpoint=CheckpointConfig(every=150),
     )

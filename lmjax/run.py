@@ -259,15 +259,15 @@ def baselines(run: Run) -> dict[str, float]:
 
     They count at most `BASELINE_TOKENS`, the same number from the start of each source.
     """
-    store = run.store
-    training = [np.asarray(tokens.ids[: BASELINE_TOKENS // len(store.sources)]) for tokens in store.sources]
-    validation = np.asarray(store.validation.ids)
-    decode = store.tokenizer.decode
-    unigram = ngram.unigram_bits_per_byte(
-        "".join(decode(ids) for ids in training).encode(), decode(validation).encode()
-    )
-    end, size = store.tokenizer.end_of_text, store.tokenizer.vocab_size
-    nats = ngram.kneser_ney(training, validation, vocab_size=size, order=5, end_of_text=end)
+    tokenizer, sources = run.store.tokenizer, run.store.sources
+    training = [np.asarray(tokens.ids[: BASELINE_TOKENS // len(sources)]) for tokens in sources]
+    validation, end = np.asarray(run.store.validation.ids), tokenizer.end_of_text
+
+    def text(ids: np.ndarray) -> bytes:
+        return tokenizer.decode(ids[ids != end] if end is not None else ids).encode()
+
+    unigram = ngram.unigram_bits_per_byte(b"".join(map(text, training)), text(validation))
+    nats = ngram.kneser_ney(training, validation, vocab_size=tokenizer.vocab_size, order=5, end_of_text=end)
     return {
         "unigram_bits_per_byte": unigram,
         "kneser_ney_5gram_bits_per_byte": bits_per_byte(run, nats / (len(validation) - 1)),

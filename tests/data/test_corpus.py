@@ -28,6 +28,16 @@ def test_modules_give_their_docstrings_in_order(tmp_path: Path) -> None:
     ]
 
 
+def test_a_long_text_is_cut_between_paragraphs() -> None:
+    paragraphs = [f"{i} " + "word " * (40 * i) for i in range(1, 20)]
+    text = "\n\n".join(paragraphs) + "\n"
+    found = list(corpus.parts(text))
+    assert "\n\n".join(part.removesuffix("\n") for part in found) + "\n" == text
+    assert len(found) > 3
+    assert all(corpus.PART <= len(part) < corpus.PART + max(map(len, paragraphs)) + 100 for part in found[:-1])
+    assert list(corpus.parts("short\n")) == ["short\n"]
+
+
 def test_the_corpus_is_about_two_million_characters_without_repetition() -> None:
     texts = corpus.docstrings()["text"]
     assert 1_500_000 < sum(map(len, texts)) < 4_000_000  # differs by Python version
