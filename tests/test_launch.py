@@ -274,3 +274,10 @@ def test_the_evaluator_measures_what_a_plain_forward_pass_does(tiny: Config) -> 
     assert measured["val_loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
     text_bytes = parts.store.validation.bytes - 1  # the first byte is not predicted
     assert measured["val_bits_per_byte"] == pytest.approx(total / 0.6931471805599453 / text_bytes, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_chosen_updates_are_traced_with_readable_names(tiny: Config, tmp_path: Path) -> None:
+    assert launch.start(apply_overrides(tiny, ["train.profile=(2,3)"]), tmp_path / "run") == 0
+    traces = list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+    assert len(traces) == 1

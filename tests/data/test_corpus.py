@@ -29,7 +29,7 @@ def test_modules_give_their_docstrings_in_order(tmp_path: Path) -> None:
 
 
 def test_a_long_text_is_cut_between_paragraphs() -> None:
-    paragraphs = [f"{i} " + "word " * (40 * i) for i in range(1, 20)]
+    paragraphs = [f"{i} " + "word " * (corpus.PART * i // 100) for i in range(1, 20)]
     text = "\n\n".join(paragraphs) + "\n"
     found = list(corpus.parts(text))
     assert "\n\n".join(part.removesuffix("\n") for part in found) + "\n" == text
