@@ -95,7 +95,7 @@ def _milestones(config: Config, plan: BatchPlan, rates: np.ndarray, *, most: int
         events.setdefault(update, []).append("batch grows" if up else "batch shrinks")
     at_peak = np.flatnonzero(rates == rates.max())
     events.setdefault(int(at_peak[0]), []).append("warm-up ends")
-    if len(at_peak) > 1 and at_peak[-1] < plan.updates - 1:
+    if config.schedule.shape == "wsd" and at_peak[-1] < plan.updates - 1:
         events.setdefault(int(at_peak[-1]) + 1, []).append("decay begins")
     for share in (0.25, 0.5, 0.75):
         events.setdefault(int(plan.updates * share), []).append(f"{share:.0%} of the updates")

@@ -224,4 +224,6 @@ def _hub(name: str, subset: str | None) -> Iterator[dict[str, Any]]:
         yield from typing.cast(Iterable[dict[str, Any]], splits["train"])
     except Exception as error:  # the hub's client has a dozen kinds: not found, offline, gated, connection lost
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot read the hub dataset '{name}': {reason}") from None
+        raise UserError(
+            f"cannot read the hub dataset '{name}': {reason}; for text of your own set data.files=[PATH]"
+        ) from None
