@@ -1,7 +1,12 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and the folder for what can be made again."""
 
 import os
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where lmjax keeps what it can make again: `$XDG_CACHE_HOME/lmjax`, else `~/.cache/lmjax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmjax"
 
 
 def write_text(path: Path, text: str) -> None:

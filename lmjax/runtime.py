@@ -3,16 +3,12 @@
 import ctypes
 import os
 import sys
-from pathlib import Path
+
+from lmjax.files import cache_folder
 
 # malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD. Large values keep freed blocks, so that the temporaries of
 # an update (tens of MB) are not mapped, zeroed and unmapped again at every update.
 _MALLOC_OPTIONS = ((-1, 2**31 - 1), (-2, 256 * 2**20), (-3, 2**30))
-
-
-def cache_folder() -> Path:
-    """Where lmjax keeps what it can make again: `$XDG_CACHE_HOME/lmjax`, else `~/.cache/lmjax`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmjax"
 
 
 def settings() -> dict[str, str]:

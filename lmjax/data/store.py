@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lmjax import __version__
+from lmjax import __version__, files
 from lmjax.config import DataConfig, SourceConfig, UserError
 from lmjax.data import sources, tokenizer, vocabularies
 from lmjax.data.ingest import Progress, Report, Split, StaleProgress, Text, dtype, ingest
@@ -108,9 +108,7 @@ def prepare(config: DataConfig, *, report: Report = silent, verify: bool = False
 
 def cache_folder(configured: str) -> Path:
     """Where stores are kept: the configured folder, or lmjax in the user's cache."""
-    if configured:
-        return Path(configured).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmjax"
+    return Path(configured).expanduser() if configured else files.cache_folder()
 
 
 def _identity(config: DataConfig) -> dict[str, Any]:
