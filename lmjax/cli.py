@@ -66,12 +66,16 @@ def _finish(options: argparse.Namespace) -> NoReturn:
     except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        status = 1
     except BrokenPipeError:  # `| head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except OSError as error:
+        where = f" {error.filename}:" if error.filename else ""
+        print(f"error:{where} {error.strerror or error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        status = 1
     sys.exit(status)
 
 
@@ -151,11 +155,12 @@ def _train(options: argparse.Namespace) -> int:
 
 def _with_jax(call: Callable[[Any], int]) -> int:
     """Calls with `lmjax.launch`, imported only now, after the settings that must stand before JAX starts."""
-    from lmjax import runtime
+    from lmjax import faults, runtime
 
     runtime.prepare()
     from lmjax import launch
 
+    faults.arm(os.environ.get(faults.VARIABLE, ""))
     return call(launch)
 
 

@@ -4,6 +4,7 @@ A configuration is complete and typed: every setting is a field below. `lmjax.ty
 strings and gives JSON and back, exactly. No JAX is imported here, so that a typing error is answered at once.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,6 +46,7 @@ class DataConfig:
     mixture: several sources with weights, instead of `source` and `files`; exact over every window of samples.
     mixture_changes: announced changes, ((from_token, (weight, ...)), ...).
     validation: `hash` sends a document to validation by a hash of its content; `tail` cuts the last tokens off.
+    shuffle: read the windows of each epoch in a random order, or as the text has them.
     packed: attention stays inside documents (segment ids); otherwise windows cut from the stream attend across.
     exclude: half-open ranges of sample ids that are never trained on.
     cache: where prepared tokens are kept; default: the user's cache directory.
@@ -59,6 +61,7 @@ class DataConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     validation: Literal["hash", "tail"] = "hash"
     validation_fraction: float = 0.05
+    shuffle: bool = True
     packed: bool = False
     exclude: tuple[tuple[int, int], ...] = ()
     cache: str = ""
@@ -131,6 +134,8 @@ class ScheduleConfig:
     shape: `wsd` holds the peak and decays linearly over the last `decay` share of the run.
     final: the rate at the end as a share of the peak (not used by `constant` and `inverse_sqrt`).
     unit: progress counted in updates, or in tokens (the two differ while the batch grows).
+    cuts: ((update, factor, over), ...): from that update on, the rate is `factor` of the schedule's and rises back to
+        all of it over so many updates. The guard makes one where skipping data did not help.
     """
 
     peak: float = 6e-4
@@ -139,6 +144,7 @@ class ScheduleConfig:
     final: float = 0.1
     decay: float = 0.2
     unit: Literal["updates", "tokens"] = "tokens"
+    cuts: tuple[tuple[int, float, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,18 +184,82 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """every: updates between checkpoints (0: at the end only). keep: the last N. keep_every: and every K-th update."""
+    """Which checkpoints are made and kept. Update 0 and two healthy ones are always kept.
+
+    every: updates between checkpoints (0: at the end only). keep: the last N. keep_every: and every K-th update (0:
+        none). keep_best: and the one with the lowest validation loss.
+    retries: how many failed saves in a row are tried again, each at the next update. on_failure: what happens then:
+        `stop` ends the run with status 1 (the older checkpoints stand), `continue` trains on.
+    """
 
     every: int = 0
     keep: int = 3
     keep_every: int = 0
+    keep_best: bool = True
+    retries: int = 2
+    on_failure: Literal["stop", "continue"] = "stop"
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What happens to an update whose loss or gradient is not finite: `skip` leaves the state as it was."""
+    """What is a spike, and what happens then. z is a distance from the median of the accepted values in a window, in
+    robust standard deviations (1.4826 MAD); a batch that is suspect is not applied and stays out of the window.
 
-    policy: Literal["skip", "off"] = "skip"
+    policy: `rollback` goes back to a healthy checkpoint and past the data; `skip` only leaves suspect batches out;
+        `off` applies everything. All three give the same bits as long as nothing is suspect.
+    window: accepted losses and log gradient norms remembered. armed: how many are needed before a batch can be suspect;
+        armed_hard: before it can be suspect for a hard reason. An announced change (batch size, mixture) starts anew.
+    loss_z, loss_floor: suspect above this z; the deviation counts as at least this share of the median.
+    grad_z, grad_floor, grad_loss_z: suspect if the log gradient norm is above grad_z (deviation at least grad_floor)
+        and the loss above grad_loss_z. hard_z: above this, or not finite, a suspect is hard.
+    in_a_row, hard_in_a_row, several, among: a rollback is triggered by so many suspects in a row, so many hard ones in
+        a row, or `several` of the last `among` batches; parameters that are not finite trigger at once.
+    divergence_window, divergence_mads, divergence_share: and so does a median of the last so many losses that exceeds
+        the best such median by so many MADs and by this share.
+    margin, horizon: a checkpoint is healthy with no suspect from `margin` updates before it to min(horizon,
+        checkpoint.every) after it; a rollback goes to the newest that lies `margin` updates before the onset.
+    attribute: first replay the same data once, and skip it only if the spike comes again.
+    skip_before, skip_after: batches left out around a spike; the second attempt leaves out all since the checkpoint and
+        twice as much behind, the third begins a checkpoint earlier with four times as much, and multiplies the learning
+        rate by `cut`, rising back over `rewarm` updates.
+    neighbourhood: updates after a trigger within which another one is the next attempt at the same trouble.
+    attempts, attempts_in_run: after so many (in one neighbourhood, in the run) the guard gives up: exit status 3.
+    skip_share, skip_batches: and when more than this share of the run's samples, and more than so many batches, would
+        be left out. rejected_in_a_row: and, under `skip`, after so many suspects in a row.
+    canary: a resume whose first loss differs from the one in the journal is refused.
+    """
+
+    policy: Literal["rollback", "skip", "off"] = "rollback"
+    window: int = 128
+    armed: int = 64
+    armed_hard: int = 8
+    loss_z: float = 6.0
+    loss_floor: float = 0.005
+    grad_z: float = 8.0
+    grad_floor: float = 0.1
+    grad_loss_z: float = 2.0
+    hard_z: float = 20.0
+    in_a_row: int = 3
+    hard_in_a_row: int = 2
+    several: int = 4
+    among: int = 8
+    divergence_window: int = 32
+    divergence_mads: float = 10.0
+    divergence_share: float = 0.1
+    margin: int = 16
+    horizon: int = 100
+    attribute: bool = True
+    skip_before: int = 8
+    skip_after: int = 8
+    cut: float = 0.5
+    rewarm: int = 100
+    neighbourhood: int = 100
+    attempts: int = 3
+    attempts_in_run: int = 10
+    skip_share: float = 0.01
+    skip_batches: int = 64
+    rejected_in_a_row: int = 10
+    canary: bool = True
 
 
 @dataclass(frozen=True)
@@ -229,6 +299,7 @@ class Config:
 def check(config: Config) -> None:
     """UserError: a value outside its range, of the fields that no other part of lmjax checks."""
     data, train, z_loss = config.data, config.train, config.objective.z_loss
+    guard = config.guard
     in_order = not train.profile or (len(train.profile) == 2 and 1 <= train.profile[0] <= train.profile[1])
     at_least_zero = {
         "seed": config.seed,
@@ -238,7 +309,13 @@ def check(config: Config) -> None:
         "train.sample_tokens": train.sample_tokens,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep_every": config.checkpoint.keep_every,
+        "checkpoint.retries": config.checkpoint.retries,
         "parallel.devices": config.parallel.devices,
+        **{
+            f"guard.{name}": value
+            for name, value in dataclasses.asdict(guard).items()
+            if isinstance(value, int | float)
+        },
     }
     for key, value in at_least_zero.items():
         if value < 0:
@@ -248,6 +325,18 @@ def check(config: Config) -> None:
         ("name", config.name, bool(config.name) and not set(config.name) & set("/\\"), "must be the name of a folder"),
         ("data.validation_fraction", data.validation_fraction, 0 < data.validation_fraction < 1, "must be in (0, 1)"),
         ("objective.z_loss", z_loss, 0 <= z_loss < float("inf"), "must be a number >= 0"),
+        ("guard.window", guard.window, guard.armed <= guard.window, "must be at least guard.armed"),
+        ("guard.armed", guard.armed, 2 <= guard.armed_hard <= guard.armed, "must be at least guard.armed_hard, from 2"),
+        ("guard.among", guard.among, guard.among >= max(guard.several, guard.in_a_row, 1), "must be several or more"),
+        ("guard.in_a_row", guard.in_a_row, guard.in_a_row >= 1, "must be at least 1"),
+        ("guard.hard_in_a_row", guard.hard_in_a_row, guard.hard_in_a_row >= 1, "must be at least 1"),
+        ("guard.several", guard.several, guard.several >= 1, "must be at least 1"),
+        (
+            "guard.divergence_window",
+            guard.divergence_window,
+            2 <= guard.divergence_window <= guard.window,
+            "must be from 2 to guard.window",
+        ),
         ("train.profile", train.profile, in_order, "must be empty or (first, last), counted from 1"),
     )
     for key, value, good, rule in rules:

@@ -1,7 +1,13 @@
-"""Files that are there whole or not at all, and the folder for what can be made again."""
+"""Files that are whole or absent, a folder that one process holds, and the folder for what can be made again."""
 
+import fcntl
 import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from lmjax.typed import UserError
 
 
 def cache_folder() -> Path:
@@ -26,4 +32,34 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds `folder` for this process alone. UserError: another one holds it.
+
+    The system lets go of the lock when the process ends, however it ends: one that is left behind is no obstacle.
+    """
+    path = folder / ".lock"
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            os.close(descriptor)
+            raise UserError(f"{folder} is in use by {holder}; wait for it, or stop it first") from None
+        try:
+            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+                break
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # its holder removed it just before letting go
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
         os.close(descriptor)

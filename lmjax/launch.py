@@ -21,15 +21,16 @@ from lmjax import run as runs
 from lmjax.config import Config, UserError
 from lmjax.console import Console
 from lmjax.data import store as stores
-from lmjax.files import write_text
+from lmjax.files import locked, write_text
 from lmjax.generate import generate
 from lmjax.models import flops
 from lmjax.run import Run
-from lmjax.train import checkpoint, loop, metrics
+from lmjax.train import checkpoint, guard, loop, metrics, rollback
 from lmjax.train import state as states
-from lmjax.train.checkpoint import CheckpointError, Checkpoints
+from lmjax.train.checkpoint import Checkpoints
+from lmjax.train.history import History, fold, machine_of
 from lmjax.train.journal import Journal
-from lmjax.train.loop import Parts, Position
+from lmjax.train.parts import GaveUp, Parts, Position, write
 from lmjax.train.signals import StopRequest
 
 FINISHED, GAVE_UP = 0, 3
@@ -43,7 +44,7 @@ def start(config: Config, run_dir: Path) -> int:
 
     UserError: the directory exists, or the configuration does not fit the data or the machine; nothing is left behind.
     """
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+    if run_dir.exists() and (not run_dir.is_dir() or any(path.name != ".lock" for path in run_dir.iterdir())):
         raise UserError(
             f"{run_dir} exists: go on with it by --resume {run_dir}, or choose another place with --run-dir DIR"
         )
@@ -51,49 +52,60 @@ def start(config: Config, run_dir: Path) -> int:
     with Console() as console:
         _make(run_dir)
         try:
-            run = _prepare(config, console)
-        except BaseException:
-            run_dir.rmdir()
-            raise
-        write_text(run_dir / "config.json", typed.to_json(run.config))
-        run.store.tokenizer.save(run_dir / "tokenizer.json")
-        journal = Journal(run_dir / "journal.jsonl")
-        fingerprints = _fingerprints(run)
-        journal.write("start", wall_step=0, update=0, cursor=0, seed=config.seed, **fingerprints, **_versions())
-        return _train(run, run_dir, Position(runs.init(run), update=0, cursor=0, wall_step=0), journal, console)
+            with locked(run_dir):
+                run = _prepare(config, console)
+                write_text(run_dir / "config.json", typed.to_json(run.config))
+                return _begin(run, run_dir, console)
+        finally:
+            if not any(run_dir.iterdir()):
+                run_dir.rmdir()
+
+
+def _begin(run: Run, run_dir: Path, console: Console) -> int:
+    run.store.tokenizer.save(run_dir / "tokenizer.json")
+    journal = Journal(run_dir / "journal.jsonl")
+    position = Position(runs.init(run), update=0, cursor=0, wall_step=0)
+    inputs = _fingerprints(run) | _versions(run)
+    journal.write("start", wall_step=0, update=0, cursor=0, seed=run.config.seed, **inputs)
+    return _train(run, run_dir, position, journal, console)
 
 
 def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
     """Goes on with the run in `run_dir` from its newest whole checkpoint, bit for bit.
 
-    UserError: `config` differs from the run's in a key that is not in `allow`, or the tokenizer or data changed.
+    A rollback that was announced but not finished is finished first. UserError: `config` differs from the run's in a
+    key that is not in `allow`, the tokenizer or data changed, or another process is at work on the run.
     CheckpointError: the run has checkpoints, but none can be read.
     """
-    saved = typed.from_json((run_dir / "config.json").read_text(), Config)
-    journal = Journal(run_dir / "journal.jsonl")
-    config = _absolute(config)
-    config = runs.resolve(config, saved.model.vocab_size) if config.model.vocab_size == 0 else config
-    changed = _allowed_changes(saved, config, allow)
-    with Console() as console:
+    with locked(run_dir), Console() as console:
+        saved = typed.from_json((run_dir / "config.json").read_text(), Config)
+        journal = Journal(run_dir / "journal.jsonl")
+        config = _absolute(config)
+        config = runs.resolve(config, saved.model.vocab_size) if config.model.vocab_size == 0 else config
+        changed = _allowed_changes(saved, config, allow)
         if _complete(run_dir) and not changed:
             console.event(f"{run_dir} is complete; to train on, add train.updates=N --allow-change train.updates")
             return FINISHED
         run = _prepare(config, console)
+        if not journal.records:
+            console.event("the run was stopped before its first update: starting it")
+            return _begin(run, run_dir, console)
         _same_inputs(run, journal)
-        found, problems = checkpoint.newest(run_dir / "checkpoints")
-        if found is None and any(record["event"] == "checkpoint" for record in journal.records):
-            raise CheckpointError(f"no checkpoint of {run_dir} can be read: {'; '.join(problems)}")
-        position = Position(runs.init(run), update=0, cursor=0, wall_step=journal.wall_step)
-        if found is None:
-            console.event("no checkpoint was saved yet: starting again at update 0")
-        else:
-            position = Position(
-                checkpoint.restore(found, states.abstract(position.state)),
-                update=found.meta["update"],
-                cursor=found.meta["cursor"],
-                wall_step=max(found.meta["wall_step"], journal.wall_step),
+        past = fold(journal.records)
+        if past.pending is not None:
+            console.event(f"finishing the rollback to update {past.pending['target']}")
+            rollback.finish(
+                journal,
+                run_dir / "checkpoints",
+                past.pending,
+                samples=lambda start, stop: runs.sample_ranges(run, start, stop, past),
             )
-        counters = {"wall_step": position.wall_step, "update": position.update, "cursor": position.cursor}
+        position, problems = _newest(run, run_dir, past, console)
+        counters = {
+            "wall_step": journal.wall_step,
+            "update": position.update,
+            "cursor": position.cursor,
+        }
         if problems:
             console.event("fell back to an older checkpoint: " + "; ".join(problems))
             journal.write("fallback", **counters, problems=problems)
@@ -101,9 +113,25 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
             run.store.tokenizer.save(run_dir / "tokenizer.json")
         if changed:
             write_text(run_dir / "config.json", typed.to_json(run.config))
-        journal.write("resume", **counters, changed=changed, **_versions())
+        journal.write("resume", **counters, changed=changed, **_versions(run))
         console.event(f"going on with {run_dir} after update {position.update}")
+        recent = fold(journal.records).recent(guard.remembered(run.config.guard), cursor=position.cursor)
+        position = dataclasses.replace(position, wall_step=journal.wall_step, recent=recent)
         return _train(run, run_dir, position, journal, console)
+
+
+def _newest(run: Run, run_dir: Path, past: History, console: Console) -> tuple[Position, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with newer ones; the start if none was ever saved."""
+    fresh = Position(runs.init(run), update=0, cursor=0, wall_step=0)
+    root = run_dir / "checkpoints"
+    if not past.digests and not checkpoint.folders(root):
+        console.event("no checkpoint was saved yet: starting again at update 0")
+        return fresh, []
+    abstract = states.abstract(fresh.state)
+    del fresh
+    found, state, problems = checkpoint.load(root, abstract, digests=past.digests)
+    counters = {name: found.meta[name] for name in ("update", "cursor", "wall_step")}
+    return Position(state, **counters), problems
 
 
 def _absolute(config: Config) -> Config:
@@ -159,8 +187,9 @@ def _fingerprints(run: Run) -> dict[str, Any]:
     return {"tokenizer_sha256": run.store.tokenizer.sha256, "data_sha256": run.store.fingerprint}
 
 
-def _versions() -> dict[str, Any]:
-    return {"lmjax": __version__, "jax": jax.__version__, "python": platform.python_version()}
+def _versions(run: Run) -> dict[str, Any]:
+    machine = {"jax": jax.__version__, "devices": run.mesh.size, "platform": jax.default_backend()}
+    return {"lmjax": __version__, "python": platform.python_version(), **machine}
 
 
 def _make(run_dir: Path) -> None:
@@ -192,16 +221,16 @@ def _train(run: Run, run_dir: Path, position: Position, journal: Journal, consol
         console.start(run.plan.updates, tokens=tokens, context=context, update=position.update)
         try:
             position = loop.train(parts, position, stop=stop)
-        except loop.GaveUp as error:
+        except GaveUp as error:
             console.close()
-            console.event(f"given up: {error}; look at {run_dir / 'journal.jsonl'}")
+            console.event(f"given up: {error}; the newest checkpoint is a healthy one; lmjax audit {run_dir} explains")
             return GAVE_UP
         measured = {} if stop.name else loop.evaluate(parts, position, whole=True)
         status = "stopped" if stop.name else "finished"
         seconds = before + time.perf_counter() - begun
         summary = report.summarise(run, position.state, status=status, seconds=seconds, measured=measured)
         if not stop.name:
-            loop.write(parts, position, "end", status=status, digest=summary["digest"])
+            write(parts, position, "end", status=status, digest=summary["digest"])
             report.finish(run, run_dir, summary, state=position.state, console=console)
     if stop.name:
         write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
@@ -226,21 +255,29 @@ def _parts(
         report=console.event,
     )
     path = run_dir / "metrics.jsonl"
+    scores = {r["update"]: r["val_loss"] for r in metrics.read(path) if r.get("val_loss")} if path.exists() else {}
     with (
         metrics.Recorder(path, update=update, sinks=trackers, report=console.event) as recorder,
-        closing(Checkpoints(run_dir / "checkpoints", config=config.checkpoint)) as saves,
+        closing(Checkpoints(run_dir / "checkpoints", config=config.checkpoint, scores=scores)) as saves,
     ):
         yield Parts(
             run_dir=run_dir,
             train=config.train,
             checkpoint=config.checkpoint,
+            guard=config.guard,
             updates=run.plan.updates,
+            sequences=int(run.plan.sequences.sum()),
             tokens=partial(runs.tokens_after, run),
             flops_per_token=flops.flops_per_token(config.model),
             peak_flops=runs.peak_flops(run),
             step=runs.update_function(run),
             batches=partial(runs.batches, run),
+            samples=partial(runs.sample_ranges, run),
             evaluate=runs.evaluator(run, stop=stop),
+            autopsy=lambda state, fed, decision: None,
+            conclude=lambda update, text: None,
+            machine=machine_of(_versions(run)),
+            tolerance=1e-5 if config.model.dtype == "float32" else 1e-2,
             fingerprints=_fingerprints(run),
             journal=journal,
             checkpoints=saves,

@@ -7,6 +7,7 @@ the batch.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -46,6 +47,17 @@ class BatchPlan:
     def changes(self) -> np.ndarray:
         """The updates whose batch size differs from the one before."""
         return np.flatnonzero(np.diff(self.sequences)) + 1
+
+    @cached_property
+    def jumps(self) -> np.ndarray:
+        """The changes by a quarter or more since the last such: what the guard takes for an announced change."""
+        found, size = [], int(self.sequences[0])
+        for update in self.changes.tolist():
+            now = int(self.sequences[update])
+            if 4 * now >= 5 * size or 5 * now <= 4 * size:
+                found.append(update)
+                size = now
+        return np.asarray(found, np.int64)
 
 
 def batch_plan(batch: BatchConfig, train: TrainConfig, context: int) -> BatchPlan:
@@ -136,8 +148,9 @@ def learning_rates(schedule: ScheduleConfig, plan: BatchPlan) -> np.ndarray:
     the run: peak s/W up to W; then `cosine` and `linear` fall to `final` x peak at S, `wsd` stays at the peak
     and falls linearly over the last `decay` S, `inverse_sqrt` is peak sqrt(W/s) and `constant` is the peak.
     Vaswani et al. 2017 (section 5.3), d^-0.5 min(s^-0.5, s W^-1.5), is `inverse_sqrt` with unit `updates` and
-    peak (d W)^-0.5. Computed in float64 on the host, not by optax's float32 schedules: the table's bits then
-    depend on no backend, and the first of a million rates is not lost to rounding.
+    peak (d W)^-0.5. Each of `cuts`, (update, factor, over), multiplies the rates from that update (counted from
+    0) on by `factor`, rising linearly to 1. Computed in float64 on the host, not by optax's float32 schedules: the
+    table's bits then depend on no backend, and the first of a million rates is not lost to rounding.
     """
     _check_schedule(schedule)
     if schedule.unit == "tokens":
@@ -157,7 +170,11 @@ def learning_rates(schedule: ScheduleConfig, plan: BatchPlan) -> np.ndarray:
             share = np.sqrt(np.minimum(warmup / ends, 1))
         case "constant":
             share = 1.0
-    return (schedule.peak * np.minimum(ends / warmup, 1) * share).astype(np.float32)
+    rates = schedule.peak * np.minimum(ends / warmup, 1) * share
+    for at, factor, over in schedule.cuts:
+        since = np.arange(plan.updates) - at
+        rates *= np.where(since < 0, 1, factor + (1 - factor) * np.minimum(since / over, 1))
+    return rates.astype(np.float32)
 
 
 def _check_schedule(schedule: ScheduleConfig) -> None:
@@ -168,6 +185,11 @@ def _check_schedule(schedule: ScheduleConfig) -> None:
             raise UserError(f"schedule.{key} = {getattr(schedule, key)} is a share of the run, from 0 to 1")
     if not 0 <= schedule.final <= 1:
         raise UserError(f"schedule.final = {schedule.final} is a share of the peak, from 0 to 1")
+    for at, factor, over in schedule.cuts:
+        if at < 0 or not 0 < factor <= 1 or over < 1:
+            raise UserError(
+                f"schedule.cuts: {(at, factor, over)} is not (update, factor in (0, 1], updates to rise over)"
+            )
     if schedule.shape == "wsd" and schedule.warmup + schedule.decay > 1 + 1e-9:  # .1 + .9 may round above 1
         raise UserError(
             f"schedule.warmup = {schedule.warmup} and schedule.decay = {schedule.decay} together exceed the "

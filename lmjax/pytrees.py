@@ -30,6 +30,13 @@ def nbytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every element of every floating-point leaf is finite: one boolean, computed where the leaves are."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all() if leaves else jnp.bool_(True)
+
+
 def digest(tree: Any) -> str:
     """One hash (64 hexadecimal digits) of every leaf's bits, name, shape and dtype.
 

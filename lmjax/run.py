@@ -13,11 +13,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from lmjax import machine, objectives, optim, parallel, typed
+from lmjax import faults, machine, objectives, optim, parallel, typed
 from lmjax.config import Config, ObjectiveConfig, UserError
 from lmjax.data import examples, tokenizer
 from lmjax.data.feed import prefetch
-from lmjax.data.order import Order
+from lmjax.data.order import Order, Ranges, to_ranges
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.models import flops, ngram
@@ -25,7 +25,8 @@ from lmjax.models.gpt import GPT
 from lmjax.train import checkpoint
 from lmjax.train import state as states
 from lmjax.train import step as steps
-from lmjax.train.loop import Fed
+from lmjax.train.history import History
+from lmjax.train.parts import Fed
 from lmjax.train.signals import StopRequest
 from lmjax.train.state import State
 
@@ -93,13 +94,18 @@ def sample_order(config: Config, store: Store) -> Order:
         seed=config.seed,
         weights=changes,
         exclude=data.exclude,
+        shuffle=data.shuffle,
     )
 
 
 def init(run: Run) -> State:
     """The state before update 0: a function of the configuration and the seed."""
-    make = partial(states.init, run.model, run.optimizer, seed=run.config.seed, ema=run.config.optimizer.ema > 0)
+    make = partial(states.init, run.model, run.optimizer, seed=run.config.seed, **_state_settings(run.config))
     return jax.jit(make, out_shardings=parallel.replicated(run.mesh))()
+
+
+def _state_settings(config: Config) -> dict[str, Any]:
+    return {"ema": config.optimizer.ema > 0, "guard": config.guard}
 
 
 def update_function(run: Run) -> Any:
@@ -149,46 +155,85 @@ def corpus_tokens(run: Run) -> int:
 # ---- Data to devices ------------------------------------------------------------------------------------------------
 
 
-def host_batches(run: Run, update: int, cursor: int) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
+def host_batches(
+    run: Run, update: int, cursor: int, *, order: Order | None = None
+) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
     """(update, cursor after it, arrays (B, T)) from a position of the run onwards, on the host."""
+    order = order or run.order
     while update < run.plan.updates:
-        ids, cursor = run.order.take(cursor, int(run.plan.sequences[update]))
-        yield (
-            update,
-            cursor,
-            examples.causal(
-                run.store.sources,
-                ids,
-                order=run.order,
-                context=run.config.model.context,
-                packed=run.config.data.packed,
-                end_of_text=run.store.tokenizer.end_of_text,
-            ),
-        )
+        ids, cursor = order.take(cursor, int(run.plan.sequences[update]))
+        yield update, cursor, arrays(run, ids)
         update += 1
 
 
-def batches(run: Run, update: int, cursor: int) -> Generator[Fed, None, None]:
-    """The same as equal microbatches on the devices, made ahead in a thread; every batch has the same shape."""
-    rows = run.config.batch.microbatch
-    most = int(run.plan.sequences.max()) // rows
+def arrays(run: Run, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The rows (B, T) of these samples."""
+    return examples.causal(
+        run.store.sources,
+        ids,
+        order=run.order,
+        context=run.config.model.context,
+        packed=run.config.data.packed,
+        end_of_text=run.store.tokenizer.end_of_text,
+    )
+
+
+def batches(run: Run, update: int, cursor: int, past: History | None = None) -> Generator[Fed, None, None]:
+    """The same as equal microbatches on the devices, made ahead in a thread; every batch has the same shape.
+
+    past: what the run has decided so far, to be left out of the data or cut off the learning rate.
+    """
+    past = past or History()
+    order = run.order.excluding(past.exclude)
+    schedule = run.config.schedule
+    rates = run.rates
+    if past.cuts:
+        rates = optim.learning_rates(dataclasses.replace(schedule, cuts=(*schedule.cuts, *past.cuts)), run.plan)
 
     def feed() -> Iterator[Fed]:
-        for at, after, arrays in host_batches(run, update, cursor):
-            count = len(arrays["inputs_BT"]) // rows
-            padded = {name: _microbatches(array, rows, most) for name, array in arrays.items()}
-            scalars = {
-                "microbatches": np.int32(count),
-                "learning_rate": run.rates[at],
-                "update": np.int32(at),
-            }
-            batch = {
-                "arrays": parallel.put_batch(padded, run.mesh),
-                **jax.device_put(scalars, parallel.replicated(run.mesh)),
-            }
-            yield Fed(at, after, count * rows, float(run.rates[at]), batch)
+        before = cursor
+        for at, after, rows in host_batches(run, update, cursor, order=order):
+            yield _fed(run, at, before, after, rates[at], rows)
+            before = after
 
     yield from prefetch(feed(), size=2)
+
+
+def _fed(run: Run, update: int, before: int, cursor: int, rate: np.floating, rows: dict[str, np.ndarray]) -> Fed:
+    """A batch, put on the devices."""
+    microbatch = run.config.batch.microbatch
+    most = int(run.plan.sequences.max()) // microbatch
+    rows = faults.change("batch", rows, at=update + 1)
+    rate = np.float32(faults.change("learning_rate", rate, at=update + 1))
+    count = int(run.plan.sequences[update])
+    stretch = stretch_of(run, update, cursor)
+    scalars = {
+        "microbatches": np.int32(count // microbatch),
+        "learning_rate": rate,
+        "update": np.int32(update),
+        "stretch": np.int32(stretch),
+    }
+    batch = {
+        "arrays": parallel.put_batch({name: _microbatches(a, microbatch, most) for name, a in rows.items()}, run.mesh),
+        **jax.device_put(scalars, parallel.replicated(run.mesh)),
+    }
+    return Fed(update, before, cursor, count, float(rate), stretch, batch)
+
+
+def stretch_of(run: Run, update: int, cursor: int) -> int:
+    """How many announced changes come before the end of a batch: of the batch size, and of the mixture.
+
+    cursor: behind the batch. Both are functions of the plan, so a run that went back meets them where it did before.
+    """
+    starts = [start for start, _ in run.order.weights]
+    return int(np.searchsorted(run.plan.jumps, update, side="right")) + sum(0 < start < cursor for start in starts)
+
+
+def sample_ranges(run: Run, start: int, stop: int, past: History) -> Ranges:
+    """The ids of the samples at positions start..stop, as ranges, without those already left out."""
+    order = run.order.excluding(past.exclude)
+    ids = order.sample_id(np.arange(start, stop))
+    return to_ranges(ids[~order.excluded(ids)])
 
 
 def _microbatches(array: np.ndarray, rows: int, most: int) -> np.ndarray:
@@ -218,12 +263,13 @@ def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, 
     def evaluate(state: State, whole: bool) -> dict[str, float]:
         params = averaged(state)
         found = []
-        for number, arrays in enumerate(validation_batches(run)):
+        for number, rows in enumerate(validation_batches(run)):
+            faults.reach("evaluate.batch")
             if number == config.train.evaluate_batches > 0 and not whole:
                 break
             if stop is not None and stop.name:
                 raise Interrupted("the evaluation was interrupted by a signal")
-            found.append(sums(params, parallel.put_batch(arrays, run.mesh, leading=0)))
+            found.append(sums(params, parallel.put_batch(rows, run.mesh, leading=0)))
         totals = np.sum(np.asarray(jax.device_get(found), np.float64), axis=0)
         loss = float(totals[0] / totals[1])
         return {"val_loss": loss, "val_bits_per_byte": bits_per_byte(run, loss)}
@@ -294,20 +340,17 @@ class Trained:
 
 
 def load(run_dir: Path) -> Trained:
-    """The newest whole checkpoint of a run. UserError: not a run, or one with no checkpoint yet."""
+    """The newest whole checkpoint of a run. UserError: not a run. CheckpointError: no checkpoint can be read."""
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run: it has no config.json")
     config = typed.from_json((run_dir / "config.json").read_text(), Config)
-    found, problems = checkpoint.newest(run_dir / "checkpoints")
-    if found is None:
-        raise UserError(f"{run_dir} has no checkpoint to load; {'; '.join(problems) or 'train it first'}")
     model = GPT(config.model)
-    init = partial(states.init, model, optim.optimizer(config.optimizer), ema=config.optimizer.ema > 0)
+    init = partial(states.init, model, optim.optimizer(config.optimizer), **_state_settings(config))
     device = SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), jax.eval_shape(partial(init, seed=0))
     )
-    state = checkpoint.restore(found, abstract)
+    found, state, _ = checkpoint.load(run_dir / "checkpoints", abstract)
     return Trained(config, model, averaged(state), tokenizer.load(run_dir / "tokenizer.json"), found.meta["update"])
 
 

@@ -12,6 +12,7 @@ FILES = sorted((ROOT / "lmjax").rglob("*.py"))
 # Each room may import only the rooms above it.
 ORDER = [
     "typed",
+    "faults",
     "config",
     "presets",
     "files",

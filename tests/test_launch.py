@@ -57,7 +57,7 @@ def test_a_run_directory_holds_what_the_design_says(tiny: Config, tmp_path: Path
     assert events[0]["event"] == "start"
     assert events[-1]["event"] == "end"
     assert events[-1]["digest"] == end["digest"]
-    assert [e["update"] for e in events if e["event"] == "checkpoint"] == [4, 8, 12]
+    assert [e["update"] for e in events if e["event"] == "checkpoint"] == [0, 4, 8, 12]
     assert [e["digest"] for e in events if e["event"] == "checkpoint"][-1] == end["digest"]
     assert sorted(path.name for path in (folder / "plots").iterdir()) == ["health.png", "loss.png"]
 

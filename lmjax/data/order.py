@@ -37,6 +37,7 @@ class Order:
         source off. Shares are resolved to fractions over one period of at most 10,000 samples (see `shares`), and
         every window of positions, also across changes, holds each source's share to within 2 samples.
     exclude: half-open ranges of sample ids that are never used.
+    shuffle: whether each epoch permutes its windows, or reads them as they stand.
     Raises UserError for weights, changes or ranges that make no sense.
     """
 
@@ -44,6 +45,7 @@ class Order:
     seed: int
     weights: tuple[tuple[int, tuple[float, ...]], ...] = ((0, (1.0,)),)
     exclude: Ranges = ()
+    shuffle: bool = True
 
     def __post_init__(self) -> None:
         if not self.windows or min(self.windows) < 1:
@@ -90,14 +92,16 @@ class Order:
         source, rank = self._mixture.at(np.asarray(position, np.int64))
         size = np.asarray(self.windows)[source]
         epoch, index = np.divmod(rank, size)
-        window = permute(index, size, _key(_PERMUTATION, self.seed, source, epoch))
+        window = permute(index, size, _key(_PERMUTATION, self.seed, source, epoch)) if self.shuffle else index
         return source + len(self.windows) * (epoch * size + window)
 
     def position(self, sample_id: Any) -> np.ndarray:
         """Where each sample stands: the inverse of `sample_id`; -1 for samples that the mixture never reaches."""
         source, epoch, window = self.split_id(sample_id)
         size = np.asarray(self.windows)[source]
-        index = permute(window, size, _key(_PERMUTATION, self.seed, source, epoch), inverse=True)
+        index = window
+        if self.shuffle:
+            index = permute(window, size, _key(_PERMUTATION, self.seed, source, epoch), inverse=True)
         return self._mixture.position(source, epoch * size + index)
 
     def split_id(self, sample_id: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

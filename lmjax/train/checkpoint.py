@@ -3,6 +3,7 @@
 `checkpoints/<update>/` holds `state/` (Orbax), `meta.json` (counters, digest, fingerprints) and `manifest.json` (the
 sha256 of every other file). It is written as `<update>.partial` and renamed when whole, so a crash leaves nothing that
 looks like a checkpoint. Orbax alone restores a flipped bit without a word; the manifest is checked before a restore.
+What a rollback leaves behind is moved to `checkpoints/quarantine/`.
 """
 
 import hashlib
@@ -10,15 +11,17 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
 
+from lmjax import faults
 from lmjax.config import CheckpointConfig
 from lmjax.files import sync_folder, write_text
-from lmjax.pytrees import digest
+from lmjax.pytrees import all_finite, digest
 from lmjax.typed import RunError
 
 MANIFEST = "manifest.json"
@@ -26,6 +29,10 @@ MANIFEST = "manifest.json"
 
 class CheckpointError(RunError):
     """A checkpoint could not be written or none could be read: the message names the step or the files."""
+
+
+class NotFinite(CheckpointError):
+    """A state with an element that is not finite is not worth keeping."""
 
 
 @dataclass(frozen=True)
@@ -39,89 +46,142 @@ class Checkpoint:
 class Checkpoints:
     """Writes the checkpoints of one run: at most one save is in flight while training goes on.
 
-    Only the one process that trains may make one: leftovers of a crash are removed.
+    Only the one process that trains may make one: leftovers of a crash are removed. best: validation losses by
+    update, as far as they are known.
     """
 
-    def __init__(self, folder: Path, *, config: CheckpointConfig) -> None:
+    def __init__(self, folder: Path, *, config: CheckpointConfig, scores: Mapping[int, float] | None = None) -> None:
         self.folder = folder
+        self.scores = dict(scores or {})
         self._config = config
         self._orbax = ocp.StandardCheckpointer()
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: str | None = None
         self._committed: list[Checkpoint] = []
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.partial"):
             shutil.rmtree(leftover)
 
-    def save(self, state: Any, meta: dict[str, Any]) -> None:
-        """Starts to save `state`; returns once the arrays are copied off the devices. CheckpointError: the save
-        before this one failed."""
+    def save(self, state: Any, meta: dict[str, Any], *, protect: Iterable[int] = ()) -> None:
+        """Starts to save `state`; returns once the arrays are copied off the devices. What fails is told by `failure`.
+
+        protect: updates whose checkpoints retention must not delete. NotFinite: nothing is written.
+        """
         self.wait()
+        if not all_finite(state):
+            raise NotFinite(f"the state after update {meta['update']} is not finite: it is not saved")
         folder = self.folder / f"{meta['update']}.partial"
         try:
+            faults.reach("save")
+            if folder.exists():  # of a save that failed
+                shutil.rmtree(folder)
             folder.mkdir()
             self._orbax.save(folder.absolute() / "state", state)
-        except OSError as error:
-            raise CheckpointError(f"cannot write checkpoint {folder}: {error}") from error
-        self._thread = threading.Thread(target=self._commit, args=(folder, meta), name="checkpoint")
+            faults.reach("save.arrays")
+        except (OSError, ValueError) as error:
+            self._failed(folder, error)
+            return
+        self._thread = threading.Thread(target=self._commit, args=(folder, meta, set(protect)), name="checkpoint")
         self._thread.start()
 
     def committed(self) -> list[Checkpoint]:
-        """The checkpoints committed since the last call. CheckpointError: a save failed."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise CheckpointError(f"a checkpoint could not be written: {error}") from error
+        """The checkpoints committed since the last call."""
         done, self._committed = self._committed, []
         return done
 
+    def failure(self) -> str | None:
+        """What went wrong with a save since the last call."""
+        error, self._error = self._error, None
+        return error
+
     def wait(self) -> None:
-        """Waits for the save in flight. CheckpointError: it failed."""
+        """Waits for the save in flight."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._error is not None:
-            self.committed()
 
     def close(self) -> None:
         """Waits and releases Orbax's threads."""
-        if self._thread is not None:
-            self._thread.join()
+        self.wait()
         self._orbax.close()
 
-    def _commit(self, folder: Path, meta: dict[str, Any]) -> None:
+    def _commit(self, folder: Path, meta: dict[str, Any], protect: set[int]) -> None:
         try:
             self._orbax.wait_until_finished()
+            faults.reach("save.manifest")
             write_text(folder / "meta.json", json.dumps(meta, indent=1))
             write_text(folder / MANIFEST, json.dumps(hashes(folder), indent=1))
+            faults.reach("save.rename")
             final = folder.with_suffix("")
             if final.exists():  # saved before this update was repeated; the new one is already durable
-                shutil.rmtree(final)
+                _delete(final)
             os.replace(folder, final)
             sync_folder(self.folder)
+            faults.reach("save.committed")
             self._committed.append(Checkpoint(final, meta))
-            self._retain()
-        except BaseException as error:  # handed to the training thread, whatever it is
-            self._error = error
+            self._retain(protect)
+        except BaseException as error:  # told to the training thread, whatever it is
+            self._failed(folder, error)
 
-    def _retain(self) -> None:
-        """Keeps the last `keep` and every `keep_every`-th update; a crash half-way leaves a `.partial` folder."""
-        every = self._config.keep_every
-        for folder in folders(self.folder)[: -max(1, self._config.keep)]:
-            if not (every and int(folder.name) % every == 0):
-                doomed = folder.with_name(folder.name + ".partial")
-                os.replace(folder, doomed)
-                shutil.rmtree(doomed)
+    def _failed(self, folder: Path, error: BaseException) -> None:
+        self._error = f"checkpoint {folder.stem} could not be written: {error}"
+        self._orbax = ocp.StandardCheckpointer()  # the old one remembers its failure
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _retain(self, protect: set[int]) -> None:
+        updates = [int(folder.name) for folder in folders(self.folder)]
+        for update in set(updates) - retained(updates, self._config, protect=protect, scores=self.scores):
+            faults.reach("save.retain")
+            _delete(self.folder / str(update))
 
 
-def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose files match its manifest, and what is wrong with those that were passed over."""
+def retained(
+    updates: Iterable[int], config: CheckpointConfig, *, protect: Iterable[int], scores: Mapping[int, float]
+) -> set[int]:
+    """Which of the checkpoints at these updates stay: 0, the last N, every K-th, the best, and the protected."""
+    updates = sorted(updates)
+    keep = {0, *updates[-config.keep :], *protect}
+    if config.keep_every:
+        keep |= {update for update in updates if update % config.keep_every == 0}
+    scored = [update for update in updates if update in scores]
+    if config.keep_best and scored:
+        keep.add(min(scored, key=lambda update: (scores[update], update)))
+    return keep & set(updates)
+
+
+def _delete(folder: Path) -> None:
+    """A crash half-way leaves a `.partial` folder, which nobody takes for a checkpoint."""
+    doomed = folder.with_name(folder.name + ".old.partial")
+    if doomed.exists():
+        shutil.rmtree(doomed)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+# ---- Reading --------------------------------------------------------------------------------------------------------
+
+
+def load(root: Path, abstract: Any, *, digests: Mapping[int, str] | None = None) -> tuple[Checkpoint, Any, list[str]]:
+    """The newest checkpoint that is whole, its state, and what is wrong with those that were passed over.
+
+    abstract: shapes, dtypes and shardings. digests: by update, what the journal says, where it says anything.
+    CheckpointError: there is none; the message names what is wrong with each.
+    """
     problems = []
     for folder in reversed(folders(root)):
         problem = verify(folder)
         if problem is None:
-            return Checkpoint(folder, json.loads((folder / "meta.json").read_text())), problems
+            found = read(folder)
+            told = (digests or {}).get(found.meta["update"], found.meta["digest"])
+            if told != found.meta["digest"]:
+                problem = "it is not the one that the journal tells of"
+            else:
+                try:
+                    return found, restore(found, abstract), problems
+                except CheckpointError as error:
+                    problem = str(error)
         problems.append(f"checkpoint {folder.name}: {problem}")
-    return None, problems
+    raise CheckpointError(f"no checkpoint in {root} can be read: {'; '.join(problems) or 'there is none'}")
 
 
 def restore(checkpoint: Checkpoint, abstract: Any) -> Any:
@@ -139,6 +199,11 @@ def restore(checkpoint: Checkpoint, abstract: Any) -> Any:
     if digest(state) != checkpoint.meta["digest"]:
         raise CheckpointError(f"{checkpoint.folder}: the arrays do not have the digest that was saved with them")
     return state
+
+
+def read(folder: Path) -> Checkpoint:
+    """A checkpoint whose files are whole (see `verify`)."""
+    return Checkpoint(folder, json.loads((folder / "meta.json").read_text()))
 
 
 def folders(root: Path) -> list[Path]:
@@ -161,13 +226,36 @@ def verify(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         found = hashes(folder)
+        for name in manifest | found:
+            if name not in found:
+                return f"{name} is missing"
+            if found[name] != manifest.get(name):
+                return f"{name} does not match its sha256"
+        update = read(folder).meta["update"]
     except FileNotFoundError:
         return "not finished (no manifest)"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         return f"unreadable ({error})"
-    for name in manifest | found:
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != manifest.get(name):
-            return f"{name} does not match its sha256"
-    return None
+    return None if str(update) == folder.name else f"it is the checkpoint of update {update} under another name"
+
+
+# ---- Setting aside --------------------------------------------------------------------------------------------------
+
+
+def quarantine(root: Path, *, after: int) -> list[int]:
+    """Moves the checkpoints behind update `after` to `quarantine/`, the newest first; returns their updates.
+
+    A crash half-way leaves some to be moved by calling it again. What lies there already keeps its name.
+    """
+    moved = []
+    for folder in reversed(folders(root)):
+        if int(folder.name) <= after:
+            break
+        faults.reach("rollback.quarantine")
+        aside = root / "quarantine"
+        aside.mkdir(exist_ok=True)
+        names = (f"{folder.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 10_000))))
+        os.replace(folder, next(aside / name for name in names if not (aside / name).exists()))
+        moved.append(int(folder.name))
+    sync_folder(root)
+    return moved

@@ -1,241 +1,269 @@
 """The training loop: the only place of a run with side effects. It reads top to bottom.
 
 Three counters, never mixed up: `update` (optimizer updates applied), `cursor` (position in the sample order),
-`wall_step` (batches tried; never goes back). All else is a pure function of them and of the configuration.
+`wall_step` (batches tried; never goes back). All else is a pure function of them, the configuration and the journal.
 """
 
 import math
 import time
-from collections.abc import Callable, Generator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import jax
 
-from lmjax.config import CheckpointConfig, TrainConfig
-from lmjax.console import Console
-from lmjax.pytrees import digest
-from lmjax.train.checkpoint import Checkpoints
-from lmjax.train.journal import Journal
-from lmjax.train.metrics import Recorder
+from lmjax import faults
+from lmjax.pytrees import all_finite
+from lmjax.train import guard, rollback
+from lmjax.train.checkpoint import NotFinite
+from lmjax.train.guard import Tried
+from lmjax.train.history import History, fold
+from lmjax.train.parts import Fed, GaveUp, Parts, Position, every, write
+from lmjax.train.saving import Saver
 from lmjax.train.signals import StopRequest
-from lmjax.train.state import State
+from lmjax.typed import RunError
 
-MAX_REJECTED_IN_A_ROW = 10
-
-
-@dataclass(frozen=True)
-class Fed:
-    """One batch on the devices: `update` it is meant for, `cursor` after it, its size in sequences and tokens."""
-
-    update: int
-    cursor: int
-    sequences: int
-    learning_rate: float
-    batch: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands: the state and its three counters."""
-
-    state: State
-    update: int
-    cursor: int
-    wall_step: int
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What the loop is handed; it knows no model, no data and no evaluator.
-
-    step: the jitted update. batches: (update, cursor) -> the batches from there on. evaluate: (state, whole split)
-    -> metrics. tokens: trained on after so many updates. peak_flops: of all devices together.
-    """
-
-    run_dir: Path
-    train: TrainConfig
-    checkpoint: CheckpointConfig
-    updates: int
-    tokens: Callable[[int], int]
-    flops_per_token: float
-    peak_flops: float
-    step: Callable[[State, dict[str, Any]], tuple[State, dict[str, jax.Array]]]
-    batches: Callable[[int, int], Generator[Fed, None, None]]
-    evaluate: Callable[[State, bool], dict[str, float]]
-    fingerprints: dict[str, str]
-    journal: Journal
-    checkpoints: Checkpoints
-    recorder: Recorder
-    console: Console
-
-
-class GaveUp(RuntimeError):
-    """The guard cannot help any more; the newest checkpoint is the one to look at."""
+_NOT_RECORDED = ("loss", "grad_norm", "suspect", "hard", "diverged", "skipped")  # under these names, or at all
 
 
 def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
     """Trains from `position` to the end of the run, or until `stop` is requested; the last state is saved.
 
-    GaveUp: update after update was rejected. CheckpointError: a checkpoint could not be written.
+    GaveUp: the guard reached its bounds. CheckpointError: a checkpoint could not be written. RunError: the machine
+    does not compute what it did before the resume.
     """
-    feed = parts.batches(position.update, position.cursor)
+    past = fold(parts.journal.records)
+    watch = _Watch(past, resumed_at=position.update)
+    saver = Saver(parts, saved=position.update if past.digests or position.update else None)
+    feed = parts.batches(position.update, position.cursor, past)
     in_flight: list[tuple[Fed, dict[str, jax.Array]]] = []
-    rejected_in_a_row, sequences, compiled, steady = 0, 0, False, False
-    saved_at = position.update or None  # what a run was resumed from is saved already
+    fed: Fed | None = None
+    stretch: int | None = None
+    compiled, steady, stopping = False, False, False
     clock = time.perf_counter()
-    stopping = False
+    if saver.saved is None:
+        saver.save(position, past)  # there is always a state to go back to
     try:
         while position.update < parts.updates and not stopping:
             # Read once: a signal that comes later in this round is seen in the next one.
             stopping = bool(stop.name)
 
             # 1. Dispatch. The host does not wait: metrics are fetched one update late.
-            due = stopping
+            due = stopping or saver.retry
             if not stopping:
                 fed = next(feed)
-                sequences = _announce(parts, position, fed, before=sequences)
+                stretch = _announce(parts, position, fed, before=stretch)
                 _start_profile(parts, fed.update)
+                state = _spoil(position.state, at=fed.update + 1)
                 with nullcontext() if compiled else parts.console.phase("compiling"):
+                    if not compiled:
+                        faults.reach("compile")
                     with jax.transfer_guard("disallow"):
-                        state, metrics = parts.step(position.state, fed.batch)
+                        state, metrics = parts.step(state, fed.batch)
                     if not compiled:
                         jax.block_until_ready(metrics)
                         compiled = True
                 position = replace(position, state=state)
                 in_flight.append((fed, metrics))
-                due = _due(parts, fed.update + 1)
+                due = due or _due(parts, fed.update + 1)
 
-            # 2. Settle what has finished. A rejected batch left the state as it was, and so did the one sent after
+            # 2. Settle what has finished. A suspect batch left the state as it was, and so did the one sent after
             #    it, which was meant for the next update: the same update is tried again with the data that follow.
-            while len(in_flight) > (0 if due else 1):
+            fired, restart = "", False
+            while len(in_flight) > (0 if due else 1) and not fired:
                 fed, metrics = in_flight.pop(0)
                 values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-                position = replace(position, cursor=fed.cursor, wall_step=position.wall_step + 1)
-                if values["skipped"]:
-                    rejected_in_a_row += 1
-                    _reject(parts, position, fed, values, in_a_row=rejected_in_a_row)
-                    feed.close()
-                    feed, in_flight, due = parts.batches(position.update, position.cursor), [], stopping
+                position, fired = _judge(parts, position, fed, values)
+                if position.recent[-1].suspect and parts.guard.policy != "off":
+                    past.suspects.append(_suspect(parts, position, past, fed, values))
+                    in_flight, due, restart = [], stopping, True
+                    _give_up_skipping(parts, position)
                 else:
-                    rejected_in_a_row = 0
-                    position = replace(position, update=fed.update + 1)
                     clock, started = time.perf_counter(), clock
+                    watch.compare(parts, position.update, values["loss"])
                     _record(parts, position, fed, values, seconds=clock - started, steady=steady)
                     steady = True
-            _journal_checkpoints(parts, position)
+                    if past.replay is not None and not fired and position.cursor >= past.replay["trigger"]["cursor"]:
+                        past = rollback.conclude(parts, position, past, differs=watch.differs)
+            if parts.journal.behind or saver.saved == position.update - 1:
+                write(parts, position, "boundary", reason="progress")
+            saver.look(position)
             _stop_profile(parts, position.update)
 
             # 3. Save, then evaluate: an evaluation that fails or is interrupted loses nothing.
-            if due and not stopping:
-                if _every(parts.checkpoint.every, position.update) or position.update == parts.updates:
-                    saved_at = _save(parts, position)
-                if _every(parts.train.evaluate_every, position.update) and position.update < parts.updates:
-                    evaluate(parts, position, whole=False)
+            if due and not stopping and not fired:
+                try:
+                    if saver.retry or _save_due(parts, position.update):
+                        saver.save(position, past)
+                    if every(parts.train.evaluate_every, position.update) and position.update < parts.updates:
+                        evaluate(parts, position, whole=False)
+                except NotFinite as error:
+                    fired = _not_saved(parts, position, error)
                 clock = time.perf_counter()
+
+            # 4. Go back, if the guard says so.
+            if fired:
+                feed.close()
+                assert fed is not None
+                position, past = rollback.recover(parts, position, past, fed, rule=fired)
+                watch, in_flight, stretch, restart = _Watch(past), [], None, True
+                saver.saved, saver.retry = position.update, False
+            if restart:
+                feed.close()
+                feed = parts.batches(position.update, position.cursor, past)
     finally:
         feed.close()
 
     if stopping:
-        if saved_at != position.update:
-            _save(parts, position)
+        if saver.saved != position.update:
+            saver.save(position, past)
         write(parts, position, "signal", name=stop.name)
-    with parts.console.phase("saving"):
-        parts.checkpoints.wait()
-    _journal_checkpoints(parts, position)
+    saver.finish(position, past)
     return position
 
 
 def _due(parts: Parts, update: int) -> bool:
     """Something happens once `update` updates are applied, so the device must have caught up."""
-    return (
-        update == parts.updates
-        or _every(parts.checkpoint.every, update)
-        or _every(parts.train.evaluate_every, update)
-        or update in parts.train.profile
+    return _save_due(parts, update) or every(parts.train.evaluate_every, update) or update in parts.train.profile
+
+
+def _save_due(parts: Parts, update: int) -> bool:
+    return update == parts.updates or every(parts.checkpoint.every, update)
+
+
+def _announce(parts: Parts, position: Position, fed: Fed, *, before: int | None) -> int:
+    """Journals an announced change, at which the guard starts anew; returns the batch's stretch."""
+    if before not in (None, fed.stretch):
+        write(parts, position, "boundary", reason="announced change", batch=fed.sequences)
+    return fed.stretch
+
+
+def _spoil(state: Any, *, at: int) -> Any:
+    """The state, with the faults that a test has armed."""
+    faults.reach("update", at=at)
+    params, opt_state = faults.change("params", state.params, at=at), faults.change("opt_state", state.opt_state, at=at)
+    return state.replace(params=params, opt_state=opt_state)
+
+
+# ---- Settling a batch -----------------------------------------------------------------------------------------------
+
+
+def _judge(parts: Parts, position: Position, fed: Fed, values: dict[str, Any]) -> tuple[Position, str]:
+    """The position behind a batch, and the guard's rule that it fires (empty: none)."""
+    config, off = parts.guard, parts.guard.policy == "off"
+    suspect, hard = (values["suspect"], values["hard"]) if not off else (False, False)
+    tried = Tried(position.update, fed.before, fed.cursor, suspect, hard)
+    position = replace(
+        position,
+        update=position.update + (not suspect),
+        cursor=fed.cursor,
+        wall_step=position.wall_step + 1,
+        recent=(*position.recent, tried)[-guard.remembered(config) :],
     )
+    if config.policy != "rollback":
+        return position, ""
+    broken = suspect and guard.reason(values, config) == guard.NOT_FINITE and not all_finite(position.state.params)
+    diverged = values["diverged"] and not suspect
+    return position, guard.rule(position.recent, config=config, diverged=diverged, broken=bool(broken))
 
 
-def _every(period: int, update: int) -> bool:
-    return period > 0 and update % period == 0
+def _suspect(parts: Parts, position: Position, past: History, fed: Fed, values: dict[str, Any]) -> dict[str, Any]:
+    """Journals a batch that was not applied, with all that the guard saw; returns the record."""
+    why = guard.reason(values, parts.guard)
+    seen = ("loss", "grad_norm", "param_norm", "z_loss", "z_grad_norm")
+    details = {name: values[name].hex() for name in seen}
+    samples = parts.samples(fed.before, fed.cursor, past)
+    hard = values["hard"]
+    write(parts, position, "suspect", reason=why, hard=hard, batch=fed.sequences, samples=samples, **details)
+    parts.console.event(
+        f"update {fed.update + 1}: suspect ({why}: loss {values['loss']:.4g}, z {values['z_loss']:.1f}; gradient norm "
+        f"{values['grad_norm']:.3g}, z {values['z_grad_norm']:.1f}), not applied"
+    )
+    return parts.journal.records[-1]
 
 
-def write(parts: Parts, position: Position, event: str, **details: Any) -> None:
-    """Journals an event at a position."""
-    parts.journal.write(event, wall_step=position.wall_step, update=position.update, cursor=position.cursor, **details)
+def _give_up_skipping(parts: Parts, position: Position) -> None:
+    """GaveUp: a policy without rollbacks has left out too many batches in a row."""
+    bound = parts.guard.rejected_in_a_row
+    last = position.recent[-bound:]
+    if parts.guard.policy == "skip" and len(last) == bound and all(batch.suspect for batch in last):
+        write(parts, position, "end", status="gave up", why=f"{bound} suspects in a row")
+        raise GaveUp(f"{bound} batches in a row were suspect; guard.policy=rollback would go back")
 
 
-def _announce(parts: Parts, position: Position, fed: Fed, *, before: int) -> int:
-    """Journals a change of batch size; returns the new size in sequences."""
-    if before not in (0, fed.sequences):
-        write(parts, position, "boundary", batch_before=before, batch_after=fed.sequences)
-    return fed.sequences
+class _Watch:
+    """Compares losses with those that the journal has from the time that the run was here before.
 
+    differs: the first update whose loss is another one than then.
+    """
 
-def _reject(parts: Parts, position: Position, fed: Fed, values: dict[str, float], *, in_a_row: int) -> None:
-    """Journals an update that was not applied. GaveUp after too many in a row."""
-    details = {"loss": float(values["loss"]).hex(), "grad_norm": float(values["grad_norm"]).hex()}
-    write(parts, position, "suspect", reason="not finite", batch=fed.sequences, **details)
-    parts.console.event(f"update {fed.update + 1}: loss {values['loss']}, not applied; going on with the next data")
-    if in_a_row >= MAX_REJECTED_IN_A_ROW:
-        write(parts, position, "end", status="gave up")
-        raise GaveUp(f"{in_a_row} batches in a row gave a loss or gradient that is not finite")
+    def __init__(self, past: History, *, resumed_at: int | None = None) -> None:
+        self.differs: int | None = None
+        self._expected = past.expected
+        self._resumed_at = resumed_at
+
+    def compare(self, parts: Parts, update: int, loss: float) -> None:
+        """RunError: the first loss after a resume is another one than before."""
+        expected = self._expected.pop(update, None)
+        if expected is None or self.differs is not None:
+            return
+        before = float.fromhex(expected.loss)
+        tolerance = 0.0 if expected.machine == parts.machine else parts.tolerance
+        if abs(loss - before) <= tolerance * abs(before):
+            return
+        self.differs = update
+        parts.console.event(f"update {update}: the loss is {loss}, and was {before} when the run was here before")
+        if self._resumed_at == update - 1 and parts.guard.canary:
+            raise RunError(
+                f"update {update}: the first loss after the resume is {loss}, the journal has {before}: what is "
+                "resumed is not what was saved, or this machine computes something else; "
+                "guard.canary=false --allow-change guard.canary goes on nevertheless"
+            )
 
 
 def _record(
-    parts: Parts, position: Position, fed: Fed, values: dict[str, float], *, seconds: float, steady: bool
+    parts: Parts, position: Position, fed: Fed, values: dict[str, Any], *, seconds: float, steady: bool
 ) -> None:
-    """Shows and records an applied update; the first one, whose time is mostly compilation, has no speed."""
+    """Notes an applied update for the journal, shows and records it; the first one, whose time is mostly
+    compilation, has no speed."""
+    loss, grad_norm = values["loss"], values["grad_norm"]
+    parts.journal.note(update=position.update, cursor=fed.cursor, loss=loss, grad_norm=grad_norm)
     tokens = parts.tokens(position.update)
     speed = (tokens - parts.tokens(position.update - 1)) / max(seconds, 1e-9) if steady else math.nan
     record = {
         "update": position.update,
-        "loss": values["loss"],
+        "loss": loss,
         "learning_rate": fed.learning_rate,
-        "grad_norm": values["grad_norm"],
+        "grad_norm": grad_norm,
         "batch_size": fed.sequences,
         "tokens": tokens,
         "tokens_per_second": speed,
         "mfu": speed * parts.flops_per_token / parts.peak_flops,
         "seconds": seconds,
-        **{name: value for name, value in values.items() if name not in ("loss", "grad_norm")},
+        **{name: value for name, value in values.items() if name not in _NOT_RECORDED},
     }
     parts.console.update(record)
-    if _every(parts.train.log_every, position.update) or position.update in (1, parts.updates):
+    if every(parts.train.log_every, position.update) or position.update in (1, parts.updates):
         parts.recorder.write(record)
 
 
-def _save(parts: Parts, position: Position) -> int:
-    """Starts a checkpoint; returns its update."""
-    with parts.console.phase("saving"):
-        meta = {
-            "update": position.update,
-            "cursor": position.cursor,
-            "wall_step": position.wall_step,
-            "digest": digest(position.state),
-            **parts.fingerprints,
-        }
-        parts.checkpoints.save(position.state, meta)
-    return position.update
+# ---- Around updates -------------------------------------------------------------------------------------------------
 
 
-def _journal_checkpoints(parts: Parts, position: Position) -> None:
-    for checkpoint in parts.checkpoints.committed():
-        meta = checkpoint.meta
-        parts.journal.write(
-            "checkpoint",
-            wall_step=position.wall_step,
-            update=meta["update"],
-            cursor=meta["cursor"],
-            digest=meta["digest"],
-        )
+def _not_saved(parts: Parts, position: Position, error: NotFinite) -> str:
+    """A state that is not finite: what the guard makes of it. NotFinite: nothing."""
+    parts.console.event(str(error))
+    if parts.guard.policy == "rollback":
+        return guard.PARAMETERS
+    if position.update == parts.updates:
+        raise error
+    return ""
 
 
 def evaluate(parts: Parts, position: Position, *, whole: bool) -> dict[str, float]:
     """Evaluates, records and returns the metrics; a failure is said aloud, gives none, and costs nothing else."""
     try:
+        faults.reach("evaluate")
         with parts.console.phase("evaluating"):
             values = parts.evaluate(position.state, whole)
     except Exception as error:
@@ -244,6 +272,8 @@ def evaluate(parts: Parts, position: Position, *, whole: bool) -> dict[str, floa
     record = {"update": position.update, "tokens": parts.tokens(position.update), **values}
     parts.recorder.write(record)
     parts.console.update(record)
+    if "val_loss" in values:
+        parts.checkpoints.scores[position.update] = values["val_loss"]
     return values
 
 

@@ -8,11 +8,14 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+from lmjax.config import GuardConfig
+from lmjax.train.guard import Window, empty
+
 
 @struct.dataclass
 class State:
     """params and ema: pytrees of the model's parameters (ema: their running average, or None). opt_state:
-    optax's.
+    optax's. window: what the guard remembers of accepted updates.
 
     update: int32, how many updates have been applied. It, with the seed, also stands for the state of the
     random generator: keys are derived from the two, never stored.
@@ -22,6 +25,7 @@ class State:
     opt_state: Any
     ema: Any
     update: jax.Array
+    window: Window
 
 
 ONE_TOKEN = jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -33,6 +37,7 @@ def init(
     *,
     seed: int,
     ema: bool = False,
+    guard: GuardConfig,
     inputs: jax.ShapeDtypeStruct = ONE_TOKEN,
 ) -> State:
     """The state before the first update, a pure function of its arguments.
@@ -44,7 +49,7 @@ def init(
     variables = model.init(jax.random.key(seed), jnp.zeros(inputs.shape, inputs.dtype))
     params = nn.unbox(variables["params"])
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return State(params, optimizer.init(params), average, jnp.int32(0))
+    return State(params, optimizer.init(params), average, jnp.int32(0), empty(guard))
 
 
 def abstract(state: Any) -> Any:

@@ -12,6 +12,7 @@ import optax
 from jax import Array, lax
 
 from lmjax.config import GuardConfig
+from lmjax.train import guard as guards
 from lmjax.train.state import State
 
 Loss = Callable[[Any, dict[str, Array], Array], tuple[Array, Array, dict[str, Array]]]
@@ -25,17 +26,18 @@ def make_update(
 
     loss: (params, microbatch, key) -> (loss sum, weight sum, dict of further sums), all float32 scalars.
     batch: `arrays`, a dict of (K, m, ...); `microbatches`, int32 k with 1 <= k <= K: only the first k are
-    read, and one compiled program serves every k; `learning_rate`, float32; and, if given, `update`, int32:
-    the number of applied updates the batch was made for. A batch made for another moment is not applied: it
-    was sent off before the one ahead of it turned out to be skipped.
+    read, and one compiled program serves every k; `learning_rate`, float32; and, if given, `stretch`, int32: how many
+    announced changes came before (the guard starts anew at each), and `update`, int32: the number of applied updates
+    the batch was made for. A batch made for another moment is not applied: it was sent off before the one ahead of it
+    turned out to be suspect.
 
     The gradient is that of (sum of loss sums) / (sum of weight sums), so that splitting a batch otherwise
     changes nothing but rounding. Random keys come from (seed, update, microbatch).
 
     metrics, scalars: `loss` and every further sum, divided by the weight; `weight`; `grad_norm` before
-    clipping; `update_norm` and `param_norm` of what was or would have been applied; `skipped` 0 or 1. With
-    policy `skip`, an update whose loss or gradient norm is not finite leaves every leaf of the state as it
-    was, `update` included.
+    clipping; `update_norm` and `param_norm` of what was or would have been applied; the guard's `z_loss`,
+    `z_grad_norm`, `suspect`, `hard` and `diverged`; `skipped`, 0 or 1. Unless the policy is `off`, a suspect batch
+    leaves every leaf of the state as it was, `update` and the guard's window included.
     """
 
     def update(state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Array]]:
@@ -52,22 +54,31 @@ def make_update(
             average = state.ema
             if average is not None:
                 average = optax.incremental_update(params, average, 1 - ema)
-            after = State(params, opt_state, average, state.update + 1)
+            param_norm = optax.tree.norm(params)
         with jax.named_scope("guard"):
-            apply = jnp.bool_(True)
-            if guard.policy == "skip":
-                apply &= jnp.isfinite(loss_sum * scale) & jnp.isfinite(norm)
-            if "update" in batch:
-                apply &= batch["update"] == state.update
+            stretch = batch.get("stretch", jnp.int32(0))
+            loss_mean, log_norm = loss_sum * scale, guards.log_norm(norm)
+            finite = jnp.isfinite(loss_mean) & jnp.isfinite(norm) & jnp.isfinite(param_norm)
+            signs = guards.assess(state.window, loss_mean, log_norm, finite, stretch, guard)
+            window, diverged = guards.accept(state.window, loss_mean, log_norm, stretch, guard)
+            after = State(params, opt_state, average, state.update + 1, window)
+            apply = batch.get("update", state.update) == state.update
+            if guard.policy != "off":
+                apply &= ~signs.suspect
             # Selected, never multiplied: 0 * NaN is NaN.
             after = jax.tree.map(lambda new, old: jnp.where(apply, new, old), after, state)
         metrics = {
-            "loss": loss_sum * scale,
+            "loss": loss_mean,
             **{name: value * scale for name, value in sums.items()},
             "weight": weight,
             "grad_norm": norm,
             "update_norm": optax.tree.norm(step),
-            "param_norm": optax.tree.norm(params),
+            "param_norm": param_norm,
+            "z_loss": signs.z_loss,
+            "z_grad_norm": signs.z_grad_norm,
+            "suspect": signs.suspect,
+            "hard": signs.hard,
+            "diverged": diverged,
             "skipped": 1 - apply.astype(jnp.int32),
         }
         return after, metrics

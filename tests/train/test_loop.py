@@ -18,14 +18,18 @@ from lmjax.config import CheckpointConfig, GuardConfig, TrainConfig
 from lmjax.console import Console
 from lmjax.train import checkpoint, journal, metrics
 from lmjax.train.checkpoint import Checkpoints
+from lmjax.train.guard import empty
+from lmjax.train.history import History
 from lmjax.train.journal import Journal
-from lmjax.train.loop import Fed, GaveUp, Parts, Position, evaluate, train
+from lmjax.train.loop import evaluate, train
 from lmjax.train.metrics import Recorder
+from lmjax.train.parts import Fed, GaveUp, Parts, Position
 from lmjax.train.signals import StopRequest
 from lmjax.train.state import State
 from lmjax.train.step import make_update
 
 UPDATES = 12
+SKIP = GuardConfig(policy="skip")
 
 
 def loss(params: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
@@ -46,19 +50,20 @@ def parts(
     run_dir: Path,
     *,
     poison: tuple[int, ...] = (),
+    guard: GuardConfig = SKIP,
     evaluate: Callable[[State, bool], dict[str, float]] = lambda state, whole: {"val_loss": 1.0},
     every: int = 4,
 ) -> Generator[Parts, None, None]:
-    def batches(update: int, cursor: int) -> Generator[Fed, None, None]:
+    def batches(update: int, cursor: int, past: History) -> Generator[Fed, None, None]:
         while update < UPDATES:
             size = 2 if update < 6 else 4
             x = [math.nan if cursor + i in poison else data(cursor + i) for i in range(size)]
-            cursor += size
+            before, cursor = cursor, cursor + size
             arrays = np.zeros((2, 2), np.float32)
             arrays.reshape(-1)[:size] = x
             scalars = {"microbatches": np.int32(size // 2), "update": np.int32(update)}
             batch = {"arrays": {"x": arrays}, "learning_rate": np.float32(0.1), **scalars}
-            yield Fed(update, cursor, size, 0.1, jax.device_put(batch))
+            yield Fed(update, before, cursor, size, 0.1, 0, jax.device_put(batch))
             update += 1
 
     run_dir.mkdir(exist_ok=True)
@@ -72,13 +77,20 @@ def parts(
                 run_dir=run_dir,
                 train=TrainConfig(evaluate_every=4),
                 checkpoint=CheckpointConfig(every=every),
+                guard=guard,
                 updates=UPDATES,
+                sequences=36,
                 tokens=lambda update: 2 * min(update, 6) + 4 * max(0, update - 6),
                 flops_per_token=1.0,
                 peak_flops=1e9,
                 step=STEP,
                 batches=batches,
+                samples=lambda start, stop, past: ((start, stop),),
                 evaluate=evaluate,
+                autopsy=lambda state, fed, decision: None,
+                conclude=lambda update, text: None,
+                machine=(),
+                tolerance=0.0,
                 fingerprints={"data_sha256": "x"},
                 journal=Journal(run_dir / "journal.jsonl"),
                 checkpoints=saves,
@@ -89,9 +101,17 @@ def parts(
             saves.close()
 
 
+def newest(folder: Path) -> checkpoint.Checkpoint:
+    found = checkpoint.folders(folder)[-1]
+    assert checkpoint.verify(found) is None
+    return checkpoint.read(found)
+
+
 def fresh() -> Position:
     params = {"w": jnp.float32(1.0)}
-    return Position(State(params, OPTIMIZER.init(params), None, jnp.int32(0)), update=0, cursor=0, wall_step=0)
+    return Position(
+        State(params, OPTIMIZER.init(params), None, jnp.int32(0), empty(GuardConfig())), update=0, cursor=0, wall_step=0
+    )
 
 
 def events(run_dir: Path) -> list[str]:
@@ -110,8 +130,8 @@ def test_a_run_counts_records_and_saves(tmp_path: Path) -> None:
     assert [record["update"] for record in records if "loss" in record] == list(range(1, 13))
     assert [record["update"] for record in records if "val_loss" in record] == [4, 8]
     assert [record["batch_size"] for record in records if "loss" in record] == [2] * 6 + [4] * 6
-    assert [folder.name for folder in checkpoint.folders(tmp_path / "checkpoints")] == ["4", "8", "12"]
-    assert sorted(events(tmp_path)) == ["boundary"] + ["checkpoint"] * 3
+    assert [folder.name for folder in checkpoint.folders(tmp_path / "checkpoints")] == ["0", "4", "8", "12"]
+    assert events(tmp_path).count("checkpoint") == 4
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -127,8 +147,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     with parts(tmp_path / "cut", evaluate=interrupt) as made:
         cut = train(made, fresh(), stop=stop)
         assert cut.update == 8
-        found, _ = checkpoint.newest(made.checkpoints.folder)
-        assert found is not None
+        found = newest(made.checkpoints.folder)
         state = checkpoint.restore(found, jax.eval_shape(lambda: fresh().state))
         resumed = train(made, replace(cut, state=state), stop=StopRequest())
     assert weight(resumed) == weight(whole)
@@ -147,8 +166,7 @@ def test_a_signal_at_any_update_saves_that_update(tmp_path: Path, when: int) -> 
             return inner(state, batch)
 
         end = train(replace(made, step=step), fresh(), stop=stop)
-        found, _ = checkpoint.newest(made.checkpoints.folder)
-    assert found is not None
+        found = newest(made.checkpoints.folder)
     assert found.meta["update"] == end.update == when + 1
     assert found.meta["cursor"] == end.cursor
 
@@ -158,8 +176,7 @@ def test_a_signal_before_the_first_update_saves_update_zero(tmp_path: Path) -> N
     stop.name = "SIGTERM"
     with parts(tmp_path) as made:
         end = train(made, fresh(), stop=stop)
-        found, _ = checkpoint.newest(made.checkpoints.folder)
-    assert found is not None
+        found = newest(made.checkpoints.folder)
     assert found.meta["update"] == end.update == 0
 
 
@@ -210,4 +227,4 @@ def test_saving_comes_before_an_evaluation_that_fails(tmp_path: Path) -> None:
 def test_without_periodic_saves_the_end_is_saved(tmp_path: Path) -> None:
     with parts(tmp_path, every=0) as made:
         train(made, fresh(), stop=StopRequest())
-    assert [folder.name for folder in checkpoint.folders(tmp_path / "checkpoints")] == ["12"]
+    assert [folder.name for folder in checkpoint.folders(tmp_path / "checkpoints")] == ["0", "12"]

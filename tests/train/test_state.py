@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from lmjax import optim, pytrees
-from lmjax.config import OptimizerConfig
+from lmjax.config import GuardConfig, OptimizerConfig
 from lmjax.train import state as states
 
 
@@ -23,11 +23,11 @@ OPTIMIZER = optim.optimizer(OptimizerConfig())
 
 @cache
 def make(**options):
-    return jax.jit(partial(states.init, Tiny(), OPTIMIZER, **options))()
+    return jax.jit(partial(states.init, Tiny(), OPTIMIZER, guard=GuardConfig(), **options))()
 
 
 def test_init_is_a_function_of_the_seed():
-    again = jax.jit(partial(states.init, Tiny(), OPTIMIZER, seed=1))()
+    again = jax.jit(partial(states.init, Tiny(), OPTIMIZER, seed=1, guard=GuardConfig()))()
     assert pytrees.digest(make(seed=1)) == pytrees.digest(again) != pytrees.digest(make(seed=2))
 
 
@@ -49,11 +49,11 @@ def test_average_starts_at_the_parameters_in_buffers_of_its_own():
 
 
 def test_init_needs_no_memory_to_know_its_shapes_and_takes_shardings():
-    shapes = jax.eval_shape(partial(states.init, Tiny(), OPTIMIZER, seed=1))
+    shapes = jax.eval_shape(partial(states.init, Tiny(), OPTIMIZER, seed=1, guard=GuardConfig()))
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     where = jax.tree.map(lambda _: sharding, shapes)
-    state = jax.jit(partial(states.init, Tiny(), OPTIMIZER, seed=1), out_shardings=where)()
+    state = jax.jit(partial(states.init, Tiny(), OPTIMIZER, seed=1, guard=GuardConfig()), out_shardings=where)()
     assert pytrees.digest(state) == pytrees.digest(make(seed=1))
 
     described = states.abstract(state)

@@ -50,7 +50,7 @@ def jitted(model, loss, optimizer, policy, ema):
     """(init, update), compiled once for all tests of the same shapes."""
     optimizer = optax.identity() if optimizer == "descent" else optim.optimizer(OptimizerConfig(name=optimizer))
     update = steps.make_update(loss, optimizer, guard=GuardConfig(policy=policy), ema=ema, seed=0)
-    init = jax.jit(partial(states.init, model, optimizer, seed=0, ema=ema > 0))
+    init = jax.jit(partial(states.init, model, optimizer, seed=0, ema=ema > 0, guard=GuardConfig()))
     return init, jax.jit(update, donate_argnums=0)
 
 

@@ -1,0 +1,157 @@
+"""Failpoints: named places where a fault can be injected, to prove that a run survives it.
+
+Inert and free unless armed: by `LMJAX_FAULTS`, which the doors read, or by `armed` in a test. A fault is written
+`point=action@when`, several are separated by spaces:
+
+    LMJAX_FAULTS="save.rename=kill@2 batch=nan@40-42 learning_rate=times:100@60-70"
+
+`when` is a number or a range first-last, counted from 1: the n-th time that the point is reached, or the update, for a
+point that belongs to one (marked below). Each number fires once, also if the run comes there again after going back:
+the fault is transient. With `!` at the end it fires every time.
+
+actions: `kill` (SIGKILL), `SIGTERM`, `SIGINT`, `error` (an I/O error), `full` (no space left), `sleep:SECONDS`; on
+values `nan`, `inf`, `times:FACTOR`, `random` (integers drawn anew from the range they span).
+"""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lmjax.typed import UserError, nearest
+
+VARIABLE = "LMJAX_FAULTS"
+POINTS = {
+    "prepared": "the parts are put together, nothing has run",
+    "compile": "before the first update is compiled",
+    "update": "before an update is sent to the devices (by update)",
+    "batch": "value: the arrays of a batch (by update)",
+    "learning_rate": "value: the learning rate of a batch (by update)",
+    "params": "value: the parameters, before an update (by update)",
+    "opt_state": "value: the optimizer state, before an update (by update)",
+    "evaluate": "before an evaluation",
+    "evaluate.batch": "before each batch of an evaluation",
+    "journal.write": "before a record is written",
+    "journal.torn": "a record is half on the disk",
+    "journal.written": "a record is on the disk",
+    "save": "before a save begins",
+    "save.arrays": "the arrays are on their way to the disk",
+    "save.manifest": "the arrays are on the disk, the manifest is not",
+    "save.rename": "all is on the disk, under a temporary name",
+    "save.committed": "the checkpoint has its name, the journal does not know it",
+    "save.retain": "an old checkpoint is about to be deleted",
+    "rollback": "before a rollback is announced in the journal",
+    "rollback.announced": "it is announced, nothing is done",
+    "rollback.quarantine": "before each checkpoint that is set aside",
+    "rollback.restore": "all are set aside, the state is not restored",
+    "rollback.done": "the state is restored and the journal says so",
+}
+ACTIONS = ("kill", "SIGTERM", "SIGINT", "error", "full", "sleep", "nan", "inf", "times", "random")
+
+
+@dataclass
+class _Fault:
+    action: str
+    argument: float
+    first: int
+    last: int
+    always: bool
+    fired: set[int] = field(default_factory=set)
+    reached: int = 0
+
+
+_armed: dict[str, list[_Fault]] = {}  # the one piece of global state of lmjax: empty in every real run
+
+
+def arm(text: str) -> None:
+    """Arms the faults of `text` instead of those before. UserError: no such point or action."""
+    _armed.clear()
+    for word in text.split():
+        point, _, rest = word.partition("=")
+        action, _, when = rest.partition("@")
+        action, _, argument = action.partition(":")
+        first, _, last = when.rstrip("!").partition("-")
+        if point not in POINTS:
+            raise UserError(f"{VARIABLE}: no failpoint '{point}'{nearest(point, POINTS)}")
+        try:
+            fault = _Fault(action, float(argument or 0), int(first or 1), int(last or first or 1), when.endswith("!"))
+        except ValueError:
+            raise UserError(f"{VARIABLE}: '{word}' is not of the form point=action@when") from None
+        if action not in ACTIONS:
+            raise UserError(f"{VARIABLE}: no action '{action}'{nearest(action, ACTIONS)}")
+        _armed.setdefault(point, []).append(fault)
+
+
+@contextmanager
+def armed(text: str) -> Iterator[None]:
+    """Arms `text` within the block."""
+    arm(text)
+    try:
+        yield
+    finally:
+        _armed.clear()
+
+
+def reach(point: str, *, at: int | None = None) -> None:
+    """Says that the program is at `point` (of update `at`): a fault that waits there happens."""
+    if _armed:
+        for fault in _due(point, at):
+            _happen(fault)
+
+
+def change(point: str, value: Any, *, at: int) -> Any:
+    """`value` (a number, an array or a pytree of them), spoiled if a fault waits there."""
+    if _armed:
+        for fault in _due(point, at):
+            value = _spoiled(value, fault)
+    return value
+
+
+def _due(point: str, at: int | None) -> Iterator[_Fault]:
+    assert point in POINTS, point
+    for fault in _armed.get(point, ()):
+        fault.reached += 1
+        number = fault.reached if at is None else at
+        if fault.first <= number <= fault.last and (fault.always or number not in fault.fired):
+            fault.fired.add(number)
+            yield fault
+
+
+def _happen(fault: _Fault) -> None:
+    if fault.action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif fault.action in ("SIGTERM", "SIGINT"):
+        signal.raise_signal(signal.Signals[fault.action])
+    elif fault.action == "sleep":
+        time.sleep(fault.argument)
+    else:
+        code = errno.ENOSPC if fault.action == "full" else errno.EIO
+        raise OSError(code, os.strerror(code))
+
+
+def _spoiled(value: Any, fault: _Fault) -> Any:
+    """The first floating-point leaf (or, for `random`, every integer leaf) of a pytree changed."""
+    import jax
+
+    leaves, structure = jax.tree.flatten(value)
+    kind = np.integer if fault.action == "random" else np.floating
+    for i, leaf in enumerate(leaves):
+        if not np.issubdtype(np.asarray(leaf).dtype, kind):
+            continue
+        array = np.array(leaf)
+        if fault.action == "random":
+            array = np.random.default_rng(fault.last).integers(0, array.max() + 1, array.shape, array.dtype)
+        elif fault.action == "times":
+            array *= array.dtype.type(fault.argument)
+        else:
+            array.reshape(-1)[:1] = np.nan if fault.action == "nan" else np.inf
+        leaves[i] = jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else array
+        if fault.action != "random":
+            break
+    return jax.tree.unflatten(structure, leaves)

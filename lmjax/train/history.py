@@ -1,0 +1,147 @@
+"""What a journal says: where the run stands, which way it came, what it has decided. A fold over the records; pure.
+
+A run that resumes, rolls back or falls back leaves the way it had come. Its *path* is what counts: the updates and
+suspects that led to the present state. What was left behind stays in the journal, and says what to expect again.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from lmjax.train.guard import Tried
+
+Record = dict[str, Any]
+Ranges = tuple[tuple[int, int], ...]
+
+TRANSIENT, ROLLED_BACK = "transient: the spike did not come again", "rolled back"  # reasons of `boundary` records
+MACHINE = ("jax", "devices", "platform")  # what must be equal for the bits to be
+
+
+class Applied(NamedTuple):
+    """An applied update: the cursor behind its batch, its loss and gradient norm in hexadecimal, on which machine."""
+
+    cursor: int
+    loss: str
+    grad_norm: str
+    machine: tuple[Any, ...]
+
+
+@dataclass
+class History:
+    """path: the applied updates. suspects: the records of batches left out on the path. rollbacks: all there were.
+    expected: what the next updates gave when the run was there before. exclude, cuts: sample ids and learning-rate
+    cuts that rollbacks decided. pending: a rollback announced but not finished. replay: a rollback whose data are
+    being replayed. digests: of the checkpoints, newest record first to count. gave_up: the last end."""
+
+    path: list[Applied] = field(default_factory=list)
+    suspects: list[Record] = field(default_factory=list)
+    rollbacks: list[Record] = field(default_factory=list)
+    expected: dict[int, Applied] = field(default_factory=dict)
+    exclude: Ranges = ()
+    cuts: tuple[tuple[int, float, int], ...] = ()
+    pending: Record | None = None
+    replay: Record | None = None
+    digests: dict[int, str] = field(default_factory=dict)
+    machine: tuple[Any, ...] = ()
+
+    def cursor(self, update: int) -> int:
+        """The cursor behind the last of `update` applied updates."""
+        return self.path[update - 1].cursor if update else 0
+
+    def recent(self, count: int, *, cursor: int) -> tuple[Tried, ...]:
+        """The last `count` batches tried on the path, up to `cursor`."""
+        behind = [(applied.cursor, number, False, False) for number, applied in enumerate(self.path[-count:], 1)]
+        offset = max(len(self.path) - count, 0)
+        tried = [(at, offset + number - 1, suspect, hard) for at, number, suspect, hard in behind]
+        tried += [(record["cursor"], record["update"], True, record["hard"]) for record in self.suspects[-count:]]
+        tried = sorted(item for item in tried if item[0] <= cursor)
+        befores = [0, *(item[0] for item in tried)]
+        if offset:
+            befores[0] = self.path[offset - 1].cursor
+        pairs = zip(befores, tried, strict=False)
+        return tuple(Tried(update, before, at, suspect, hard) for before, (at, update, suspect, hard) in pairs)[-count:]
+
+    def left_out(self, *, cursor: int | None = None) -> Ranges:
+        """Ranges of sample ids that a fresh run must exclude to take this path (up to `cursor`) from the start."""
+        suspects = (record for record in self.suspects if cursor is None or record["cursor"] <= cursor)
+        return (*self.exclude, *(tuple(pair) for record in suspects for pair in record["samples"]))
+
+    def skipped(self, *, cursor: int | None = None) -> int:
+        """How many samples that is."""
+        return sum(stop - start for start, stop in self.left_out(cursor=cursor))
+
+    def _go_back(self, update: int, cursor: int, *, until: int | None = None) -> None:
+        """Leaves the path after `update`; what was applied up to cursor `until` is expected to come again."""
+        left = dict(enumerate(self.path[update:], update + 1))
+        self.expected = {
+            number: applied
+            for number, applied in {**self.expected, **left}.items()
+            if number > update and (until is None or applied.cursor <= until)
+        }
+        del self.path[update:]
+        self.suspects = [record for record in self.suspects if record["cursor"] <= cursor]
+
+
+def fold(records: Iterable[Record]) -> History:
+    """The history that these records, oldest first, tell."""
+    history = History()
+    for record in records:
+        _applied(history, record)
+        match record["event"]:
+            case "start":
+                history.machine = machine_of(record)
+            case "resume":
+                history._go_back(record["update"], record["cursor"])
+                history.machine = machine_of(record)
+                if record.get("changed"):
+                    history.expected = {}
+            case "suspect":
+                history.suspects.append(record)
+            case "checkpoint":
+                history.digests[record["update"]] = record["digest"]
+            case "rollback":
+                _rollback(history, record)
+            case "skip":
+                history.pending = None
+                history.exclude = (*history.exclude, *(tuple(pair) for pair in record["samples"]))
+            case "boundary":
+                if record.get("reason") == ROLLED_BACK:
+                    history.pending = None
+                elif record.get("reason") == TRANSIENT:
+                    history.replay = None
+    return history
+
+
+def machine_of(record: Record) -> tuple[Any, ...]:
+    """What a record says about the machine, as far as it decides about bits."""
+    return tuple(record.get(name) for name in MACHINE)
+
+
+def _applied(history: History, record: Record) -> None:
+    applied = record.get("applied")
+    if not applied:
+        return
+    number = applied["first"]
+    # A record tells of updates after a point that a kill kept it from announcing: its resume record went before.
+    assert number == len(history.path) + 1, (number, len(history.path))
+    for cursor, loss, norm in zip(applied["cursors"], applied["losses"], applied["grad_norms"], strict=True):
+        history.path.append(Applied(cursor, loss, norm, history.machine))
+        history.expected.pop(number, None)
+        number += 1
+
+
+def _rollback(history: History, record: Record) -> None:
+    history.rollbacks.append(record)
+    history.pending = record
+    replay = record["kind"] == "replay"
+    history.replay = record if replay else None
+    until = record["onset"]["cursor"] if replay else record["positions"][0]
+    history._go_back(record["target"], record["target_cursor"], until=until)
+    if record["cut"]:
+        history.cuts = (*history.cuts, tuple(record["cut"]))
+        history.expected = {}
+
+
+def last(records: Sequence[Record], event: str) -> Record | None:
+    """The newest record of an event."""
+    return next((record for record in reversed(records) if record["event"] == event), None)

@@ -1,0 +1,93 @@
+"""What the loop works with and on: the functions it is handed, a batch on its way, where the run stands."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmjax.config import CheckpointConfig, GuardConfig, TrainConfig
+from lmjax.console import Console
+from lmjax.train.checkpoint import Checkpoints
+from lmjax.train.guard import Tried
+from lmjax.train.history import History, Ranges
+from lmjax.train.journal import Journal
+from lmjax.train.metrics import Recorder
+from lmjax.train.recovery import Decision
+from lmjax.train.state import State
+
+
+@dataclass(frozen=True)
+class Fed:
+    """One batch on the devices: the `update` it is meant for, the cursors before and behind it, its size in
+    sequences, and how many announced changes came before it (`stretch`)."""
+
+    update: int
+    before: int
+    cursor: int
+    sequences: int
+    learning_rate: float
+    stretch: int
+    batch: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: the state, its three counters, and the last batches tried, for the guard."""
+
+    state: State
+    update: int
+    cursor: int
+    wall_step: int
+    recent: tuple[Tried, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop is handed; it knows no model, no data and no evaluator.
+
+    step: the jitted update. batches: the batches from (update, cursor) on, with what a history decided. samples: the
+    ids that stand at positions from..to and are not left out already. evaluate: (state, whole split) -> metrics.
+    autopsy: writes a report of a spike: (state, batch, decision). conclude: adds a line to the report of an update.
+    tokens: trained on after so many updates. sequences: of the whole run. peak_flops: of all devices together.
+    machine: what the bits depend on, as `history.machine_of` tells it; tolerance: by how much, relative, the first loss
+    after a resume may differ from the journal's where that was another machine.
+    """
+
+    run_dir: Path
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    guard: GuardConfig
+    updates: int
+    sequences: int
+    tokens: Callable[[int], int]
+    flops_per_token: float
+    peak_flops: float
+    step: Callable[[State, dict[str, Any]], tuple[State, dict[str, jax.Array]]]
+    batches: Callable[[int, int, History], Generator[Fed, None, None]]
+    samples: Callable[[int, int, History], Ranges]
+    evaluate: Callable[[State, bool], dict[str, float]]
+    autopsy: Callable[[State, Fed, Decision], None]
+    conclude: Callable[[int, str], None]
+    machine: tuple[Any, ...]
+    tolerance: float
+    fingerprints: dict[str, str]
+    journal: Journal
+    checkpoints: Checkpoints
+    recorder: Recorder
+    console: Console
+
+
+class GaveUp(RuntimeError):
+    """The guard cannot help any more; the newest checkpoint is a healthy one."""
+
+
+def write(parts: Parts, position: Position, event: str, **details: Any) -> None:
+    """Journals an event at a position."""
+    parts.journal.write(event, wall_step=position.wall_step, update=position.update, cursor=position.cursor, **details)
+
+
+def every(period: int, update: int) -> bool:
+    """Whether `update` is one of each `period` (0: never)."""
+    return period > 0 and update % period == 0

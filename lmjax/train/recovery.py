@@ -1,0 +1,149 @@
+"""What to do about a spike: how far to go back, which data to leave out, when to give up. Pure functions.
+
+PaLM (Chowdhery et al. 2022, 5.1) went back about 100 steps and left out 200 to 500 batches; GLM-130B and BLOOM did
+alike, by hand. Here the first attempt leaves out little, the next ones more.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lmjax.config import GuardConfig
+from lmjax.train import guard
+from lmjax.train.guard import Tried
+from lmjax.train.history import History
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A rollback.
+
+    rule: what triggered it. kind: `replay` the same data (to see whether the spike comes again) or `skip` them.
+    onset, trigger: the batches where the trouble began and where it was noticed. target: the update to go back to, and
+    its cursor. attempt: the how manieth in this neighbourhood; level: of escalation. reproduced: a replay showed the
+    spike again. positions: what a skip leaves out, from (incl.) to (excl.). cut: (update, factor, over) of the
+    learning rate. verdict: why the guard gives up; empty if it does not.
+    """
+
+    rule: str
+    kind: str
+    onset: Tried
+    trigger: Tried
+    target: int
+    target_cursor: int
+    attempt: int
+    level: int
+    reproduced: bool
+    positions: tuple[int, int] | None = None
+    cut: tuple[int, float, int] | None = None
+    verdict: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """As fields of a journal record; `onset` tells the update and the cursor before it."""
+        fields = asdict(self)
+        fields["onset"] = {"update": self.onset.update, "cursor": self.onset.before}
+        fields["trigger"] = {"update": self.trigger.update, "cursor": self.trigger.cursor}
+        return fields
+
+
+def decide(
+    past: History,
+    recent: Sequence[Tried],
+    rule: str,
+    *,
+    checkpoints: Mapping[int, int],
+    samples: int,
+    every: int,
+    config: GuardConfig,
+) -> Decision:
+    """What to do now that `rule` has fired on the last of the `recent` batches.
+
+    checkpoints: cursor by update, of those whose files are whole. samples: of the whole run. every: updates between
+    checkpoints.
+    """
+    onset, trigger = guard.onset(recent, fired=rule, config=config), recent[-1]
+    last = past.rollbacks[-1] if past.rollbacks else None
+    near = last is not None and onset.update <= last["trigger"]["update"] + config.neighbourhood
+    reproduced = past.replay is not None
+    if last is not None and reproduced:
+        kind, attempt, level = "skip", last["attempt"], last["level"]
+    elif last is not None and near:
+        # What did not come again was no fault of the data: it is replayed first this time too.
+        kind = "replay" if last["kind"] == "replay" else "skip"
+        attempt, level = last["attempt"] + 1, last["level"] + (last["kind"] == "skip")
+    else:
+        kind, attempt, level = "replay" if config.attribute else "skip", 1, 1
+    level = min(level, 3)
+
+    target = _target(past, onset, checkpoints, earlier=level == 3, every=every, config=config)
+    positions = _positions(onset, trigger, recent, checkpoints[target], level, config) if kind == "skip" else None
+    return Decision(
+        rule=rule,
+        kind=kind,
+        onset=onset,
+        trigger=trigger,
+        target=target,
+        target_cursor=checkpoints[target],
+        attempt=attempt,
+        level=level,
+        reproduced=reproduced,
+        positions=positions,
+        cut=(target, config.cut, config.rewarm) if level == 3 and kind == "skip" else None,
+        verdict=_verdict(past, attempt, reproduced, positions, trigger, samples=samples, config=config),
+    )
+
+
+def _target(
+    past: History,
+    onset: Tried,
+    checkpoints: Mapping[int, int],
+    *,
+    earlier: bool,
+    every: int,
+    config: GuardConfig,
+) -> int:
+    """The newest healthy checkpoint far enough before the onset, or the healthy one before that."""
+    suspects = [record["update"] for record in past.suspects]
+    good = [
+        update
+        for update in sorted(checkpoints, reverse=True)
+        if (update == 0 or update + config.margin <= onset.update)
+        and guard.healthy(update, suspects=suspects, now=onset.update, every=every, config=config)
+    ]
+    # Nothing healthy and no initial state: the oldest there is, rather than to stay in a spike.
+    good = good or [min(checkpoints)]
+    return good[min(int(earlier), len(good) - 1)]
+
+
+def _positions(
+    onset: Tried, trigger: Tried, recent: Sequence[Tried], begin: int, level: int, config: GuardConfig
+) -> tuple[int, int]:
+    length = sum(batch.before >= onset.before for batch in recent) - 1
+    span = max(config.skip_after, length) * (trigger.cursor - trigger.before)
+    if level == 1:
+        before = onset.before - config.skip_before * (onset.cursor - onset.before)
+        return max(begin, before), trigger.cursor + span
+    return begin, trigger.cursor + (2 if level == 2 else 4) * span
+
+
+def _verdict(
+    past: History,
+    attempt: int,
+    reproduced: bool,
+    positions: tuple[int, int] | None,
+    trigger: Tried,
+    *,
+    samples: int,
+    config: GuardConfig,
+) -> str:
+    so_far = sum(not record["reproduced"] for record in past.rollbacks) + (not reproduced)
+    if attempt > config.attempts:
+        return f"{config.attempts} attempts around update {trigger.update} did not help"
+    if so_far > config.attempts_in_run:
+        return f"{config.attempts_in_run} rollbacks in this run"
+    if positions is not None:
+        skipped = past.skipped(cursor=positions[0]) + positions[1] - positions[0]
+        allowed = max(config.skip_share * samples, config.skip_batches * (trigger.cursor - trigger.before))
+        if skipped > allowed:
+            return f"{skipped:,} of {samples:,} samples would be left out, more than the {int(allowed):,} allowed"
+    return ""

@@ -1,0 +1,84 @@
+"""Saving while training goes on: what is journaled, what is kept, and what happens when a save fails."""
+
+from dataclasses import dataclass
+
+from lmjax.pytrees import digest
+from lmjax.train import guard
+from lmjax.train.checkpoint import CheckpointError, folders
+from lmjax.train.history import History
+from lmjax.train.parts import Parts, Position, write
+
+
+@dataclass
+class Saver:
+    """The saves of one call of the loop. saved: the update of the last save begun. retry: one failed, and is due."""
+
+    parts: Parts
+    saved: int | None = None
+    failures: int = 0
+    retry: bool = False
+
+    def save(self, position: Position, past: History) -> None:
+        """Starts a checkpoint, announced in the journal. NotFinite: the state is not worth saving."""
+        parts = self.parts
+        with parts.console.phase("saving"):
+            meta = {
+                "update": position.update,
+                "cursor": position.cursor,
+                "wall_step": position.wall_step,
+                "digest": digest(position.state),
+                **parts.fingerprints,
+            }
+            # Whatever a checkpoint contains, the journal knows before it.
+            write(parts, position, "boundary", reason="saving", digest=meta["digest"])
+            parts.checkpoints.save(position.state, meta, protect=self._healthy(position, past))
+        self.saved, self.retry = position.update, False
+
+    def look(self, position: Position) -> None:
+        """Journals what has been committed and says aloud what failed. CheckpointError: it failed too often."""
+        parts = self.parts
+        for checkpoint in parts.checkpoints.committed():
+            meta = checkpoint.meta
+            parts.journal.write(
+                "checkpoint",
+                wall_step=position.wall_step,
+                update=meta["update"],
+                cursor=meta["cursor"],
+                digest=meta["digest"],
+            )
+            self.failures = 0
+        problem = parts.checkpoints.failure()
+        if problem is None:
+            return
+        self.failures += 1
+        self.retry = self.failures <= parts.checkpoint.retries
+        self.saved = None
+        write(parts, position, "fallback", problems=[problem])
+        if not self.retry and parts.checkpoint.on_failure == "stop":
+            raise CheckpointError(f"{problem}; tried {self.failures} times; the older checkpoints stand, resume later")
+        parts.console.event(f"{problem}; {'trying again' if self.retry else 'training goes on without it'}")
+
+    def finish(self, position: Position, past: History) -> None:
+        """Waits for the save in flight and tries again what failed. CheckpointError: the end could not be saved."""
+        parts = self.parts
+        with parts.console.phase("saving"):
+            parts.checkpoints.wait()
+        self.look(position)
+        while self.retry:
+            self.save(position, past)
+            parts.checkpoints.wait()
+            self.look(position)
+        if self.saved is None:
+            raise CheckpointError(f"update {position.update} could not be saved; the older checkpoints stand")
+
+    def _healthy(self, position: Position, past: History) -> list[int]:
+        """The two newest healthy checkpoints."""
+        every, config = self.parts.checkpoint.every, self.parts.guard
+        updates = [int(folder.name) for folder in folders(self.parts.checkpoints.folder)]
+        suspects = [record["update"] for record in past.suspects]
+        good = [
+            update
+            for update in updates
+            if guard.healthy(update, suspects=suspects, now=position.update, every=every, config=config)
+        ]
+        return good[-2:]
