@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         ("plan", _plan_arguments, "what a run will do and need; nothing is trained"),
         ("generate", _generate_arguments, "continue a prompt with a trained model"),
         ("plot", _plot_arguments, "draw the curves of one or several runs"),
+        ("audit", _audit_arguments, "check a run and say what happened to it"),
+        ("rehearse", _rehearse_arguments, "prove on a small copy of a configuration that its run survives faults"),
         ("tokenizer", _tokenizer_arguments, "train a tokenizer"),
     ):
         add(
@@ -207,6 +209,58 @@ def _plot(options: argparse.Namespace) -> int:
     for path in plots.draw(options.runs, options.out or options.runs[0] / "plots"):
         print(path)
     return 0
+
+
+def _audit_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--replay",
+        metavar="A:B",
+        default="",
+        help="also compute updates A to B again, from the checkpoint before A, and compare the bits",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="write the configuration of a fresh run that ends with the same bits: what was skipped is left out at once",
+    )
+    parser.set_defaults(function=_audit)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    words = options.replay.split(":")
+    if options.replay and not (len(words) == 2 and all(word.isdecimal() for word in words)):
+        raise UserError(f"--replay {options.replay}: give the first and the last update, as in --replay 100:200")
+    updates = (int(words[0]), int(words[1])) if options.replay else None
+
+    def call(launch: Any) -> int:
+        from lmjax import audit
+
+        return audit.show(options.run, replay=updates, config_file=options.config)
+
+    return _with_jax(call)
+
+
+def _rehearse_arguments(parser: argparse.ArgumentParser) -> None:
+    _config_arguments(parser)
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep the rehearsed runs in DIR (default: a temporary one)"
+    )
+    parser.epilog = _preset_table()
+    parser.set_defaults(function=_rehearse)
+
+
+def _rehearse(options: argparse.Namespace) -> int:
+    config = _load(options.words)
+    check(config)
+
+    def call(launch: Any) -> int:
+        from lmjax import rehearse
+
+        return rehearse.show(config, keep=options.keep)
+
+    return _with_jax(call)
 
 
 def _tokenizer_arguments(parser: argparse.ArgumentParser) -> None:

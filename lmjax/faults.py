@@ -5,8 +5,8 @@ Inert and free unless armed: by `LMJAX_FAULTS`, which the doors read, or by `arm
 
     LMJAX_FAULTS="save.rename=kill@2 batch=nan@40-42 learning_rate=times:100@60-70"
 
-`when` is a number or a range first-last, counted from 1: the n-th time that the point is reached, or the update, for a
-point that belongs to one (marked below). Each number fires once, also if the run comes there again after going back:
+`when` is a number or a range first-last: the n-th time that the point is reached, counted from 1, or the update (or
+cursor) for a point that belongs to one (marked below). Each number fires once, also if the run comes there again after going back:
 the fault is transient. With `!` at the end it fires every time.
 
 actions: `kill` (SIGKILL), `SIGTERM`, `SIGINT`, `error` (an I/O error), `full` (no space left), `sleep:SECONDS`; on
@@ -32,6 +32,7 @@ POINTS = {
     "compile": "before the first update is compiled",
     "update": "before an update is sent to the devices (by update)",
     "batch": "value: the arrays of a batch (by update)",
+    "data": "value: the arrays of a batch (by the cursor before it, so that `!` makes these data bad for good)",
     "learning_rate": "value: the learning rate of a batch (by update)",
     "params": "value: the parameters, before an update (by update)",
     "opt_state": "value: the optimizer state, before an update (by update)",

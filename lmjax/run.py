@@ -203,7 +203,7 @@ def _fed(run: Run, update: int, before: int, cursor: int, rate: np.floating, row
     """A batch, put on the devices."""
     microbatch = run.config.batch.microbatch
     most = int(run.plan.sequences.max()) // microbatch
-    rows = faults.change("batch", rows, at=update + 1)
+    rows = faults.change("data", faults.change("batch", rows, at=update + 1), at=before)
     rate = np.float32(faults.change("learning_rate", rate, at=update + 1))
     count = int(run.plan.sequences[update])
     stretch = stretch_of(run, update, cursor)

@@ -29,8 +29,11 @@ ORDER = [
     "plan",
     "run",
     "plots",
+    "autopsy",
     "report",
     "launch",
+    "audit",
+    "rehearse",
     "runtime",
     "cli",
 ]
