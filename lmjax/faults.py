@@ -6,8 +6,8 @@ Inert and free unless armed: by `LMJAX_FAULTS`, which the doors read, or by `arm
     LMJAX_FAULTS="save.rename=kill@2 batch=nan@40-42 learning_rate=times:100@60-70"
 
 `when` is a number or a range first-last: the n-th time that the point is reached, counted from 1, or the update (or
-cursor) for a point that belongs to one (marked below). Each number fires once, also if the run comes there again after going back:
-the fault is transient. With `!` at the end it fires every time.
+cursor) for a point that belongs to one (marked below). Each number fires once, also if the run comes there again after
+going back: the fault is transient. With `!` at the end it fires every time.
 
 actions: `kill` (SIGKILL), `SIGTERM`, `SIGINT`, `error` (an I/O error), `full` (no space left), `sleep:SECONDS`; on
 values `nan`, `inf`, `times:FACTOR`, `random` (integers drawn anew from the range they span).
