@@ -223,7 +223,7 @@ def _audit_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="write the configuration of a fresh run that ends with the same bits: what was skipped is left out at once",
+        help="write the configuration of a fresh run with the same bits: what was skipped is left out from the start",
     )
     parser.set_defaults(function=_audit)
 
