@@ -86,30 +86,35 @@ def fold(records: Iterable[Record]) -> History:
     """The history that these records, oldest first, tell."""
     history = History()
     for record in records:
-        _applied(history, record)
-        match record["event"]:
-            case "start":
-                history.machine = machine_of(record)
-            case "resume":
-                history._go_back(record["update"], record["cursor"])
-                history.machine = machine_of(record)
-                if record.get("changed"):
-                    history.expected = {}
-            case "suspect":
-                history.suspects.append(record)
-            case "checkpoint":
-                history.digests[record["update"]] = record["digest"]
-            case "rollback":
-                _rollback(history, record)
-            case "skip":
-                history.pending = None
-                history.exclude = (*history.exclude, *(tuple(pair) for pair in record["samples"]))
-            case "boundary":
-                if record.get("reason") == ROLLED_BACK:
-                    history.pending = None
-                elif record.get("reason") == TRANSIENT:
-                    history.replay = None
+        advance(history, record)
     return history
+
+
+def advance(history: History, record: Record) -> None:
+    """Adds the next record to what `history` knows."""
+    _applied(history, record)
+    match record["event"]:
+        case "start":
+            history.machine = machine_of(record)
+        case "resume":
+            history._go_back(record["update"], record["cursor"])
+            history.machine = machine_of(record)
+            if record.get("changed"):
+                history.expected = {}
+        case "suspect":
+            history.suspects.append(record)
+        case "checkpoint":
+            history.digests[record["update"]] = record["digest"]
+        case "rollback":
+            _rollback(history, record)
+        case "skip":
+            history.pending = None
+            history.exclude = (*history.exclude, *(tuple(pair) for pair in record["samples"]))
+        case "boundary":
+            if record.get("reason") == ROLLED_BACK:
+                history.pending = None
+            elif record.get("reason") == TRANSIENT:
+                history.replay = None
 
 
 def machine_of(record: Record) -> tuple[Any, ...]:
