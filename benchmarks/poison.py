@@ -1,0 +1,99 @@
+"""A corpus with bad documents, and a run that survives it: `python benchmarks/poison.py DIR`.
+
+Writes into DIR the quickstart's text twice, as it is (clean.jsonl) and with a few documents of random tokens planted in
+a row (poisoned.jsonl), and its tokenizer. `python benchmarks/poison.py DIR --run` then trains on both, audits the
+poisoned run, trains once more on the poisoned text with what was skipped left out from the start, and prints the
+results side by side. The windows are read in the order of the text, as in a stream of shards, so that the bad documents
+come together.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from lmjax import presets
+from lmjax.console import Console
+from lmjax.data import sources, tokenizer
+from lmjax.data.ingest import Split
+
+DOCUMENTS, TOKENS = 5, 3000
+PLACE = 0.4  # where in the text, as a share of the documents
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("--run", action="store_true", help="train and compare, too")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to the quickstart")
+    options = parser.parse_args()
+    make(options.folder)
+    if options.run:
+        compare(options.folder, options.overrides)
+    else:
+        print("python train.py", *words(options.folder, "poisoned.jsonl"), *options.overrides)
+
+
+def make(folder: Path) -> None:
+    """The two corpora and the tokenizer, the same every time."""
+    data = presets.load("quickstart").data
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = list(sources.texts(data))
+    trained = tokenizer.build(data.tokenizer, lambda: iter(texts))
+    trained.save(folder / "tokenizer.json")
+    split = Split(data.validation, data.validation_fraction)
+    rng, planted = np.random.default_rng(0), []
+    while len(planted) < DOCUMENTS:
+        text = trained.decode(rng.integers(0, trained.vocab_size, TOKENS))
+        if not split.takes(text):  # bad text in the validation split would only blur the comparison
+            planted.append(text)
+    place = int(PLACE * len(texts))
+    write(folder / "clean.jsonl", texts)
+    write(folder / "poisoned.jsonl", [*texts[:place], *planted, *texts[place:]])
+
+
+def write(path: Path, texts: list[str]) -> None:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def words(folder: Path, corpus: str) -> list[str]:
+    return [
+        "quickstart",
+        f"data.files=[{folder / corpus}]",
+        "data.tokenizer.kind=file",
+        f"data.tokenizer.path={folder / 'tokenizer.json'}",
+        "data.shuffle=false",
+    ]
+
+
+def compare(folder: Path, overrides: list[str]) -> None:
+    """Trains on the clean text, on the poisoned, and on the poisoned with what was skipped left out from the start."""
+
+    def run(*arguments: str) -> None:
+        print("$", *arguments, flush=True)
+        subprocess.run([sys.executable, *arguments], check=True)
+
+    for name in ("clean", "poisoned"):
+        run("train.py", *words(folder, f"{name}.jsonl"), *overrides, "--run-dir", str(folder / name))
+    run("-m", "lmjax.cli", "audit", str(folder / "poisoned"), "--config", str(folder / "excluded.json"))
+    run("train.py", str(folder / "excluded.json"), "--run-dir", str(folder / "excluded"))
+    found = {
+        name: json.loads((folder / name / "summary.json").read_text()) for name in ("clean", "poisoned", "excluded")
+    }
+    rows = [
+        (name, f"{end['val_loss']:.4f}", f"{end['val_bits_per_byte']:.4f}", f"{end['seconds']:.0f} s", end["digest"][:9])
+        for name, end in found.items()
+    ]
+    with Console() as console:
+        console.table("Validation", rows, ("run", "loss", "bits per byte", "time", "digest"))
+    share = found["poisoned"]["val_loss"] / found["clean"]["val_loss"] - 1
+    print(f"the poisoned run's validation loss is {share:+.2%} off the clean run's")
+    assert found["poisoned"]["digest"] == found["excluded"]["digest"], "not the same bits"
+    print("the run that skipped and the run that never saw the data end with the same bits")
+
+
+if __name__ == "__main__":
+    main()
