@@ -264,9 +264,16 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """devices: how many share each microbatch (data parallel); 0 takes all that divide it."""
+    """devices: how many share each microbatch (data parallel); 0 takes all that divide it.
+
+    distributed: join the other processes that a cluster (Slurm, Open MPI, Kubernetes, a TPU pod) has started; with
+        JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment that happens anyhow.
+    heartbeat_seconds: after so long without a sign of one process the others end, too.
+    """
 
     devices: int = 0
+    distributed: bool = False
+    heartbeat_seconds: int = 100
 
 
 @dataclass(frozen=True)
@@ -299,7 +306,7 @@ class Config:
 def check(config: Config) -> None:
     """UserError: a value outside its range, of the fields that no other part of lmjax checks."""
     data, train, z_loss = config.data, config.train, config.objective.z_loss
-    guard = config.guard
+    guard, heartbeat = config.guard, config.parallel.heartbeat_seconds
     in_order = not train.profile or (len(train.profile) == 2 and 1 <= train.profile[0] <= train.profile[1])
     at_least_zero = {
         "seed": config.seed,
@@ -337,6 +344,7 @@ def check(config: Config) -> None:
             2 <= guard.divergence_window <= guard.window,
             "must be from 2 to guard.window",
         ),
+        ("parallel.heartbeat_seconds", heartbeat, heartbeat >= 1, "must be at least 1"),
         ("train.profile", train.profile, in_order, "must be empty or (first, last), counted from 1"),
     )
     for key, value, good, rule in rules:

@@ -4,12 +4,13 @@ Each function returns an exit status: 0 finished (or stopped by a signal, its st
 """
 
 import dataclasses
+import io
 import json
 import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import jax
 
 from lmjax import __version__, machine, parallel, plan, report, typed
 from lmjax import run as runs
-from lmjax.config import Config, UserError
+from lmjax.config import Config, TrackConfig, UserError
 from lmjax.console import Console
 from lmjax.data import store as stores
 from lmjax.files import locked, write_text
@@ -28,7 +29,7 @@ from lmjax.run import Run
 from lmjax.train import checkpoint, guard, loop, metrics, rollback
 from lmjax.train import state as states
 from lmjax.train.checkpoint import Checkpoints
-from lmjax.train.history import History, fold, machine_of
+from lmjax.train.history import fold, machine_of
 from lmjax.train.journal import Journal
 from lmjax.train.parts import GaveUp, Parts, Position, write
 from lmjax.train.signals import StopRequest
@@ -44,26 +45,31 @@ def start(config: Config, run_dir: Path) -> int:
 
     UserError: the directory exists, or the configuration does not fit the data or the machine; nothing is left behind.
     """
-    if run_dir.exists() and (not run_dir.is_dir() or any(path.name != ".lock" for path in run_dir.iterdir())):
+    parallel.connect(config.parallel)
+    main = parallel.is_main()
+    if main and run_dir.exists() and (not run_dir.is_dir() or any(path.name != ".lock" for path in run_dir.iterdir())):
         raise UserError(
             f"{run_dir} exists: go on with it by --resume {run_dir}, or choose another place with --run-dir DIR"
         )
     config = _absolute(config)
-    with Console() as console:
-        _make(run_dir)
+    with _console() as console:
+        if main:
+            _make(run_dir)
         try:
-            with locked(run_dir):
+            with locked(run_dir) if main else nullcontext():
                 run = _prepare(config, console)
-                write_text(run_dir / "config.json", typed.to_json(run.config))
                 return _begin(run, run_dir, console)
         finally:
-            if not any(run_dir.iterdir()):
+            if main and not any(run_dir.iterdir()):
                 run_dir.rmdir()
 
 
 def _begin(run: Run, run_dir: Path, console: Console) -> int:
-    run.store.tokenizer.save(run_dir / "tokenizer.json")
-    journal = Journal(run_dir / "journal.jsonl")
+    """A run from its first update; the journal begins once the files that a resume needs are there."""
+    if parallel.is_main():
+        write_text(run_dir / "config.json", typed.to_json(run.config))
+        run.store.tokenizer.save(run_dir / "tokenizer.json")
+    journal = _journal(run_dir)
     position = Position(runs.init(run), update=0, cursor=0, wall_step=0)
     inputs = _fingerprints(run) | _versions(run)
     journal.write("start", wall_step=0, update=0, cursor=0, seed=run.config.seed, **inputs)
@@ -77,9 +83,9 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
     key that is not in `allow`, the tokenizer or data changed, or another process is at work on the run.
     CheckpointError: the run has checkpoints, but none can be read.
     """
-    with locked(run_dir), Console() as console:
+    parallel.connect(config.parallel)
+    with locked(run_dir) if parallel.is_main() else nullcontext(), _console() as console:
         saved = typed.from_json((run_dir / "config.json").read_text(), Config)
-        journal = Journal(run_dir / "journal.jsonl")
         config = _absolute(config)
         config = runs.resolve(config, saved.model.vocab_size) if config.model.vocab_size == 0 else config
         changed = _allowed_changes(saved, config, allow)
@@ -87,51 +93,50 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
             console.event(f"{run_dir} is complete; to train on, add train.updates=N --allow-change train.updates")
             return FINISHED
         run = _prepare(config, console)
+        journal = _journal(run_dir)
         if not journal.records:
             console.event("the run was stopped before its first update: starting it")
             return _begin(run, run_dir, console)
         _same_inputs(run, journal)
-        past = fold(journal.records)
-        if past.pending is not None:
-            console.event(f"finishing the rollback to update {past.pending['target']}")
-            rollback.finish(
-                journal,
-                run_dir / "checkpoints",
-                past.pending,
-                samples=lambda start, stop: runs.sample_ranges(run, start, stop, past),
-            )
-        position, problems = _newest(run, run_dir, past, console)
-        counters = {
-            "wall_step": journal.wall_step,
-            "update": position.update,
-            "cursor": position.cursor,
-        }
-        if problems:
-            console.event("fell back to an older checkpoint: " + "; ".join(problems))
-            journal.write("fallback", **counters, problems=problems)
-        if not (run_dir / "tokenizer.json").exists():  # killed before it was written
-            run.store.tokenizer.save(run_dir / "tokenizer.json")
-        if changed:
+        position = _restored(run, run_dir, journal, console)
+        if changed and parallel.is_main():
             write_text(run_dir / "config.json", typed.to_json(run.config))
+        counters = {"update": position.update, "cursor": position.cursor, "wall_step": journal.wall_step}
         journal.write("resume", **counters, changed=changed, **_versions(run))
         console.event(f"going on with {run_dir} after update {position.update}")
         recent = fold(journal.records).recent(guard.remembered(run.config.guard), cursor=position.cursor)
-        position = dataclasses.replace(position, wall_step=journal.wall_step, recent=recent)
-        return _train(run, run_dir, position, journal, console)
+        return _train(run, run_dir, Position(position.state, **counters, recent=recent), journal, console)
 
 
-def _newest(run: Run, run_dir: Path, past: History, console: Console) -> tuple[Position, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with newer ones; the start if none was ever saved."""
-    fresh = Position(runs.init(run), update=0, cursor=0, wall_step=0)
-    root = run_dir / "checkpoints"
+def _restored(run: Run, run_dir: Path, journal: Journal, console: Console) -> Position:
+    """The run at its newest whole checkpoint, after a rollback under way is finished; at the start if there is none."""
+    past, root = fold(journal.records), run_dir / "checkpoints"
+    if past.pending is not None:
+        console.event(f"finishing the rollback to update {past.pending['target']}")
+        rollback.finish(journal, root, past.pending, samples=partial(runs.sample_ranges, run, past=past))
+    state = runs.init(run)
     if not past.digests and not checkpoint.folders(root):
         console.event("no checkpoint was saved yet: starting again at update 0")
-        return fresh, []
-    abstract = states.abstract(fresh.state)
-    del fresh
+        return Position(state, update=0, cursor=0, wall_step=0)
+    abstract = states.abstract(state)
+    del state
     found, state, problems = checkpoint.load(root, abstract, digests=past.digests)
-    counters = {name: found.meta[name] for name in ("update", "cursor", "wall_step")}
-    return Position(state, **counters), problems
+    counters = {"update": found.meta["update"], "cursor": found.meta["cursor"], "wall_step": journal.wall_step}
+    if problems:
+        console.event("fell back to an older checkpoint: " + "; ".join(problems))
+        journal.write("fallback", **counters, problems=problems)
+    return Position(state, **counters)
+
+
+def _journal(run_dir: Path) -> Journal:
+    """The journal of a run, repaired by its main process before the others read it, and not written before all have."""
+    path = run_dir / "journal.jsonl"
+    return parallel.main_first("journal", lambda: Journal(path, own=parallel.is_main()))
+
+
+def _console() -> Console:
+    """What a person sees: of the main process only."""
+    return Console() if parallel.is_main() else Console(io.StringIO())
 
 
 def _absolute(config: Config) -> Config:
@@ -188,8 +193,8 @@ def _fingerprints(run: Run) -> dict[str, Any]:
 
 
 def _versions(run: Run) -> dict[str, Any]:
-    machine = {"jax": jax.__version__, "devices": run.mesh.size, "platform": jax.default_backend()}
-    return {"lmjax": __version__, "python": platform.python_version(), **machine}
+    machine = {"devices": run.mesh.size, "processes": jax.process_count(), "platform": jax.default_backend()}
+    return {"lmjax": __version__, "python": platform.python_version(), "jax": jax.__version__, **machine}
 
 
 def _make(run_dir: Path) -> None:
@@ -212,7 +217,7 @@ def _complete(run_dir: Path) -> bool:
 def _train(run: Run, run_dir: Path, position: Position, journal: Journal, console: Console) -> int:
     """From `position` to the end of the run, or to a signal, and the report."""
     begun, before = time.perf_counter(), _seconds_before(run_dir)
-    with StopRequest() as stop, _parts(run, run_dir, position, journal, console, stop) as parts:
+    with StopRequest(alone=parallel.alone()) as stop, _parts(run, run_dir, position, journal, console, stop) as parts:
         for table in plan.tables(
             run.config, peak_flops=parts.peak_flops, devices=run.mesh.size, corpus_tokens=runs.corpus_tokens(run)
         ):
@@ -226,16 +231,18 @@ def _train(run: Run, run_dir: Path, position: Position, journal: Journal, consol
             console.event(f"given up: {error}; the newest checkpoint is a healthy one; lmjax audit {run_dir} explains")
             return GAVE_UP
         measured = {} if stop.name else loop.evaluate(parts, position, whole=True)
-        status = "stopped" if stop.name else "finished"
+        stopped = stop.name  # read once: a signal that comes later finds the run finished
+        status = "stopped" if stopped else "finished"
         seconds = before + time.perf_counter() - begun
         summary = report.summarise(run, position.state, status=status, seconds=seconds, measured=measured)
-        if not stop.name:
+        if not stopped:
             write(parts, position, "end", status=status, digest=summary["digest"])
-            report.finish(run, run_dir, summary, state=position.state, console=console)
-    if stop.name:
+        if not stopped and parallel.is_main():
+            report.finish(run, run_dir, summary, state=parallel.local(position.state), console=console)
+    if stopped and parallel.is_main():
         write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
         console.close()
-        console.event(f"stopped by {stop.name}, saved after update {position.update}; go on with:")
+        console.event(f"stopped by {stopped}, saved after update {position.update}; go on with:")
         console.event(f"  python train.py --resume {run_dir}")
     return FINISHED
 
@@ -245,9 +252,9 @@ def _parts(
     run: Run, run_dir: Path, position: Position, journal: Journal, console: Console, stop: StopRequest
 ) -> Iterator[Parts]:
     """What the loop is handed; its files are closed and its saves finished at the end, whatever happens."""
-    config, update = run.config, position.update
+    config, update, main = run.config, position.update, parallel.is_main()
     trackers = metrics.trackers(
-        config.track,
+        config.track if main else TrackConfig(),
         run_dir,
         name=config.name,
         settings=dataclasses.asdict(config),
@@ -257,8 +264,8 @@ def _parts(
     path = run_dir / "metrics.jsonl"
     scores = {r["update"]: r["val_loss"] for r in metrics.read(path) if r.get("val_loss")} if path.exists() else {}
     with (
-        metrics.Recorder(path, update=update, sinks=trackers, report=console.event) as recorder,
-        closing(Checkpoints(run_dir / "checkpoints", config=config.checkpoint, scores=scores)) as saves,
+        metrics.Recorder(path if main else os.devnull, update=update, sinks=trackers, report=console.event) as recorder,
+        closing(Checkpoints(run_dir / "checkpoints", config=config.checkpoint, scores=scores, main=main)) as saves,
     ):
         yield Parts(
             run_dir=run_dir,
@@ -267,6 +274,7 @@ def _parts(
             guard=config.guard,
             updates=run.plan.updates,
             sequences=int(run.plan.sequences.sum()),
+            vote=None if parallel.alone() else lambda number: {"votes": parallel.votes(run.mesh, number)},
             tokens=partial(runs.tokens_after, run),
             flops_per_token=flops.flops_per_token(config.model),
             peak_flops=runs.peak_flops(run),

@@ -215,7 +215,7 @@ def _fed(run: Run, update: int, before: int, cursor: int, rate: np.floating, row
     }
     batch = {
         "arrays": parallel.put_batch({name: _microbatches(a, microbatch, most) for name, a in rows.items()}, run.mesh),
-        **jax.device_put(scalars, parallel.replicated(run.mesh)),
+        **parallel.put(scalars, parallel.replicated(run.mesh)),
     }
     return Fed(update, before, cursor, count, float(rate), stretch, batch)
 
@@ -267,7 +267,7 @@ def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, 
             faults.reach("evaluate.batch")
             if number == config.train.evaluate_batches > 0 and not whole:
                 break
-            if stop is not None and stop.name:
+            if stop is not None and stop.name and parallel.alone():  # else the others would wait for this one
                 raise Interrupted("the evaluation was interrupted by a signal")
             found.append(sums(params, parallel.put_batch(rows, run.mesh, leading=0)))
         totals = np.sum(np.asarray(jax.device_get(found), np.float64), axis=0)

@@ -46,21 +46,30 @@ class Checkpoint:
 class Checkpoints:
     """Writes the checkpoints of one run: at most one save is in flight while training goes on.
 
-    Only the one process that trains may make one: leftovers of a crash are removed. best: validation losses by
-    update, as far as they are known.
+    Only the run that trains may make one: leftovers of a crash are removed. scores: validation losses by update, as
+    far as they are known. main: whether this process commits what all have written.
     """
 
-    def __init__(self, folder: Path, *, config: CheckpointConfig, scores: Mapping[int, float] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        config: CheckpointConfig,
+        scores: Mapping[int, float] | None = None,
+        main: bool = True,
+    ) -> None:
         self.folder = folder
+        self._main = main
         self.scores = dict(scores or {})
         self._config = config
         self._orbax = ocp.StandardCheckpointer()
         self._thread: threading.Thread | None = None
         self._error: str | None = None
         self._committed: list[Checkpoint] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.partial"):
-            shutil.rmtree(leftover)
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob("*.partial"):
+                shutil.rmtree(leftover)
 
     def save(self, state: Any, meta: dict[str, Any], *, protect: Iterable[int] = ()) -> None:
         """Starts to save `state`; returns once the arrays are copied off the devices. What fails is told by `failure`.
@@ -73,9 +82,10 @@ class Checkpoints:
         folder = self.folder / f"{meta['update']}.partial"
         try:
             faults.reach("save")
-            if folder.exists():  # of a save that failed
-                shutil.rmtree(folder)
-            folder.mkdir()
+            if self._main:
+                if folder.exists():  # of a save that failed
+                    shutil.rmtree(folder)
+                folder.mkdir()
             self._orbax.save(folder.absolute() / "state", state)
             faults.reach("save.arrays")
         except (OSError, ValueError) as error:
@@ -108,6 +118,9 @@ class Checkpoints:
     def _commit(self, folder: Path, meta: dict[str, Any], protect: set[int]) -> None:
         try:
             self._orbax.wait_until_finished()
+            if not self._main:
+                self._committed.append(Checkpoint(folder.with_suffix(""), meta))
+                return
             faults.reach("save.manifest")
             write_text(folder / "meta.json", json.dumps(meta, indent=1))
             write_text(folder / MANIFEST, json.dumps(hashes(folder), indent=1))

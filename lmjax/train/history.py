@@ -14,7 +14,7 @@ Record = dict[str, Any]
 Ranges = tuple[tuple[int, int], ...]
 
 TRANSIENT, ROLLED_BACK = "transient: the spike did not come again", "rolled back"  # reasons of `boundary` records
-MACHINE = ("jax", "devices", "platform")  # what must be equal for the bits to be
+MACHINE = ("jax", "devices", "processes", "platform")  # what must be equal for the bits to be
 
 
 class Applied(NamedTuple):

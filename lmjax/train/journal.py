@@ -25,12 +25,16 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """An append-only journal file. UserError: the file was edited (its hash chain is broken)."""
+    """An append-only journal file. UserError: the file was edited (its hash chain is broken).
 
-    def __init__(self, path: Path) -> None:
+    own: whether this process writes the file, or only keeps its own copy of the records.
+    """
+
+    def __init__(self, path: Path, *, own: bool = True) -> None:
         self.path = path
+        self._own = own
         self._records, good_bytes = _read(path)
-        if path.exists() and path.stat().st_size > good_bytes:
+        if own and path.exists() and path.stat().st_size > good_bytes:
             os.truncate(path, good_bytes)
         self._previous = _hash(_line(self._records[-1])) if self._records else _FIRST
         self._applied: Record | None = None
@@ -70,7 +74,8 @@ class Journal:
         record["previous"] = self._previous
         line = _line(record)
         try:
-            _append(self.path, line)
+            if self._own:
+                _append(self.path, line)
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}; mend it, then resume the run") from error
         self._records.append(json.loads(line))

@@ -45,7 +45,8 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
         saver.save(position, past)  # there is always a state to go back to
     try:
         while position.update < parts.updates and not stopping:
-            # Read once: a signal that comes later in this round is seen in the next one.
+            # Read once: a signal that comes later in this round is seen in the next one. Several processes stop at
+            # the same update, when the vote that each sent off with its batch has come back.
             stopping = bool(stop.name)
 
             # 1. Dispatch. The host does not wait: metrics are fetched one update late.
@@ -58,8 +59,9 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
                 with nullcontext() if compiled else parts.console.phase("compiling"):
                     if not compiled:
                         faults.reach("compile")
+                    batch = fed.batch if parts.vote is None else fed.batch | parts.vote(stop.number)
                     with jax.transfer_guard("disallow"):
-                        state, metrics = parts.step(state, fed.batch)
+                        state, metrics = parts.step(state, batch)
                     if not compiled:
                         jax.block_until_ready(metrics)
                         compiled = True
@@ -73,6 +75,7 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
             while len(in_flight) > (0 if due else 1) and not fired:
                 fed, metrics = in_flight.pop(0)
                 values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+                stop.hear(values.pop("vote", 0))
                 position, fired = _judge(parts, position, fed, values)
                 if position.recent[-1].suspect and parts.guard.policy != "off":
                     past.suspects.append(_suspect(parts, position, past, fed, values))

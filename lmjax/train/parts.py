@@ -47,6 +47,7 @@ class Position:
 class Parts:
     """What the loop is handed; it knows no model, no data and no evaluator.
 
+    vote: what to add to a batch so that all processes hear of a signal (by number); None for a single process.
     step: the jitted update. batches: the batches from (update, cursor) on, with what a history decided. samples: the
     ids that stand at positions from..to and are not left out already. evaluate: (state, whole split) -> metrics.
     autopsy: writes a report of a spike: (state, batch, decision). conclude: adds a line to the report of an update.
@@ -61,6 +62,7 @@ class Parts:
     guard: GuardConfig
     updates: int
     sequences: int
+    vote: Callable[[int], dict[str, jax.Array]] | None
     tokens: Callable[[int], int]
     flops_per_token: float
     peak_flops: float

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from lmjax import faults
+from lmjax import faults, parallel
 from lmjax.train import checkpoint, guard, recovery
 from lmjax.train import state as states
 from lmjax.train.history import ROLLED_BACK, TRANSIENT, History, fold
@@ -41,7 +41,7 @@ def finish(journal: Journal, root: Path, pending: dict[str, Any], *, samples: An
 
     root: of the checkpoints. samples: (from, to position) -> sample ids.
     """
-    moved = checkpoint.quarantine(root, after=pending["target"])
+    moved = _set_aside(root, after=pending["target"])
     counters = {
         "wall_step": journal.wall_step,
         "update": pending["target"],
@@ -117,6 +117,14 @@ def _go_back(parts: Parts, position: Position) -> tuple[Position, History]:
     return Position(state, **counters, recent=recent), past
 
 
+def _set_aside(root: Path, *, after: int) -> list[int]:
+    """By the main process; the others wait."""
+    parallel.barrier("before quarantine")
+    moved = checkpoint.quarantine(root, after=after) if parallel.is_main() else []
+    parallel.barrier("after quarantine")
+    return moved
+
+
 def _say(parts: Parts, decision: Decision) -> None:
     what = "to replay the same data" if decision.kind == "replay" else f"to skip {_samples(decision)} samples"
     cut = f", learning rate x {parts.guard.cut:g} for a while" if decision.cut else ""
@@ -134,5 +142,5 @@ def _samples(decision: Decision) -> str:
 def _give_up(parts: Parts, position: Position, decision: Decision) -> None:
     """The journal says why, the healthy checkpoint becomes the newest."""
     write(parts, position, "end", status="gave up", rule=decision.rule, why=decision.verdict, target=decision.target)
-    checkpoint.quarantine(parts.checkpoints.folder, after=decision.target)
+    _set_aside(parts.checkpoints.folder, after=decision.target)
     raise GaveUp(f"{decision.rule} at update {decision.trigger.update + 1}: {decision.verdict}")

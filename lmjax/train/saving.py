@@ -51,7 +51,7 @@ class Saver:
         if problem is None:
             return
         self.failures += 1
-        self.retry = self.failures <= parts.checkpoint.retries
+        self.retry = self.failures <= parts.checkpoint.retries and parts.vote is None
         self.saved = None
         write(parts, position, "fallback", problems=[problem])
         if not self.retry and parts.checkpoint.on_failure == "stop":

@@ -34,6 +34,8 @@ def make_update(
     The gradient is that of (sum of loss sums) / (sum of weight sums), so that splitting a batch otherwise
     changes nothing but rounding. Random keys come from (seed, update, microbatch).
 
+    votes: optional, int32 (N); the metric `vote` is their maximum, by which processes agree.
+
     metrics, scalars: `loss` and every further sum, divided by the weight; `weight`; `grad_norm` before
     clipping; `update_norm` and `param_norm` of what was or would have been applied; the guard's `z_loss`,
     `z_grad_norm`, `suspect`, `hard` and `diverged`; `skipped`, 0 or 1. Unless the policy is `off`, a suspect batch
@@ -81,6 +83,8 @@ def make_update(
             "diverged": diverged,
             "skipped": 1 - apply.astype(jnp.int32),
         }
+        if "votes" in batch:
+            metrics["vote"] = jnp.max(batch["votes"])
         return after, metrics
 
     return update

@@ -90,6 +90,7 @@ def parts(
                 autopsy=lambda state, fed, decision: None,
                 conclude=lambda update, text: None,
                 machine=(),
+                vote=None,
                 tolerance=0.0,
                 fingerprints={"data_sha256": "x"},
                 journal=Journal(run_dir / "journal.jsonl"),
