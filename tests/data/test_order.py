@@ -172,6 +172,32 @@ def test_excluded_from_the_start_equals_excluded_later(seed, used, ahead, length
         assert not set(a.tolist()) & set(plain.sample_id(np.arange(used + ahead, used + ahead + length)).tolist())
 
 
+# ---- Without shuffling -------------------------------------------------------------------------------------------
+
+
+@fast
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=3), st.integers(0, 500), st.integers(0, 400))
+def test_unshuffled_sources_are_read_as_they_stand_epoch_after_epoch(windows, change, seed):
+    weights = ((0, (1.0,) * len(windows)), (change + 1, tuple(range(1, len(windows) + 1))))
+    order = Order(tuple(windows), seed, weights=weights, shuffle=False)
+    ids = order.sample_id(np.arange(600))
+    source, epoch, window = order.split_id(ids)
+    for s, size in enumerate(windows):
+        mine = np.arange((source == s).sum())
+        np.testing.assert_array_equal(epoch[source == s] * size + window[source == s], mine)
+    np.testing.assert_array_equal(order.position(ids), np.arange(600))
+    shuffled = Order(tuple(windows), seed, weights=weights)  # the same source at every position
+    np.testing.assert_array_equal(order.split_id(shuffled.sample_id(np.arange(600)))[0], source)
+
+
+def test_unshuffled_ids_of_one_source_are_the_positions():
+    order = Order((7,), seed=3, shuffle=False, exclude=((3, 5), (9, 10)))
+    assert order.sample_id(np.arange(20)).tolist() == list(range(20))
+    ids, cursor = order.take(2, 6)
+    assert (ids.tolist(), cursor) == ([2, 5, 6, 7, 8, 10], 11)
+    assert order.excluding(((10, 12),)).take(2, 6)[0].tolist() == [2, 5, 6, 7, 8, 12]
+
+
 # ---- Mixtures ---------------------------------------------------------------------------------------------------
 
 

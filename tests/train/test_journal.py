@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmjax import faults
 from lmjax.config import UserError
 from lmjax.train import journal
 from lmjax.train.journal import Journal
+from lmjax.typed import RunError
 
 
 def written(path: Path, count: int = 3) -> Journal:
@@ -70,3 +72,87 @@ def test_a_removed_record_breaks_the_chain(tmp_path: Path) -> None:
 def test_reading_no_journal_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no journal"):
         journal.read(tmp_path / "journal.jsonl")
+
+
+# ---- Applied updates ------------------------------------------------------------------------------------------------
+
+
+def note(book: Journal, first: int, count: int) -> None:
+    for update in range(first, first + count):
+        book.note(update=update, cursor=8 * update, loss=2 / update, grad_norm=update / 3)
+
+
+def test_the_next_record_tells_of_the_applied_updates(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    book = written(path, 1)
+    note(book, 1, 3)
+    book.write("boundary", wall_step=3, update=3, cursor=24)
+    book.write("boundary", wall_step=3, update=3, cursor=24)
+    note(book, 4, 1)
+    book.write("end", wall_step=4, update=4, cursor=32)
+    for records in (book.records, Journal(path).records):
+        assert ["applied" in record for record in records] == [False, True, False, True]
+        applied = records[1]["applied"]
+        assert (applied["first"], applied["cursors"]) == (1, [8, 16, 24])
+        assert [float.fromhex(loss) for loss in applied["losses"]] == [2.0, 1.0, 2 / 3]  # every bit
+        assert [float.fromhex(norm) for norm in applied["grad_norms"]] == [1 / 3, 2 / 3, 1.0]
+        assert records[3]["applied"]["cursors"] == [32]
+
+
+def test_noted_updates_must_follow_each_other(tmp_path: Path) -> None:
+    book = Journal(tmp_path / "journal.jsonl")
+    note(book, 1, 2)
+    with pytest.raises(AssertionError):
+        note(book, 4, 1)
+
+
+def test_losses_that_are_no_numbers_are_told_too(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    book = Journal(path)
+    book.note(update=1, cursor=8, loss=float("nan"), grad_norm=float("inf"))
+    book.write("end", wall_step=1, update=1, cursor=8)
+    applied = Journal(path).records[0]["applied"]
+    assert (applied["losses"], applied["grad_norms"]) == (["nan"], ["inf"])
+
+
+def test_what_waits_too_long_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    book = Journal(tmp_path / "journal.jsonl")
+    now[0] += 2 * journal.PATIENCE
+    assert not book.behind  # nothing waits
+    note(book, 1, 1)
+    assert book.behind
+    book.write("boundary", wall_step=1, update=1, cursor=8)
+    assert not book.behind
+    note(book, 2, 1)
+    assert not book.behind
+
+
+# ---- Writes that fail -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["full", "error"])
+def test_a_write_that_fails_leaves_the_file_as_before_and_the_next_goes_on(tmp_path: Path, action: str) -> None:
+    path = tmp_path / "journal.jsonl"
+    book = written(path)
+    before, records = path.read_bytes(), book.records
+    note(book, 3, 2)
+    with faults.armed(f"journal.torn={action}@1"), pytest.raises(RunError, match=f"cannot write {path}: .*resume"):
+        book.write("boundary", wall_step=4, update=4, cursor=32)
+    assert path.read_bytes() == before
+    assert book.records == records
+    book.write("boundary", wall_step=5, update=4, cursor=32)  # what was applied is not lost
+    read = journal.read(path)
+    assert read == book.records
+    assert read[-1]["applied"]["cursors"] == [24, 32]
+    assert [record["wall_step"] for record in read] == [0, 1, 2, 5]
+
+
+def test_a_record_that_is_on_the_disk_counts_whatever_happens_next(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    book = written(path)
+    with faults.armed("journal.written=error@1"), pytest.raises(OSError, match=r"."):
+        book.write("end", wall_step=9, update=3, cursor=24)
+    assert journal.read(path) == book.records
+    assert book.records[-1]["event"] == "end"
