@@ -253,7 +253,7 @@ class GuardConfig:
     skip_after: int = 8
     cut: float = 0.5
     rewarm: int = 100
-    neighbourhood: int = 100
+    neighbourhood: int = 32
     attempts: int = 3
     attempts_in_run: int = 10
     skip_share: float = 0.01
