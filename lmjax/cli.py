@@ -78,7 +78,20 @@ def _finish(options: argparse.Namespace) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         status = 1
+    except Exception as error:
+        if not _has_peers():
+            raise
+        print(f"error: this process or another of the run failed ({error}); resume the run", file=sys.stderr)
+        status = 1
+    if status and _has_peers():
+        sys.stdout.flush()
+        os._exit(status)  # a farewell to the others would wait for them
     sys.exit(status)
+
+
+def _has_peers() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
