@@ -50,15 +50,11 @@ class History:
 
     def recent(self, count: int, *, cursor: int) -> tuple[Tried, ...]:
         """The last `count` batches tried on the path, up to `cursor`."""
-        behind = [(applied.cursor, number, False, False) for number, applied in enumerate(self.path[-count:], 1)]
-        offset = max(len(self.path) - count, 0)
-        tried = [(at, offset + number - 1, suspect, hard) for at, number, suspect, hard in behind]
-        tried += [(record["cursor"], record["update"], True, record["hard"]) for record in self.suspects[-count:]]
+        first = max(len(self.path) - count - 1, 0)  # one more, to know where the next began
+        tried = [(one.cursor, update, False, False) for update, one in enumerate(self.path[first:], first)]
+        tried += [(record["cursor"], record["update"], True, record["hard"]) for record in self.suspects[-count - 1 :]]
         tried = sorted(item for item in tried if item[0] <= cursor)
-        befores = [0, *(item[0] for item in tried)]
-        if offset:
-            befores[0] = self.path[offset - 1].cursor
-        pairs = zip(befores, tried, strict=False)
+        pairs = zip([0, *(item[0] for item in tried)], tried, strict=False)
         return tuple(Tried(update, before, at, suspect, hard) for before, (at, update, suspect, hard) in pairs)[-count:]
 
     def left_out(self, *, cursor: int | None = None) -> Ranges:
@@ -101,6 +97,8 @@ def advance(history: History, record: Record) -> None:
             history.machine = machine_of(record)
             if record.get("changed"):
                 history.expected = {}
+        case "fallback":  # where a rollback had to go back further; after a save that failed this changes nothing
+            history._go_back(record["update"], record["cursor"])
         case "suspect":
             history.suspects.append(record)
         case "checkpoint":
