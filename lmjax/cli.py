@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
                 name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
             )
         )
-    _finish(parser.parse_args(arguments))
+    _finish(_parse(parser, arguments))
 
 
 def train_main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -58,7 +58,18 @@ def train_main(arguments: Sequence[str] | None = None) -> NoReturn:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _train_arguments(parser, program="python train.py")
-    _finish(parser.parse_args(arguments))
+    _finish(_parse(parser, arguments))
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Like `parse_args`, but changes may also stand behind and between options."""
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(options, "words")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        options.words = [*options.words, *rest]
+    return options
 
 
 def _finish(options: argparse.Namespace) -> NoReturn:
