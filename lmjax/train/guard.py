@@ -151,7 +151,7 @@ def remembered(config: GuardConfig) -> int:
     return max(config.among, config.divergence_window)
 
 
-def healthy(update: int, *, suspects: Iterable[int], now: int, every: int, config: GuardConfig) -> bool:
+def healthy(update: int, *, suspects: Iterable[int], now: float, every: int, config: GuardConfig) -> bool:
     """Whether a checkpoint at `update` is healthy as seen at update `now`.
 
     suspects: the applied updates before each suspect batch. every: updates between checkpoints. The initial state is.

@@ -4,7 +4,7 @@ PaLM (Chowdhery et al. 2022, 5.1) went back about 100 steps and left out 200 to 
 alike, by hand. Here the first attempt leaves out little, the next ones more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,16 +103,21 @@ def _target(
     config: GuardConfig,
 ) -> int:
     """The newest healthy checkpoint far enough before the onset, or the healthy one before that."""
-    suspects = [record["update"] for record in past.suspects]
-    good = [
-        update
-        for update in sorted(checkpoints, reverse=True)
-        if (update == 0 or update + config.margin <= onset.update)
-        and guard.healthy(update, suspects=suspects, now=onset.update, every=every, config=config)
-    ]
+    good = targets(past, checkpoints, onset=onset.update, every=every, config=config)
     # Nothing healthy and no initial state: the oldest there is, rather than to stay in a spike.
     good = good or [min(checkpoints)]
-    return good[min(int(earlier), len(good) - 1)]
+    return good[max(-1 - int(earlier), -len(good))]
+
+
+def targets(past: History, updates: Iterable[int], *, onset: float, every: int, config: GuardConfig) -> list[int]:
+    """The checkpoints, oldest first, to which a rollback can go back from a trouble that began at update `onset`."""
+    suspects = [record["update"] for record in past.suspects]
+    return [
+        update
+        for update in sorted(updates)
+        if (update == 0 or update + config.margin <= onset)
+        and guard.healthy(update, suspects=suspects, now=onset, every=every, config=config)
+    ]
 
 
 def _positions(

@@ -1,9 +1,10 @@
 """Saving while training goes on: what is journaled, what is kept, and what happens when a save fails."""
 
+import math
 from dataclasses import dataclass
 
 from lmjax.pytrees import digest
-from lmjax.train import guard
+from lmjax.train import guard, recovery
 from lmjax.train.checkpoint import CheckpointError, folders
 from lmjax.train.history import History
 from lmjax.train.parts import Parts, Position, write
@@ -31,7 +32,7 @@ class Saver:
             }
             # Whatever a checkpoint contains, the journal knows before it.
             write(parts, position, "boundary", reason="saving", digest=meta["digest"])
-            parts.checkpoints.save(position.state, meta, protect=self._healthy(position, past))
+            parts.checkpoints.save(position.state, meta, protect=self._needed(position, past))
         self.saved, self.retry = position.update, False
 
     def look(self, position: Position) -> None:
@@ -71,14 +72,12 @@ class Saver:
         if self.saved is None:
             raise CheckpointError(f"update {position.update} could not be saved; the older checkpoints stand")
 
-    def _healthy(self, position: Position, past: History) -> list[int]:
-        """The two newest healthy checkpoints."""
-        every, config = self.parts.checkpoint.every, self.parts.guard
+    def _needed(self, position: Position, past: History) -> list[int]:
+        """The two newest checkpoints that a rollback could go back to, however early a trouble seen from now on began,
+        and those that may become such."""
+        config, every = self.parts.guard, self.parts.checkpoint.every
         updates = [int(folder.name) for folder in folders(self.parts.checkpoints.folder)]
-        suspects = [record["update"] for record in past.suspects]
-        good = [
-            update
-            for update in updates
-            if guard.healthy(update, suspects=suspects, now=position.update, every=every, config=config)
-        ]
-        return good[-2:]
+        onset = position.update - guard.remembered(config)
+        sure = recovery.targets(past, updates, onset=onset, every=every, config=config)
+        possible = recovery.targets(past, updates, onset=math.inf, every=every, config=config)
+        return sorted({*possible} - {*sure[:-2]})
