@@ -109,6 +109,7 @@ def _go_back(parts: Parts, position: Position) -> tuple[Position, History]:
     if problems:
         parts.console.event("fell back to an older checkpoint: " + "; ".join(problems))
         parts.journal.write("fallback", **counters, problems=problems)
+        _set_aside(root, after=counters["update"])  # what is read again later would no longer fit the journal
     parts.checkpoints.scores = {u: loss for u, loss in parts.checkpoints.scores.items() if u <= counters["update"]}
     parts.recorder.rewind(counters["update"])
     past = fold(parts.journal.records)
