@@ -84,7 +84,13 @@ def compare(folder: Path, overrides: list[str]) -> None:
         name: json.loads((folder / name / "summary.json").read_text()) for name in ("clean", "poisoned", "excluded")
     }
     rows = [
-        (name, f"{end['val_loss']:.4f}", f"{end['val_bits_per_byte']:.4f}", f"{end['seconds']:.0f} s", end["digest"][:9])
+        (
+            name,
+            f"{end['val_loss']:.4f}",
+            f"{end['val_bits_per_byte']:.4f}",
+            f"{end['seconds']:.0f} s",
+            end["digest"][:8],
+        )
         for name, end in found.items()
     ]
     with Console() as console:
