@@ -1,0 +1,453 @@
+"""A rehearsal: a small copy of a configuration is run with faults injected, to see that the real run will survive them.
+
+Every run is a process of its own, one after the other, and this one leaves the devices to them. What must be equal is
+the digest of the last state: parameters, optimizer, guard.
+"""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmjax import faults, optim, typed
+from lmjax.config import BatchConfig, CheckpointConfig, Config, GPTConfig, TrackConfig, TrainConfig, UserError
+from lmjax.console import Console, duration
+from lmjax.data import store as stores
+from lmjax.files import write_text
+from lmjax.models import flops
+from lmjax.train import checkpoint, journal
+from lmjax.train.history import TRANSIENT, Record, fold, last
+
+PASSED, FAILED = 0, 1
+UPDATES, EVERY = 240, 20  # of the small copy, and between its checkpoints: the guard is armed after 64
+CONTEXT, MICROBATCH = 64, 8
+MIDDLE, SAVES = UPDATES // 2, UPDATES // 2 // EVERY + 1  # an update with a checkpoint; the how manieth, with update 0
+ROOM = 24  # updates behind a spike before the guard starts anew or the run ends
+
+# The last evaluation reads the whole validation split, which here is that of the real run: it ends at this batch.
+_SHORT = "evaluate.batch=error@50"
+_PEERS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+# ---- The small copy -------------------------------------------------------------------------------------------------
+
+
+def shrink(config: Config) -> Config:
+    """A copy of `config` that trains in seconds: smaller in every size, the same in all else.
+
+    What is placed by tokens or updates (growth of the batch, changes of the mixture, cuts of the learning rate) keeps
+    its share of the run. UserError: `config` does not say how long its run is, or its batches do not fit.
+    """
+    plan = optim.batch_plan(config.batch, config.train, config.model.context)
+    model = _model(config.model)
+    batch, grown = _batch(config, model.context, plan.tokens)
+    data = replace(
+        config.data,
+        mixture_changes=tuple(
+            zip(
+                _scaled([token for token, _ in config.data.mixture_changes], grown / plan.tokens, model.context),
+                [weights for _, weights in config.data.mixture_changes],
+                strict=True,
+            )
+        ),
+    )
+    cuts = tuple(
+        (round(update * UPDATES / plan.updates), factor, max(1, round(over * UPDATES / plan.updates)))
+        for update, factor, over in config.schedule.cuts
+    )
+    return replace(
+        config,
+        data=data,
+        model=model,
+        schedule=replace(config.schedule, cuts=cuts),
+        batch=batch,
+        train=TrainConfig(
+            updates=UPDATES,
+            evaluate_every=MIDDLE,
+            evaluate_batches=2,
+            sample_tokens=8,
+            sample_prompt=config.train.sample_prompt,
+            baselines=False,
+        ),
+        checkpoint=CheckpointConfig(
+            every=EVERY, retries=config.checkpoint.retries, on_failure=config.checkpoint.on_failure
+        ),
+        parallel=replace(config.parallel, distributed=False),
+        track=TrackConfig(),
+    )
+
+
+def _model(model: GPTConfig) -> GPTConfig:
+    """At most 2 layers, 2 key heads, 2 heads for each of them, and 32 features a head."""
+    whole = flops.resolve(model)
+    key_heads = min(whole.key_heads, 2)
+    heads = key_heads * min(whole.heads // whole.key_heads, 2)
+    head_dim = min(whole.head_dim, 32)
+    width = heads * head_dim
+    return replace(
+        model,
+        layers=min(model.layers, 2),
+        width=width,
+        heads=heads,
+        key_heads=key_heads if model.key_heads else 0,
+        head_dim=head_dim if model.head_dim else 0,
+        mlp_width=max(2, 2 * round(width * model.mlp_width / model.width / 2)) if model.mlp_width else 0,
+        context=min(model.context, CONTEXT),
+    )
+
+
+def _batch(config: Config, context: int, tokens: int) -> tuple[BatchConfig, int]:
+    """One microbatch, or two where the real batch grows or has several; and about how many tokens the copy trains on.
+
+    tokens: of the real run.
+    """
+    batch, devices = config.batch, config.parallel.devices or 1
+    shares = batch.microbatch // devices
+    fitting = [n for n in range(1, shares + 1) if shares % n == 0 and n * devices <= MICROBATCH]
+    microbatch = max(fitting, default=1) * devices
+    unit = microbatch * context
+    sizes = [size for _, size in batch.tokens]
+    several = len(set(sizes)) > 1 or sizes[0] > batch.microbatch * config.model.context
+    counts = [1 + (several and 2 * size >= min(sizes) + max(sizes)) for size in sizes]
+    grown = UPDATES * unit * max(counts)
+    starts = _scaled([start for start, _ in batch.tokens], grown / tokens, 1)
+    points = tuple((start, count * unit) for start, count in zip(starts, counts, strict=True))
+    return replace(batch, tokens=points, microbatch=microbatch), grown
+
+
+def _scaled(numbers: Sequence[int], factor: float, step: int) -> list[int]:
+    """Increasing numbers times `factor`, still increasing by at least `step`."""
+    result: list[int] = []
+    for number in numbers:
+        result.append(max(round(number * factor), result[-1] + step if result else 0))
+    return result
+
+
+def spike_update(config: Config) -> int:
+    """An update of the small copy, from 1, at which the guard is armed and some are left; 0: there is none."""
+    plan = optim.batch_plan(config.batch, config.train, config.model.context)
+    changes = np.searchsorted(plan.tokens_before, [token for token, _ in config.data.mixture_changes])
+    turns = sorted({0, plan.updates, *plan.jumps.tolist(), *changes.tolist()})
+    begin, end = max(pairwise(turns), key=lambda pair: pair[1] - pair[0])
+    return end - ROOM if end - ROOM - begin > config.guard.armed + MICROBATCH else 0
+
+
+# ---- The runs -------------------------------------------------------------------------------------------------------
+
+
+class Failed(Exception):
+    """What happened instead of what should; `log` is the output to look at."""
+
+    def __init__(self, what: str, log: Path):
+        super().__init__(what)
+        self.log = log
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The folder of a rehearsal: `copy.json` (the small copy), the runs, and the output of each in NAME.log."""
+
+    folder: Path
+    config: Config
+
+    @property
+    def clean(self) -> Path:
+        """The run without a fault."""
+        return self.folder / "clean"
+
+    def train(self, name: str, *, fault: str = "", config: str = "copy.json", status: int = 0) -> Path:
+        """Starts the run `name` under a fault, returns its directory. Failed: it does not end with `status`."""
+        run = self.folder / name
+        self._call(run, ["train", str(self.folder / config), "--run-dir", str(run)], fault=fault, status=status)
+        return run
+
+    def resume(self, run: Path) -> None:
+        """Failed: the run does not go on to its end."""
+        self._call(run, ["train", "--resume", str(run)])
+
+    def audit(self, run: Path, *words: str) -> None:
+        """Failed: something is wrong with the run."""
+        self._call(run, ["audit", str(run), *words])
+
+    def _call(self, run: Path, words: Sequence[str], *, fault: str = "", status: int = 0) -> None:
+        log = run.with_suffix(".log")
+        found = command(words, fault=f"{fault} {_SHORT}", log=log)
+        if found != status:
+            raise Failed(f"`{words[0]}` ended with status {found}" + f" instead of {status}" * bool(status), log)
+
+    def require(self, true: bool, otherwise: str, run: Path) -> None:
+        """Failed: it is not."""
+        if not true:
+            raise Failed(otherwise, run.with_suffix(".log"))
+
+    def same(self, run: Path, other: Path | None = None) -> None:
+        """Failed: the two runs (default: the clean one) did not both finish, with the same digest."""
+        digests = []
+        for folder in (run, other or self.clean):
+            end = last(_records(folder), "end")
+            self.require(end is not None and end["status"] == "finished", f"{folder.name} did not finish", folder)
+            digests.append(end["digest"] if end else None)
+        self.require(digests[0] == digests[1], "another digest", run)
+
+
+def command(words: Sequence[str], *, fault: str, log: Path) -> int:
+    """Runs `lmjax WORDS` under a fault, its output added to `log`; the exit status, negative for a signal."""
+    environment = {name: value for name, value in os.environ.items() if name not in _PEERS}
+    with open(log, "ab") as file:
+        return subprocess.run(
+            [sys.executable, "-m", "lmjax.cli", *words],
+            env=environment | {faults.VARIABLE: fault},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
+
+
+def _records(run: Path) -> list[Record]:
+    return journal.read(run / "journal.jsonl")
+
+
+# ---- The scenarios: each returns what happened, or raises Failed -----------------------------------------------------
+
+
+def clean(stage: Stage) -> str:
+    """A run that nothing disturbs."""
+    run = stage.train("clean")
+    stage.same(run)
+    stage.audit(run)
+    return "finished, audit in order"
+
+
+def stopped(stage: Stage) -> str:
+    """A signal asks the run to end, as a scheduler's does."""
+    run = stage.train("stopped", fault=f"update=SIGTERM@{MIDDLE}")
+    stage.require(last(_records(run), "signal") is not None, "the signal was not heard", run)
+    stage.resume(run)
+    stage.same(run)
+    return "saved, resumed, same digest"
+
+
+def killed(stage: Stage) -> str:
+    """The process is gone while a checkpoint is on the disk under a temporary name."""
+    run = stage.train("killed", fault=f"save.rename=kill@{SAVES}", status=-9)
+    stage.resume(run)
+    stage.same(run)
+    return "resumed, same digest"
+
+
+def torn(stage: Stage) -> str:
+    """The newest checkpoint has lost half of its largest file."""
+    run = stage.folder / "torn"
+    shutil.copytree(stage.clean, run)
+    (run / "summary.json").unlink()  # or it would be complete
+    newest = checkpoint.folders(run / "checkpoints")[-1]
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    before = len(_records(run))
+    stage.resume(run)
+    back = last(_records(run)[before:], "fallback")
+    stage.require(back is not None, "the damage was not noticed", run)
+    stage.same(run)
+    return f"fell back to {back['update'] if back else 0}, same digest"
+
+
+def not_a_number(stage: Stage) -> str:
+    """The loss of one batch is not a number, as from a fault of the hardware."""
+    run = stage.train("nan", fault=f"batch=nan@{MIDDLE + 1}")
+    records = _records(run)
+    stage.require(last(records, "suspect") is not None, "the batch was applied", run)
+    past = fold(records)
+    losses = [float.fromhex(applied.loss) for applied in past.path]
+    stage.require(len(losses) == UPDATES and all(map(math.isfinite, losses)), "a loss is not finite", run)
+    return "left out, finished, all finite"
+
+
+def transient(stage: Stage) -> str:
+    """One update goes far astray: the learning rate x 1,000,000, so that it is a spike whatever the model is."""
+    run = stage.train("spike", fault=f"learning_rate=times:1e6@{spike_update(stage.config)}")
+    records = _records(run)
+    stage.require(last(records, "rollback") is not None, "the spike was not noticed", run)
+    stage.require(any(record.get("reason") == TRANSIENT for record in records), "it was not told transient", run)
+    stage.same(run)
+    return "rolled back, replayed, same digest"
+
+
+def poisoned(stage: Stage) -> str:
+    """Some batches hold random tokens, whenever they are read."""
+    begin = spike_update(stage.config) - 1
+    count = max(stage.config.guard.in_a_row, stage.config.guard.several)
+    cursors = [fold(_records(stage.clean)).cursor(update) for update in (begin, begin + count - 1)]
+    run = stage.train("poisoned", fault=f"data=random@{cursors[0]}-{cursors[1]}!")
+    records = _records(run)
+    stage.require(last(records, "suspect") is not None, "the poison was not noticed", run)
+    stage.require(last(records, "skip") is not None, "not skipped", run)
+    stage.audit(run, "--config", str(stage.folder / "fresh.json"))
+    stage.same(run, stage.train("fresh", config="fresh.json"))
+    return "rolled back, skipped, digest of a fresh run without them"
+
+
+def full(stage: Stage) -> str:
+    """There is no space on the disk for one checkpoint."""
+    stop = stage.config.checkpoint.retries == 0 and stage.config.checkpoint.on_failure == "stop"
+    run = stage.train("full", fault=f"save.manifest=full@{SAVES}", status=int(stop))
+    stage.require(last(_records(run), "fallback") is not None, "the failed save was not noticed", run)
+    if stop:
+        stage.resume(run)
+    stage.same(run)
+    return "stopped, resumed, same digest" if stop else "trained on, same digest"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """act: what is done. needs: the guard's policies under which that makes sense; armed: it needs an armed guard."""
+
+    fault: str
+    expected: str
+    act: Callable[[Stage], str]
+    needs: tuple[str, ...] = ("rollback", "skip", "off")
+    armed: bool = False
+
+    def excluded(self, config: Config) -> str:
+        """Why it does not apply to a small copy; empty if it does."""
+        if config.guard.policy not in self.needs:
+            return f"not with guard.policy={config.guard.policy}"
+        if self.armed and not spike_update(config):
+            return f"not with guard.armed={config.guard.armed}: never armed in {UPDATES} updates"
+        if self.act is transient and not config.guard.attribute:
+            return "not with guard.attribute=false"
+        return ""
+
+
+SCENARIOS = (
+    Scenario("none", "finishes, in order", clean),
+    Scenario("stopped by SIGTERM", "same bits after a resume", stopped),
+    Scenario("kill -9 during a save", "same bits after a resume", killed),
+    Scenario("newest checkpoint torn", "an older one, same bits", torn),
+    Scenario("one NaN batch", "left out, stays finite", not_a_number, ("rollback", "skip")),
+    Scenario("a transient spike", "replayed, same bits", transient, ("rollback",), armed=True),
+    Scenario("poisoned data", "skipped, as if never there", poisoned, ("rollback",), armed=True),
+    Scenario("disk full during a save", "nothing lost, same bits", full),
+)
+
+
+# ---- All of it ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """passed: None where the scenario does not apply, or could not be played. log: where to look if it failed."""
+
+    scenario: Scenario
+    happened: str
+    seconds: float = 0.0
+    passed: bool | None = None
+    log: Path | None = None
+
+
+def show(config: Config, *, keep: Path | None) -> int:
+    """Rehearses `config` and prints a table of what happened; the exit status: 0 if all passed, 1 if not.
+
+    keep: an empty or new folder for the runs; None: a temporary one, which stays only if something failed. The data
+    are prepared as the real run needs them. UserError: `keep` is in use, or no run can be made of the configuration.
+    """
+    if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise UserError(f"--keep {keep}: it is there already and not an empty folder; choose another place")
+    flops.check(config.model)
+    small = shrink(config)
+    with Console() as console:
+        _introduce(config, small, console)
+        stores.prepare(config.data, report=console.report)
+        if keep is not None:
+            keep.mkdir(parents=True, exist_ok=True)
+        folder = keep or Path(tempfile.mkdtemp(prefix="lmjax-rehearsal-"))
+        failed = False
+        try:
+            outcomes = play(Stage(folder.absolute(), small), console)
+            failed = any(outcome.passed is False for outcome in outcomes)
+            conclude(outcomes, console)
+        finally:
+            if keep is None and not failed:
+                shutil.rmtree(folder)
+        if keep is not None or failed:
+            console.event(f"the runs are in {folder}")
+    return FAILED if failed else PASSED
+
+
+def play(stage: Stage, console: Console) -> list[Outcome]:
+    """What became of each scenario; none but the first if that fails. UserError: the small copy cannot be trained."""
+    write_text(stage.folder / "copy.json", typed.to_json(stage.config))
+    outcomes: list[Outcome] = []
+    for scenario in SCENARIOS:
+        why = scenario.excluded(stage.config)
+        if outcomes and outcomes[0].passed is False:
+            why = "not played: even the clean run failed"
+        if why:
+            outcomes.append(Outcome(scenario, why))
+            continue
+        begun = time.perf_counter()
+        with console.phase(f"fault: {scenario.fault}"):
+            try:
+                happened, passed, log = scenario.act(stage), True, None
+            except Failed as error:
+                happened, passed, log = str(error), False, error.log
+            except (typed.UserError, OSError) as error:  # no journal, or a damaged one; no checkpoint
+                happened, passed, log = str(error), False, stage.folder
+        if not outcomes and not passed and log is not None:
+            _refuse(log)
+        outcomes.append(Outcome(scenario, happened, time.perf_counter() - begun, passed, log))
+        console.event(f"{'pass' if passed else 'FAIL'}  {scenario.fault}: {happened}")
+    return outcomes
+
+
+def conclude(outcomes: Sequence[Outcome], console: Console) -> None:
+    """Prints the table, and where to look at what failed."""
+    rows = [("fault", "what should happen", "what happened", "time", "")]
+    for outcome in outcomes:
+        verdict = {True: "pass", False: "FAIL", None: "-"}[outcome.passed]
+        took = duration(outcome.seconds) if outcome.seconds else ""
+        rows.append((outcome.scenario.fault, outcome.scenario.expected, outcome.happened, took, verdict))
+    console.table("Rehearsal", rows)
+    played = [outcome for outcome in outcomes if outcome.passed is not None]
+    failed = [outcome for outcome in played if not outcome.passed]
+    for outcome in failed:
+        console.text(f"{outcome.scenario.fault}: {outcome.happened}; the end of {outcome.log}:", _tail(outcome.log))
+    passed = len(played) - len(failed)
+    what = "this setup survives what was tried" if not failed else "see above what failed"
+    console.event(f"{passed} of {len(played)} passed: {what}")
+
+
+def _introduce(config: Config, small: Config, console: Console) -> None:
+    """What the small copy has else than the real run."""
+
+    def value(of: Config, key: str) -> Any:
+        return reduce(getattr, key.split("."), of)
+
+    keys = [key for key in typed.keys(config) if value(config, key) != value(small, key)]
+    rows = [(key, str(value(config, key)), str(value(small, key))) for key in keys]
+    console.table("The small copy; all else is as in the real run", [("key", "real", "rehearsal"), *rows])
+    console.event("the data are prepared whole, once, and the real run uses them too")
+
+
+def _tail(log: Path | None, *, lines: int = 8) -> str:
+    if log is None or not log.is_file():
+        return ""
+    return "\n".join(log.read_text(errors="replace").rstrip().splitlines()[-lines:])
+
+
+def _refuse(log: Path) -> None:
+    """UserError: the clean run ended with the one line that says what is wrong with the configuration."""
+    line = _tail(log, lines=1)
+    if line.startswith("error: ") and not any((log.with_suffix("")).glob("journal.jsonl")):
+        raise UserError(line.removeprefix("error: "))
