@@ -53,11 +53,12 @@ def show(run_dir: Path, *, replay: tuple[int, int] | None = None, config_file: P
         walk.follow(records)
         whole, checked = _check_checkpoints(run_dir / "checkpoints", walk if chained else None, findings)
         _check_metrics(run_dir / "metrics.jsonl", walk.history, findings)
+        begin = _begin(walk, whole, replay) if replay is not None else 0
         samples = int(sessions[-1].plan.sequences.sum()) if sessions else 0
         _tell(run_dir, records[: walk.followed], walk.history, sessions, samples, console)
         _tell_fresh(run_dir, config, records, walk.history, config_file, samples, console)
         if replay is not None and sessions:
-            _replay(sessions[-1], walk, whole, replay, findings, console)
+            _replay(sessions[-1], walk.history, whole, begin, replay[1], findings, console)
         wrong = findings.lines()
         for line in wrong:
             console.event(f"WRONG  {line}")
@@ -183,14 +184,15 @@ def _tell(
     tried = max((record["wall_step"] for record in records), default=0)
     console.event(f"{run_dir}: {len(history.path):,}{of} updates, {tried:,} batches tried")
     console.event(f"{'batch':>9} {'update':>9}")
-    for record, text in _story(records, samples):
+    story = list(_story(records, samples))
+    for record, text in story:
         console.event(f"{record['wall_step']:>9,} {record['update']:>9,}  {text}")
     broken = next((n for n, applied in enumerate(history.path, 1) if "n" in applied.loss), None)  # nan, inf
     if broken is not None:
         console.event(f"the loss is not finite at update {broken}")
     if history.pending is not None:
         console.event(f"the rollback to update {history.pending['target']} is under way; the next resume finishes it")
-    elif not records or records[-1]["event"] not in ("end", "signal"):
+    elif not story or story[-1][0]["event"] not in ("end", "signal"):
         console.event("there the journal ends: the run is at work, or was killed; python train.py --resume goes on")
 
 
@@ -315,33 +317,38 @@ def _tell_fresh(
 # ---- Once more ------------------------------------------------------------------------------------------------------
 
 
+def _begin(walk: Walk, whole: dict[int, Checkpoint], updates: tuple[int, int]) -> int:
+    """The newest checkpoint from which updates first..last (from 1) can be computed again.
+
+    UserError: there is none, or the journal does not reach so far.
+    """
+    (first, last), reached = updates, len(walk.history.path)
+    begins = [update for update in whole if walk.since <= update < reached]
+    if not begins:
+        raise UserError("--replay: there is no whole checkpoint to begin with")
+    if not min(begins) < first <= last <= reached:
+        raise UserError(f"--replay {first}:{last}: updates {min(begins) + 1} to {reached} can be replayed")
+    return max(update for update in begins if update < first)
+
+
 def _replay(
     run: Run,
-    walk: Walk,
+    history: History,
     whole: dict[int, Checkpoint],
-    updates: tuple[int, int],
+    begin: int,
+    last: int,
     findings: Findings,
     console: Console,
 ) -> None:
-    """Computes updates first..last (from 1) again, from the newest checkpoint before, and compares the bits.
-
-    UserError: there is no checkpoint to begin with, or the journal does not reach so far.
-    """
-    (first, last), path = updates, walk.history.path
-    begins = sorted(update for update in whole if walk.since <= update < len(path))
-    if not begins:
-        raise UserError("--replay: there is no whole checkpoint to begin with")
-    if not begins[0] < first <= last <= len(path):
-        raise UserError(f"--replay {first}:{last}: updates {begins[0] + 1} to {len(path)} can be replayed")
-    begin = max(update for update in begins if update < first)
+    """Computes the updates behind checkpoint `begin` again, up to `last`, and compares their bits."""
     here = machine_of(launch._versions(run))
-    exact = all(applied.machine == here for applied in path[begin:last])
+    exact = all(applied.machine == here for applied in history.path[begin:last])
     tolerance = 0.0 if exact else 1e-5 if run.config.model.dtype == "float32" else 1e-2
     if not exact:
         console.event(f"this is another machine than the run's, bits may differ: compared to within {tolerance:g}")
     with console.phase("replaying"):
         try:
-            met, text = _again(run, walk.history, whole, begin=begin, last=last, tolerance=tolerance)
+            met, text = _again(run, history, whole, begin=begin, last=last, tolerance=tolerance)
         except CheckpointError as error:
             met, text = 0, str(error)
     if text:
