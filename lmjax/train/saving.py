@@ -20,9 +20,14 @@ class Saver:
     retry: bool = False
 
     def save(self, position: Position, past: History) -> None:
-        """Starts a checkpoint, announced in the journal. NotFinite: the state is not worth saving."""
+        """Starts a checkpoint, announced in the journal.
+
+        NotFinite: the state is not worth saving. CheckpointError: the save before failed, and too often.
+        """
         parts = self.parts
         with parts.console.phase("saving"):
+            parts.checkpoints.wait()
+            self.look(position)  # what became of the one before is not laid at the door of this one
             meta = {
                 "update": position.update,
                 "cursor": position.cursor,
