@@ -1,0 +1,226 @@
+"""What is known of a spike, and what is computed again: the offending batch, with the parameters as they stand.
+
+Shapes: K microbatches of m rows, R rows of the batch, T positions, W values in the guard's window.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lmjax import objectives
+from lmjax.config import ObjectiveConfig
+from lmjax.models.gpt import GPT
+from lmjax.pytrees import leaf_names
+from lmjax.run import Run
+from lmjax.train import metrics
+from lmjax.train.history import History, Record
+from lmjax.train.parts import Fed
+from lmjax.train.recovery import Decision
+from lmjax.train.state import State
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is known of a spike, and what is computed once for several sections."""
+
+    run: Run
+    run_dir: Path
+    state: State
+    fed: Fed
+    decision: Decision
+    past: History
+
+    @cached_property
+    def accepted(self) -> dict[int, tuple[float, float]]:
+        """Loss and gradient norm of every applied update, as counted after it."""
+        path = {
+            number: (float.fromhex(applied.loss), float.fromhex(applied.grad_norm))
+            for number, applied in enumerate(self.past.path, 1)
+        }
+        # The journal knows every update, but the last few only with its next record.
+        known = {n: (_float(record["loss"]), _float(record["grad_norm"])) for n, record in self.recorded.items()}
+        return known | path
+
+    @cached_property
+    def recorded(self) -> dict[int, Record]:
+        """The records of metrics.jsonl by applied update."""
+        file = self.run_dir / "metrics.jsonl"
+        return {row["update"]: row for row in metrics.read(file) if "grad_norm" in row} if file.exists() else {}
+
+    @cached_property
+    def suspects(self) -> list[Record]:
+        """The records of the batches left out since the onset."""
+        return [record for record in self.past.suspects if record["cursor"] > self.decision.onset.before]
+
+    @cached_property
+    def seen(self) -> tuple[float, float]:
+        """Loss and gradient norm of the trigger."""
+        trigger = self.decision.trigger
+        if trigger.suspect and self.suspects:
+            return float.fromhex(self.suspects[-1]["loss"]), float.fromhex(self.suspects[-1]["grad_norm"])
+        return self.accepted.get(trigger.update + 1, (math.nan, math.nan))
+
+    @cached_property
+    def count(self) -> int:
+        """How many accepted updates the guard compares with: none right after an announced change."""
+        window = self.state.window
+        known = int(window.count) if int(window.stretch) == self.fed.stretch else 0
+        return min(known, len(window.losses_W))
+
+    @cached_property
+    def bands(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Median and robust deviation of the losses and of the log gradient norms in the window, as the guard's z is
+        counted; NaN where there are none."""
+        config, window = self.run.config.guard, self.state.window
+        losses = _band(window.losses_W, self.count, floor_share=config.loss_floor)
+        return losses, _band(window.log_norms_W, self.count, floor=config.grad_floor)
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """The arrays (R, T) that were computed with, which are not what the store holds if something broke."""
+        arrays = jax.device_get(self.fed.batch["arrays"])
+        return {name: a.reshape(-1, a.shape[-1])[: self.fed.sequences] for name, a in arrays.items()}
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """The sample id of each row."""
+        return self.run.order.excluding(self.past.exclude).take(self.fed.before, self.fed.sequences)[0]
+
+    @cached_property
+    def losses_R(self) -> np.ndarray:
+        """Cross-entropy of each row in nats per token, without dropout."""
+        batch, params = self.fed.batch, self.state.params
+        found = [_row_losses(self.run.model, params, batch["arrays"], i) for i in range(int(batch["microbatches"]))]
+        return np.concatenate(jax.device_get(found)).astype(np.float64)
+
+    @cached_property
+    def worst(self) -> np.ndarray:
+        """The rows from the highest loss to the lowest, those that are not finite first."""
+        return np.argsort(-np.where(np.isfinite(self.losses_R), self.losses_R, np.inf), kind="stable")
+
+
+# ---- Computed again -------------------------------------------------------------------------------------------------
+
+
+@partial(jax.jit, static_argnums=0)
+def _row_losses(model: GPT, params: Any, arrays: dict[str, Array], i: Array) -> Array:
+    sums_m, weights_m = objectives.causal_by_row(model, params, {name: array[i] for name, array in arrays.items()})
+    return sums_m / jnp.where(weights_m == 0, 1, weights_m)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _add_gradient(
+    model: GPT, config: ObjectiveConfig, total: Any, params: Any, arrays: dict[str, Array], key: Array, i: Array
+) -> Any:
+    """`total`, (gradient of the loss sum, weight sum), with microbatch i."""
+
+    def objective(params: Any) -> tuple[Array, Array]:
+        microbatch, rng = {name: array[i] for name, array in arrays.items()}, jax.random.fold_in(key, i)
+        loss, weight, _ = objectives.causal(model, params, microbatch, rng=rng, config=config, train=True)
+        return loss, weight
+
+    return jax.tree.map(jnp.add, total, jax.grad(objective, has_aux=True)(params))
+
+
+def gradient(run: Run, params: Any, fed: Fed) -> tuple[Any, Array]:
+    """The gradient of a batch as `step.make_update` takes it, dropout included, but not yet divided by the weight."""
+    key = jax.random.fold_in(jax.random.key(run.config.seed), fed.update)
+    total: Any = jax.tree.map(jnp.zeros_like, params), jnp.float32(0)
+    for i in range(int(fed.batch["microbatches"])):
+        total = _add_gradient(run.model, run.config.objective, total, params, fed.batch["arrays"], key, i)
+    return total
+
+
+@jax.jit
+def _norms(tree: Any) -> Any:
+    """The norm of each leaf; of each layer, for the leaves that a scan stacks. Large values do not overflow."""
+
+    def norm(path: tuple[Any, ...], x: Array) -> Array:
+        axes = tuple(range(path[0].key == "blocks", x.ndim))
+        peak = jnp.max(jnp.abs(x), axis=axes, keepdims=True)
+        scale = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
+        return jnp.sqrt(jnp.sum(jnp.square(x / scale), axis=axes)) * jnp.squeeze(scale, axes)
+
+    return jax.tree_util.tree_map_with_path(norm, tree)
+
+
+def layer_norms(tree: Any) -> dict[str, dict[str, float]]:
+    """Norms by group (embedding, block_0, block_1, ..., final norm, head) and leaf, of parameters or a gradient."""
+    groups: dict[str, dict[str, float]] = {}
+    norms = jax.device_get(_norms(tree))
+    for name, norm in zip(leaf_names(tree), jax.tree.leaves(norms), strict=True):
+        group, _, leaf = name.partition("/")
+        for layer, value in enumerate(np.atleast_1d(np.asarray(norm, np.float64)).tolist()):
+            groups.setdefault(f"block_{layer}" if group == "blocks" else group, {})[leaf] = value
+    return dict(sorted(groups.items(), key=lambda item: _depth(item[0])))
+
+
+def _depth(group: str) -> tuple[int, int, str]:
+    block = group.startswith("block_")
+    return (0 if group.endswith("embedding") else 1 if block else 2), int(group[6:]) if block else 0, group
+
+
+def not_finite(tree: Any) -> list[str]:
+    """The names of the leaves that are not finite."""
+    broken = jax.device_get(_broken(jax.tree.leaves(tree)))
+    return [name for name, bad in zip(leaf_names(tree), broken, strict=True) if bad]
+
+
+@jax.jit
+def _broken(leaves: list[Array]) -> list[Array]:
+    return [~jnp.isfinite(leaf).all() for leaf in leaves]
+
+
+def _band(values_W: Array, count: int, *, floor: float = 0.0, floor_share: float = 0.0) -> tuple[float, float]:
+    if not count:
+        return math.nan, math.nan
+    values = np.asarray(values_W, np.float64)[-count:]
+    median = float(np.median(values))
+    deviation = 1.4826 * float(np.median(np.abs(values - median)))  # of a normal distribution
+    return median, max(deviation, floor, floor_share * abs(median))
+
+
+# ---- Where a sample comes from --------------------------------------------------------------------------------------
+
+
+def source_name(run: Run, source: int) -> str:
+    """What the store calls a source."""
+    return run.store.manifest["sources"][source]["name"]
+
+
+def documents_of(run: Run, sample: int) -> list[tuple[int, int]]:
+    """(source, document) of every document that a sample reads tokens of, counted from 0 in the training split."""
+    source, start, size = _start(run, sample)
+    starts = run.store.sources[source].starts
+    stop = start + run.config.model.context  # the last token read, as a target
+    first, last = np.searchsorted(starts, [start, stop % size], side="right") - 1
+    documents = range(first, last + 1) if stop < size else (*range(first, len(starts)), *range(last + 1))
+    return [(source, int(document)) for document in documents]
+
+
+def _start(run: Run, sample: int) -> tuple[int, int, int]:
+    """Source, first token and length of the ring of a sample, as `examples.causal` reads it."""
+    source, epoch, window = run.order.split_id(sample)
+    size = len(run.store.sources[int(source)].ids)
+    return int(source), int(window * run.config.model.context + run.order.shift(source, epoch, size)) % size, size
+
+
+def place(run: Run, sample: int) -> str:
+    """The documents of a sample in words, and where it begins in the first."""
+    found = documents_of(run, sample)
+    source, start, _ = _start(run, sample)
+    offset = start - int(run.store.sources[source].starts[found[0][1]])
+    last = f" to document {found[-1][1]}" if len(found) > 1 else ""
+    return f"document {found[0][1]} from its token {offset:,}{last}"
+
+
+def _float(value: float | None) -> float:
+    """A value of metrics.jsonl, where null stands for one that is not finite."""
+    return math.nan if value is None else value
