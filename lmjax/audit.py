@@ -52,12 +52,14 @@ def show(run_dir: Path, *, replay: tuple[int, int] | None = None, config_file: P
         walk = Walk([_plan(run) for run in sessions], findings)
         walk.follow(records)
         whole, checked = _check_checkpoints(run_dir / "checkpoints", walk if chained else None, findings)
-        _check_metrics(run_dir / "metrics.jsonl", walk.history, findings)
-        begin = _begin(walk, whole, replay) if replay is not None else 0
+        if chained:
+            _check_metrics(run_dir / "metrics.jsonl", walk.history, findings)
+        replay = replay if chained and sessions else None  # that it cannot be done is among the findings
+        begin = _begin(walk, whole, replay) if replay else 0
         samples = int(sessions[-1].plan.sequences.sum()) if sessions else 0
-        _tell(run_dir, records[: walk.followed], walk.history, sessions, samples, console)
+        _tell(run_dir, records[: walk.followed], walk.history, sessions, samples, console, whole=chained)
         _tell_fresh(run_dir, config, records, walk.history, config_file, samples, console)
-        if replay is not None and sessions:
+        if replay:
             _replay(sessions[-1], walk.history, whole, begin, replay[1], findings, console)
         wrong = findings.lines()
         for line in wrong:
@@ -178,8 +180,10 @@ def _tell(
     sessions: Sequence[Run],
     samples: int,
     console: Console,
+    *,
+    whole: bool,
 ) -> None:
-    """What happened, a line each."""
+    """What happened, a line each. whole: nothing that these records leave open is told by others."""
     of = f" of {sessions[-1].plan.updates:,}" if sessions else ""
     tried = max((record["wall_step"] for record in records), default=0)
     console.event(f"{run_dir}: {len(history.path):,}{of} updates, {tried:,} batches tried")
@@ -190,9 +194,9 @@ def _tell(
     broken = next((n for n, applied in enumerate(history.path, 1) if "n" in applied.loss), None)  # nan, inf
     if broken is not None:
         console.event(f"the loss is not finite at update {broken}")
-    if history.pending is not None:
+    if whole and history.pending is not None:
         console.event(f"the rollback to update {history.pending['target']} is under way; the next resume finishes it")
-    elif not story or story[-1][0]["event"] not in ("end", "signal"):
+    elif whole and (not story or story[-1][0]["event"] not in ("end", "signal")):
         console.event("there the journal ends: the run is at work, or was killed; python train.py --resume goes on")
 
 
