@@ -230,122 +230,88 @@ def test_settings_changed_on_the_way_are_undone_for_what_came_before(
 # ---- What was changed is found --------------------------------------------------------------------------------------
 
 
-def loss_changed(records: list[Record]) -> None:
-    told, i = applied(records, 170)
-    told["losses"][i] = (float.fromhex(told["losses"][i]) * (1 + 2**-20)).hex()
+def change_applied(update: int, column: str, change: Callable[[Any], Any]) -> Callable[[list[Record]], None]:
+    """Forges a loss or cursor of an applied update."""
+
+    def forge(records: list[Record]) -> None:
+        told, i = applied(records, update)
+        told[column][i] = change(told[column][i])
+
+    return forge
 
 
-def loss_too_high(records: list[Record]) -> None:
-    told, i = applied(records, 170)
-    told["losses"][i] = (1000.0).hex()
+def put(event: str, fields: Record, *, at: int = 0) -> Callable[[list[Record]], None]:
+    """Forges fields of the first (at=0), second ... or last (at=-1) record of an event."""
+    return lambda records: [record for record in records if record["event"] == event][at].update(fields)
 
 
-def cursor_changed(records: list[Record]) -> None:
-    told, i = applied(records, 130)
-    told["cursors"][i] += 1
+def move_samples(event: str) -> Callable[[list[Record]], None]:
+    """Forges which samples a record says it left out: the first range begins one sample later."""
+
+    def forge(records: list[Record]) -> None:
+        find(records, event, last=True)["samples"][0][0] += 1
+
+    return forge
 
 
-def skip_changed(records: list[Record]) -> None:
-    find(records, "skip")["samples"][0][0] += 1
-
-
-def positions_changed(records: list[Record]) -> None:
-    for record in (find(records, "rollback", kind="skip"), find(records, "skip")):
-        record["positions"][1] += 8
-
-
-def target_too_late(records: list[Record]) -> None:
-    record = find(records, "rollback")
-    record["target"], record["target_cursor"] = 80, 640
-
-
-def onset_changed(records: list[Record]) -> None:
-    find(records, "rollback")["onset"]["update"] -= 1
-
-
-def attempt_changed(records: list[Record]) -> None:
-    find(records, "rollback", kind="skip")["attempt"] = 2
-
-
-def rule_changed(records: list[Record]) -> None:
-    find(records, "rollback")["rule"] = "3 suspects in a row"
-
-
-def suspect_softened(records: list[Record]) -> None:
-    find(records, "suspect", last=True)["hard"] = False
-
-
-def suspect_blamed(records: list[Record]) -> None:
-    find(records, "suspect", last=True)["reason"] = "gradient norm"
-
-
-def suspect_z_changed(records: list[Record]) -> None:
-    find(records, "suspect", last=True)["z_loss"] = (1e3).hex()
-
-
-def suspect_harmless(records: list[Record]) -> None:
-    told, i = applied(records, 99)
-    find(records, "suspect", last=True).update(loss=told["losses"][i], grad_norm=told["grad_norms"][i])
-
-
-def suspect_moved(records: list[Record]) -> None:
-    find(records, "suspect", last=True)["samples"][0][1] += 1
-
-
-def end_changed(records: list[Record]) -> None:
-    records[-1]["digest"] = "0" * 64
-
-
-def save_lost(records: list[Record]) -> None:
+def lose_a_save(records: list[Record]) -> None:
     records.remove(find(records, "boundary", last=True, reason="saving"))
 
 
-def seed_changed(records: list[Record]) -> None:
-    records[0]["seed"] = 1
-
-
-def data_changed(records: list[Record]) -> None:
-    records[0]["data_sha256"] = "0" * 64
-
-
-def wall_step_goes_back(records: list[Record]) -> None:
-    records[-1]["wall_step"] = 1
-
-
-def nonsense(records: list[Record]) -> None:
+def lose_a_field(records: list[Record]) -> None:
     del find(records, "rollback")["target"]
 
 
+a_little_more = change_applied(170, "losses", lambda loss: (float.fromhex(loss) * (1 + 2**-20)).hex())
+far_too_much = change_applied(170, "losses", lambda loss: (1000.0).hex())
+one_further = change_applied(130, "cursors", lambda cursor: cursor + 1)
+harmless = {"loss": (2.5).hex(), "grad_norm": (0.5).hex()}
+
+
 @pytest.mark.parametrize(
-    ("change", "finding"),
+    ("forge", "finding"),
     [
-        (loss_changed, "metrics: update 170: the loss is"),
-        (loss_too_high, "guard: update 170: the run applied a batch that is suspect: loss 1000"),
-        (cursor_changed, "data plan: update 130: its batch ends at cursor"),
-        (skip_changed, "data plan: the samples skipped are not those that stand at positions"),
-        (positions_changed, "rollback: update 99: positions of the rollback is"),
-        (target_too_late, "rollback: update 99: the run went back to update 80, but the newest healthy"),
-        (onset_changed, "rollback: update 99: onset of the rollback is"),
-        (attempt_changed, "rollback: update 99: attempt of the rollback is 2, by the guard 1"),
-        (rule_changed, "rollback: update 99: '3 suspects in a row' is told to have fired, by the guard it is '2 hard"),
-        (suspect_softened, "the suspect is told to be ('loss', False) (reason, hard), it is ('loss', True)"),
-        (suspect_blamed, "the suspect is told to be ('gradient norm', True) (reason, hard), it is ('loss', True)"),
-        (suspect_z_changed, "z_loss of the suspect is 1000, it must be"),
-        (suspect_harmless, "the run left out a batch that is not suspect"),
-        (suspect_moved, "data plan: update 133: the suspect batch did not hold the samples that are told"),
-        (end_changed, "journal: the digest of the end is not that of the checkpoint of update 180"),
-        (save_lost, "journal: a checkpoint of update 180 is told to be whole, but was never begun"),
-        (seed_changed, "inputs: seed was 1 when the run began, and is 0"),
-        (data_changed, "inputs: data_sha256 was 000"),
-        (wall_step_goes_back, "journal: the wall step goes back"),
-        (nonsense, "makes no sense, the rest is not checked"),
+        (a_little_more, "metrics: update 170: the loss is"),
+        (far_too_much, "guard: update 170: the run applied a batch that is suspect: loss 1000"),
+        (one_further, "data plan: update 130: its batch ends at cursor"),
+        (move_samples("skip"), "data plan: the samples skipped are not those that stand at positions"),
+        (move_samples("suspect"), "data plan: update 133: the suspect batch did not hold the samples that are told"),
+        (put("skip", {"positions": [728, 880]}), "rollback: positions 728 to 880 are skipped, but no rollback decided"),
+        (put("rollback", {"positions": [728, 880]}, at=1), "rollback: update 99: positions of the rollback is"),
+        (
+            put("rollback", {"target": 80, "target_cursor": 640}),
+            "rollback: update 99: the run went back to update 80, but the newest healthy checkpoint is 60",
+        ),
+        (put("rollback", {"onset": {"update": 98, "cursor": 784}}), "rollback: update 99: onset of the rollback is"),
+        (put("rollback", {"attempt": 2}, at=1), "rollback: update 99: attempt of the rollback is 2, by the guard 1"),
+        (
+            put("rollback", {"rule": "3 suspects in a row"}),
+            "is told to have fired, by the guard it is '2 hard suspects",
+        ),
+        (put("suspect", {"hard": False}, at=-1), "told to be ('loss', False) (reason, hard), it is ('loss', True)"),
+        (
+            put("suspect", {"reason": "gradient norm"}, at=-1),
+            "told to be ('gradient norm', True) (reason, hard), it is",
+        ),
+        (put("suspect", {"z_loss": (1e3).hex()}, at=-1), "z_loss of the suspect is 1000, it must be"),
+        (put("suspect", harmless, at=-1), "guard: update 133: the run left out a batch that is not suspect"),
+        (put("suspect", {"batch": 16}, at=-1), "data plan: update 133: the suspect batch has 16 sequences"),
+        (
+            put("end", {"digest": "0" * 64}),
+            "journal: the digest of the end is not that of the checkpoint of update 180",
+        ),
+        (put("end", {"wall_step": 1}), "journal: the wall step goes back"),
+        (put("start", {"seed": 1}), "inputs: seed was 1 when the run began, and is 0"),
+        (put("start", {"data_sha256": "0" * 64}), "inputs: data_sha256 was 000"),
+        (lose_a_save, "journal: a checkpoint of update 180 is told to be whole, but was never begun"),
+        (lose_a_field, "makes no sense, the rest is not checked"),
     ],
 )
 def test_a_forged_journal_is_found_out(
-    spiky: Path, tmp_path: Path, audited: Callable[..., Report], change: Callable[[list[Record]], None], finding: str
+    spiky: Path, tmp_path: Path, audited: Callable[..., Report], forge: Callable[[list[Record]], None], finding: str
 ) -> None:
     folder = copy(spiky, tmp_path)
-    edit(folder, change)
+    edit(folder, forge)
     report = audited(folder)
     assert report.status == 1
     assert any(finding in line for line in report.wrong), report.wrong
@@ -442,7 +408,7 @@ def test_a_replay_meets_the_same_bits_and_the_same_suspect(spiky: Path, audited:
 
 def test_a_replay_notices_a_changed_loss(clean: Path, tmp_path: Path, audited: Callable[..., Report]) -> None:
     folder = copy(clean, tmp_path)
-    edit(folder, loss_changed)
+    edit(folder, a_little_more)
     (folder / "metrics.jsonl").unlink()  # or the audit would know without
     assert audited(folder, replay=(161, 169)).status == 0
     report = audited(folder, replay=(161, 175))
