@@ -1,126 +1,25 @@
 """The loop on a model of one number: counters, order of saving and evaluating, rejected updates, signals."""
 
-import io
 import math
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
+from miniature import data, events, fresh, parts, weight
 
-from lmjax.config import CheckpointConfig, GuardConfig, TrainConfig
-from lmjax.console import Console
+from lmjax.config import CheckpointConfig
 from lmjax.train import checkpoint, journal, metrics
-from lmjax.train.checkpoint import Checkpoints
-from lmjax.train.guard import empty
-from lmjax.train.history import History
-from lmjax.train.journal import Journal
 from lmjax.train.loop import evaluate, train
-from lmjax.train.metrics import Recorder
-from lmjax.train.parts import Fed, GaveUp, Parts, Position
+from lmjax.train.parts import GaveUp
 from lmjax.train.signals import StopRequest
 from lmjax.train.state import State
-from lmjax.train.step import make_update
-
-UPDATES = 12
-SKIP = GuardConfig(policy="skip")
-
-
-def loss(params: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
-    return jnp.sum(params["w"] * batch["x"] + params["w"] ** 2), jnp.float32(batch["x"].size), {}
-
-
-OPTIMIZER = optax.scale_by_adam()
-STEP = jax.jit(make_update(loss, OPTIMIZER, guard=GuardConfig(), seed=0), donate_argnums=0)
-
-
-def data(position: int) -> float:
-    """The sample at a position of the order."""
-    return math.sin(position)
-
-
-@contextmanager
-def parts(
-    run_dir: Path,
-    *,
-    poison: tuple[int, ...] = (),
-    guard: GuardConfig = SKIP,
-    evaluate: Callable[[State, bool], dict[str, float]] = lambda state, whole: {"val_loss": 1.0},
-    every: int = 4,
-) -> Generator[Parts, None, None]:
-    def batches(update: int, cursor: int, past: History) -> Generator[Fed, None, None]:
-        while update < UPDATES:
-            size = 2 if update < 6 else 4
-            x = [math.nan if cursor + i in poison else data(cursor + i) for i in range(size)]
-            before, cursor = cursor, cursor + size
-            arrays = np.zeros((2, 2), np.float32)
-            arrays.reshape(-1)[:size] = x
-            scalars = {"microbatches": np.int32(size // 2), "update": np.int32(update)}
-            batch = {"arrays": {"x": arrays}, "learning_rate": np.float32(0.1), **scalars}
-            yield Fed(update, before, cursor, size, 0.1, 0, jax.device_put(batch))
-            update += 1
-
-    run_dir.mkdir(exist_ok=True)
-    with (
-        Recorder(run_dir / "metrics.jsonl") as recorder,
-        Console(io.StringIO()) as console,
-    ):
-        saves = Checkpoints(run_dir / "checkpoints", config=CheckpointConfig())
-        try:
-            yield Parts(
-                run_dir=run_dir,
-                train=TrainConfig(evaluate_every=4),
-                checkpoint=CheckpointConfig(every=every),
-                guard=guard,
-                updates=UPDATES,
-                sequences=36,
-                tokens=lambda update: 2 * min(update, 6) + 4 * max(0, update - 6),
-                flops_per_token=1.0,
-                peak_flops=1e9,
-                step=STEP,
-                batches=batches,
-                samples=lambda start, stop, past: ((start, stop),),
-                evaluate=evaluate,
-                autopsy=lambda state, fed, decision: None,
-                conclude=lambda update, text: None,
-                machine=(),
-                vote=None,
-                tolerance=0.0,
-                fingerprints={"data_sha256": "x"},
-                journal=Journal(run_dir / "journal.jsonl"),
-                checkpoints=saves,
-                recorder=recorder,
-                console=console,
-            )
-        finally:
-            saves.close()
 
 
 def newest(folder: Path) -> checkpoint.Checkpoint:
     found = checkpoint.folders(folder)[-1]
     assert checkpoint.verify(found) is None
     return checkpoint.read(found)
-
-
-def fresh() -> Position:
-    params = {"w": jnp.float32(1.0)}
-    return Position(
-        State(params, OPTIMIZER.init(params), None, jnp.int32(0), empty(GuardConfig())), update=0, cursor=0, wall_step=0
-    )
-
-
-def events(run_dir: Path) -> list[str]:
-    return [record["event"] for record in journal.read(run_dir / "journal.jsonl")]
-
-
-def weight(position: Position) -> float:
-    return float(position.state.params["w"])
 
 
 def test_a_run_counts_records_and_saves(tmp_path: Path) -> None:
@@ -226,6 +125,6 @@ def test_saving_comes_before_an_evaluation_that_fails(tmp_path: Path) -> None:
 
 
 def test_without_periodic_saves_the_end_is_saved(tmp_path: Path) -> None:
-    with parts(tmp_path, every=0) as made:
+    with parts(tmp_path, saving=CheckpointConfig()) as made:
         train(made, fresh(), stop=StopRequest())
     assert [folder.name for folder in checkpoint.folders(tmp_path / "checkpoints")] == ["0", "12"]
