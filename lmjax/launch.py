@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from lmjax import __version__, machine, parallel, plan, report, typed
+from lmjax import __version__, faults, machine, parallel, plan, report, typed
 from lmjax import run as runs
 from lmjax.config import Config, TrackConfig, UserError
 from lmjax.console import Console
@@ -225,6 +225,7 @@ def _train(run: Run, run_dir: Path, position: Position, journal: Journal, consol
         tokens, context = run.plan.tokens, run.config.model.context
         console.start(run.plan.updates, tokens=tokens, context=context, update=position.update)
         try:
+            faults.reach("prepared")
             position = loop.train(parts, position, stop=stop)
         except GaveUp as error:
             console.close()
