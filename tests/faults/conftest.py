@@ -1,0 +1,54 @@
+"""Runs small enough to be faulted hundreds of times."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lmjax import launch, plots
+from lmjax.config import (
+    BatchConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    GPTConfig,
+    GuardConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+
+@pytest.fixture(scope="session")
+def guarded(corpus: Path) -> Config:
+    """A run of 200 updates of 8 sequences, one and a half epochs: long enough for the guard to arm (at 64)."""
+    return Config(
+        name="guarded",
+        data=DataConfig(
+            files=(str(corpus),),
+            tokenizer=TokenizerConfig(kind="bytes"),
+            validation_fraction=0.1,
+            cache=str(corpus.parent / "cache"),
+        ),
+        model=GPTConfig(layers=2, width=16, heads=2, context=16),
+        schedule=ScheduleConfig(peak=1e-2, warmup=0.1),
+        batch=BatchConfig(tokens=((0, 128),), microbatch=8),
+        train=TrainConfig(updates=200, evaluate_every=50, evaluate_batches=2, sample_tokens=0, baselines=False),
+        checkpoint=CheckpointConfig(every=20),
+    )
+
+
+@pytest.fixture(scope="session")
+def short(guarded: Config) -> Config:
+    """The same for 60 updates, with a save every 10, of which some are soon deleted: for faults that need no armed
+    guard."""
+    train = replace(guarded.train, updates=60, evaluate_every=20)
+    guard = GuardConfig(margin=8, divergence_window=8)
+    return replace(guarded, name="short", train=train, checkpoint=CheckpointConfig(every=10), guard=guard)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves and reports are tested elsewhere, and take as long as the rest of such a run."""
+    monkeypatch.setattr(plots, "draw", lambda *_: [])
+    monkeypatch.setattr(launch.autopsy, "write", lambda *_: None)
