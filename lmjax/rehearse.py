@@ -6,6 +6,7 @@ the digest of the last state: parameters, optimizer, guard.
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,15 +14,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from lmjax import faults, optim, typed
-from lmjax.config import BatchConfig, CheckpointConfig, Config, GPTConfig, TrackConfig, TrainConfig, UserError
+from lmjax.config import BatchConfig, Config, GPTConfig, TrackConfig, TrainConfig, UserError
 from lmjax.console import Console, duration
 from lmjax.data import store as stores
 from lmjax.files import write_text
@@ -32,6 +32,7 @@ from lmjax.train.history import TRANSIENT, Record, fold, last
 PASSED, FAILED = 0, 1
 UPDATES, EVERY = 240, 20  # of the small copy, and between its checkpoints: the guard is armed after 64
 CONTEXT, MICROBATCH = 64, 8
+PEAK = 1e-3  # at least, of the learning rate: or so few updates teach too little for bad data to stand out
 MIDDLE, SAVES = UPDATES // 2, UPDATES // 2 // EVERY + 1  # an update with a checkpoint; the how manieth, with update 0
 ROOM = 24  # updates behind a spike before the guard starts anew or the run ends
 
@@ -52,37 +53,19 @@ def shrink(config: Config) -> Config:
     plan = optim.batch_plan(config.batch, config.train, config.model.context)
     model = _model(config.model)
     batch, grown = _batch(config, model.context, plan.tokens)
-    data = replace(
-        config.data,
-        mixture_changes=tuple(
-            zip(
-                _scaled([token for token, _ in config.data.mixture_changes], grown / plan.tokens, model.context),
-                [weights for _, weights in config.data.mixture_changes],
-                strict=True,
-            )
-        ),
-    )
-    cuts = tuple(
-        (round(update * UPDATES / plan.updates), factor, max(1, round(over * UPDATES / plan.updates)))
-        for update, factor, over in config.schedule.cuts
-    )
+    changes = config.data.mixture_changes
+    starts = _scaled([0, *(token for token, _ in changes)], grown / plan.tokens, model.context)[1:]
+    changes = tuple((start, weights) for start, (_, weights) in zip(starts, changes, strict=True))
+    share = UPDATES / plan.updates
+    cuts = tuple((round(at * share), factor, max(1, round(over * share))) for at, factor, over in config.schedule.cuts)
     return replace(
         config,
-        data=data,
+        data=replace(config.data, mixture_changes=changes),
         model=model,
-        schedule=replace(config.schedule, cuts=cuts),
+        schedule=replace(config.schedule, peak=max(config.schedule.peak, PEAK), cuts=cuts),
         batch=batch,
-        train=TrainConfig(
-            updates=UPDATES,
-            evaluate_every=MIDDLE,
-            evaluate_batches=2,
-            sample_tokens=8,
-            sample_prompt=config.train.sample_prompt,
-            baselines=False,
-        ),
-        checkpoint=CheckpointConfig(
-            every=EVERY, retries=config.checkpoint.retries, on_failure=config.checkpoint.on_failure
-        ),
+        train=TrainConfig(UPDATES, evaluate_every=MIDDLE, evaluate_batches=2, sample_tokens=8, baselines=False),
+        checkpoint=replace(config.checkpoint, every=EVERY, keep_every=0),
         parallel=replace(config.parallel, distributed=False),
         track=TrackConfig(),
     )
@@ -91,9 +74,8 @@ def shrink(config: Config) -> Config:
 def _model(model: GPTConfig) -> GPTConfig:
     """At most 2 layers, 2 key heads, 2 heads for each of them, and 32 features a head."""
     whole = flops.resolve(model)
-    key_heads = min(whole.key_heads, 2)
+    key_heads, head_dim = min(whole.key_heads, 2), min(whole.head_dim, 32)
     heads = key_heads * min(whole.heads // whole.key_heads, 2)
-    head_dim = min(whole.head_dim, 32)
     width = heads * head_dim
     return replace(
         model,
@@ -108,10 +90,7 @@ def _model(model: GPTConfig) -> GPTConfig:
 
 
 def _batch(config: Config, context: int, tokens: int) -> tuple[BatchConfig, int]:
-    """One microbatch, or two where the real batch grows or has several; and about how many tokens the copy trains on.
-
-    tokens: of the real run.
-    """
+    """One microbatch, or two where the real batch grows or has several; and how many tokens that is in all, at most."""
     batch, devices = config.batch, config.parallel.devices or 1
     shares = batch.microbatch // devices
     fitting = [n for n in range(1, shares + 1) if shares % n == 0 and n * devices <= MICROBATCH]
@@ -128,10 +107,7 @@ def _batch(config: Config, context: int, tokens: int) -> tuple[BatchConfig, int]
 
 def _scaled(numbers: Sequence[int], factor: float, step: int) -> list[int]:
     """Increasing numbers times `factor`, still increasing by at least `step`."""
-    result: list[int] = []
-    for number in numbers:
-        result.append(max(round(number * factor), result[-1] + step if result else 0))
-    return result
+    return list(accumulate((round(n * factor) for n in numbers), lambda before, now: max(now, before + step)))
 
 
 def spike_update(config: Config) -> int:
@@ -140,18 +116,18 @@ def spike_update(config: Config) -> int:
     changes = np.searchsorted(plan.tokens_before, [token for token, _ in config.data.mixture_changes])
     turns = sorted({0, plan.updates, *plan.jumps.tolist(), *changes.tolist()})
     begin, end = max(pairwise(turns), key=lambda pair: pair[1] - pair[0])
-    return end - ROOM if end - ROOM - begin > config.guard.armed + MICROBATCH else 0
+    return end - ROOM if end - ROOM - begin > config.guard.armed else 0
 
 
 # ---- The runs -------------------------------------------------------------------------------------------------------
 
 
 class Failed(Exception):
-    """What happened instead of what should; `log` is the output to look at."""
+    """What happened instead of what should, in the run whose directory is `run`."""
 
-    def __init__(self, what: str, log: Path):
+    def __init__(self, what: str, run: Path):
         super().__init__(what)
-        self.log = log
+        self.log = _log(run)
 
 
 @dataclass(frozen=True)
@@ -161,62 +137,59 @@ class Stage:
     folder: Path
     config: Config
 
-    @property
-    def clean(self) -> Path:
-        """The run without a fault."""
-        return self.folder / "clean"
-
     def train(self, name: str, *, fault: str = "", config: str = "copy.json", status: int = 0) -> Path:
         """Starts the run `name` under a fault, returns its directory. Failed: it does not end with `status`."""
         run = self.folder / name
-        self._call(run, ["train", str(self.folder / config), "--run-dir", str(run)], fault=fault, status=status)
+        self._call(run, "train", str(self.folder / config), "--run-dir", str(run), fault=fault, status=status)
         return run
 
     def resume(self, run: Path) -> None:
-        """Failed: the run does not go on to its end."""
-        self._call(run, ["train", "--resume", str(run)])
+        """Failed: the run does not go on to its end, or ends with other bits than the clean one."""
+        self._call(run, "train", "--resume", str(run))
+        self.same(run)
 
     def audit(self, run: Path, *words: str) -> None:
         """Failed: something is wrong with the run."""
-        self._call(run, ["audit", str(run), *words])
-
-    def _call(self, run: Path, words: Sequence[str], *, fault: str = "", status: int = 0) -> None:
-        log = run.with_suffix(".log")
-        found = command(words, fault=f"{fault} {_SHORT}", log=log)
-        if found != status:
-            raise Failed(f"`{words[0]}` ended with status {found}" + f" instead of {status}" * bool(status), log)
-
-    def require(self, true: bool, otherwise: str, run: Path) -> None:
-        """Failed: it is not."""
-        if not true:
-            raise Failed(otherwise, run.with_suffix(".log"))
+        self._call(run, "audit", str(run), *words)
 
     def same(self, run: Path, other: Path | None = None) -> None:
         """Failed: the two runs (default: the clean one) did not both finish, with the same digest."""
-        digests = []
-        for folder in (run, other or self.clean):
-            end = last(_records(folder), "end")
-            self.require(end is not None and end["status"] == "finished", f"{folder.name} did not finish", folder)
-            digests.append(end["digest"] if end else None)
-        self.require(digests[0] == digests[1], "another digest", run)
+        ends = [last(_records(folder), "end") or {} for folder in (run, other or self.folder / "clean")]
+        _require(all(end.get("status") == "finished" for end in ends), "did not finish", run)
+        _require(ends[0]["digest"] == ends[1]["digest"], "another digest", run)
+
+    def _call(self, run: Path, *words: str, fault: str = "", status: int = 0) -> None:
+        found = command(words, fault=f"{fault} {_SHORT}", log=_log(run))
+        _require(found == status, f"`{words[0]}` ended with status {found}, not {status}", run)
 
 
 def command(words: Sequence[str], *, fault: str, log: Path) -> int:
     """Runs `lmjax WORDS` under a fault, its output added to `log`; the exit status, negative for a signal."""
-    environment = {name: value for name, value in os.environ.items() if name not in _PEERS}
+    environment = {name: value for name, value in os.environ.items() if name not in _PEERS} | {faults.VARIABLE: fault}
+    line = [sys.executable, "-m", "lmjax.cli", *words]
     with open(log, "ab") as file:
-        return subprocess.run(
-            [sys.executable, "-m", "lmjax.cli", *words],
-            env=environment | {faults.VARIABLE: fault},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
+        return subprocess.run(line, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file).returncode
 
 
 def _records(run: Path) -> list[Record]:
     return journal.read(run / "journal.jsonl")
+
+
+def _log(run: Path) -> Path:
+    return run.with_name(f"{run.name}.log")
+
+
+def _told(run: Path, event: str, otherwise: str) -> Record:
+    """The newest record of an event. Failed: there is none."""
+    record = last(_records(run), event)
+    if record is None:
+        raise Failed(otherwise, run)
+    return record
+
+
+def _require(true: bool, otherwise: str, run: Path) -> None:
+    if not true:
+        raise Failed(otherwise, run)
 
 
 # ---- The scenarios: each returns what happened, or raises Failed -----------------------------------------------------
@@ -233,9 +206,8 @@ def clean(stage: Stage) -> str:
 def stopped(stage: Stage) -> str:
     """A signal asks the run to end, as a scheduler's does."""
     run = stage.train("stopped", fault=f"update=SIGTERM@{MIDDLE}")
-    stage.require(last(_records(run), "signal") is not None, "the signal was not heard", run)
+    _told(run, "signal", "the signal was not heard")
     stage.resume(run)
-    stage.same(run)
     return "saved, resumed, same digest"
 
 
@@ -243,43 +215,35 @@ def killed(stage: Stage) -> str:
     """The process is gone while a checkpoint is on the disk under a temporary name."""
     run = stage.train("killed", fault=f"save.rename=kill@{SAVES}", status=-9)
     stage.resume(run)
-    stage.same(run)
     return "resumed, same digest"
 
 
 def torn(stage: Stage) -> str:
     """The newest checkpoint has lost half of its largest file."""
     run = stage.folder / "torn"
-    shutil.copytree(stage.clean, run)
+    shutil.copytree(stage.folder / "clean", run)
     (run / "summary.json").unlink()  # or it would be complete
     newest = checkpoint.folders(run / "checkpoints")[-1]
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
-    before = len(_records(run))
     stage.resume(run)
-    back = last(_records(run)[before:], "fallback")
-    stage.require(back is not None, "the damage was not noticed", run)
-    stage.same(run)
-    return f"fell back to {back['update'] if back else 0}, same digest"
+    return f"fell back to {_told(run, 'fallback', 'the damage was not noticed')['update']}, same digest"
 
 
 def not_a_number(stage: Stage) -> str:
     """The loss of one batch is not a number, as from a fault of the hardware."""
     run = stage.train("nan", fault=f"batch=nan@{MIDDLE + 1}")
-    records = _records(run)
-    stage.require(last(records, "suspect") is not None, "the batch was applied", run)
-    past = fold(records)
-    losses = [float.fromhex(applied.loss) for applied in past.path]
-    stage.require(len(losses) == UPDATES and all(map(math.isfinite, losses)), "a loss is not finite", run)
+    _told(run, "suspect", "the batch was applied")
+    losses = [float.fromhex(applied.loss) for applied in fold(_records(run)).path]
+    _require(len(losses) == UPDATES and all(map(math.isfinite, losses)), "a loss is not finite", run)
     return "left out, finished, all finite"
 
 
 def transient(stage: Stage) -> str:
     """One update goes far astray: the learning rate x 1,000,000, so that it is a spike whatever the model is."""
     run = stage.train("spike", fault=f"learning_rate=times:1e6@{spike_update(stage.config)}")
-    records = _records(run)
-    stage.require(last(records, "rollback") is not None, "the spike was not noticed", run)
-    stage.require(any(record.get("reason") == TRANSIENT for record in records), "it was not told transient", run)
+    _told(run, "rollback", "the spike was not noticed")
+    _require(any(record.get("reason") == TRANSIENT for record in _records(run)), "not found transient", run)
     stage.same(run)
     return "rolled back, replayed, same digest"
 
@@ -288,11 +252,10 @@ def poisoned(stage: Stage) -> str:
     """Some batches hold random tokens, whenever they are read."""
     begin = spike_update(stage.config) - 1
     count = max(stage.config.guard.in_a_row, stage.config.guard.several)
-    cursors = [fold(_records(stage.clean)).cursor(update) for update in (begin, begin + count - 1)]
-    run = stage.train("poisoned", fault=f"data=random@{cursors[0]}-{cursors[1]}!")
-    records = _records(run)
-    stage.require(last(records, "suspect") is not None, "the poison was not noticed", run)
-    stage.require(last(records, "skip") is not None, "not skipped", run)
+    past = fold(_records(stage.folder / "clean"))
+    run = stage.train("poisoned", fault=f"data=random@{past.cursor(begin)}-{past.cursor(begin + count - 1)}!")
+    _told(run, "suspect", "the poison was not noticed")
+    _told(run, "skip", "not skipped")
     stage.audit(run, "--config", str(stage.folder / "fresh.json"))
     stage.same(run, stage.train("fresh", config="fresh.json"))
     return "rolled back, skipped, digest of a fresh run without them"
@@ -302,32 +265,27 @@ def full(stage: Stage) -> str:
     """There is no space on the disk for one checkpoint."""
     stop = stage.config.checkpoint.retries == 0 and stage.config.checkpoint.on_failure == "stop"
     run = stage.train("full", fault=f"save.manifest=full@{SAVES}", status=int(stop))
-    stage.require(last(_records(run), "fallback") is not None, "the failed save was not noticed", run)
-    if stop:
-        stage.resume(run)
-    stage.same(run)
-    return "stopped, resumed, same digest" if stop else "trained on, same digest"
+    _told(run, "fallback", "the failed save was not noticed")
+    (stage.resume if stop else stage.same)(run)
+    return f"{'stopped, resumed' if stop else 'trained on'}, same digest"
 
 
-@dataclass(frozen=True)
-class Scenario:
-    """act: what is done. needs: the guard's policies under which that makes sense; armed: it needs an armed guard."""
+class Scenario(NamedTuple):
+    """What is tried (`act`), and under which policies of the guard that makes sense."""
 
     fault: str
     expected: str
     act: Callable[[Stage], str]
-    needs: tuple[str, ...] = ("rollback", "skip", "off")
-    armed: bool = False
+    policies: tuple[str, ...] = ("rollback", "skip", "off")
 
     def excluded(self, config: Config) -> str:
         """Why it does not apply to a small copy; empty if it does."""
-        if config.guard.policy not in self.needs:
-            return f"not with guard.policy={config.guard.policy}"
-        if self.armed and not spike_update(config):
-            return f"not with guard.armed={config.guard.armed}: never armed in {UPDATES} updates"
-        if self.act is transient and not config.guard.attribute:
-            return "not with guard.attribute=false"
-        return ""
+        guard = config.guard
+        if guard.policy not in self.policies:
+            return f"not with guard.policy={guard.policy}"
+        if self.policies == ("rollback",) and not spike_update(config):
+            return f"not with guard.armed={guard.armed}: never armed in {UPDATES} updates"
+        return "not with guard.attribute=false" if self.act is transient and not guard.attribute else ""
 
 
 SCENARIOS = (
@@ -336,8 +294,8 @@ SCENARIOS = (
     Scenario("kill -9 during a save", "same bits after a resume", killed),
     Scenario("newest checkpoint torn", "an older one, same bits", torn),
     Scenario("one NaN batch", "left out, stays finite", not_a_number, ("rollback", "skip")),
-    Scenario("a transient spike", "replayed, same bits", transient, ("rollback",), armed=True),
-    Scenario("poisoned data", "skipped, as if never there", poisoned, ("rollback",), armed=True),
+    Scenario("a transient spike", "replayed, same bits", transient, ("rollback",)),
+    Scenario("poisoned data", "skipped, as if never there", poisoned, ("rollback",)),
     Scenario("disk full during a save", "nothing lost, same bits", full),
 )
 
@@ -345,9 +303,8 @@ SCENARIOS = (
 # ---- All of it ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """passed: None where the scenario does not apply, or could not be played. log: where to look if it failed."""
+class Outcome(NamedTuple):
+    """passed: None where the scenario does not apply, or could not be tried. log: where to look if it failed."""
 
     scenario: Scenario
     happened: str
@@ -371,18 +328,19 @@ def show(config: Config, *, keep: Path | None) -> int:
         stores.prepare(config.data, report=console.report)
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
-        folder = keep or Path(tempfile.mkdtemp(prefix="lmjax-rehearsal-"))
-        failed = False
+        folder = (keep or Path(tempfile.mkdtemp(prefix="lmjax-rehearsal-"))).absolute()
+        status = PASSED
         try:
-            outcomes = play(Stage(folder.absolute(), small), console)
-            failed = any(outcome.passed is False for outcome in outcomes)
-            conclude(outcomes, console)
+            write_text(folder / "real.json", typed.to_json(config))
+            if command(["plan", str(folder / "real.json")], fault="", log=folder / "plan.log"):
+                _refuse(folder / "plan.log")
+            status = conclude(play(Stage(folder, small), console), console)
         finally:
-            if keep is None and not failed:
+            if keep is None and status == PASSED:
                 shutil.rmtree(folder)
-        if keep is not None or failed:
+        if folder.exists():
             console.event(f"the runs are in {folder}")
-    return FAILED if failed else PASSED
+    return status
 
 
 def play(stage: Stage, console: Console) -> list[Outcome]:
@@ -390,64 +348,53 @@ def play(stage: Stage, console: Console) -> list[Outcome]:
     write_text(stage.folder / "copy.json", typed.to_json(stage.config))
     outcomes: list[Outcome] = []
     for scenario in SCENARIOS:
-        why = scenario.excluded(stage.config)
-        if outcomes and outcomes[0].passed is False:
-            why = "not played: even the clean run failed"
-        if why:
+        broken = outcomes and outcomes[0].passed is False
+        if why := "not tried: even the clean run failed" if broken else scenario.excluded(stage.config):
             outcomes.append(Outcome(scenario, why))
             continue
         begun = time.perf_counter()
         with console.phase(f"fault: {scenario.fault}"):
             try:
                 happened, passed, log = scenario.act(stage), True, None
-            except Failed as error:
-                happened, passed, log = str(error), False, error.log
-            except (typed.UserError, OSError) as error:  # no journal, or a damaged one; no checkpoint
-                happened, passed, log = str(error), False, stage.folder
-        if not outcomes and not passed and log is not None:
-            _refuse(log)
+            except (Failed, UserError, OSError) as error:  # such as a journal that is damaged
+                happened, passed, log = str(error), False, getattr(error, "log", None)
+        if not (stage.folder / "clean").exists():
+            _refuse(stage.folder / "clean.log")
         outcomes.append(Outcome(scenario, happened, time.perf_counter() - begun, passed, log))
         console.event(f"{'pass' if passed else 'FAIL'}  {scenario.fault}: {happened}")
     return outcomes
 
 
-def conclude(outcomes: Sequence[Outcome], console: Console) -> None:
-    """Prints the table, and where to look at what failed."""
+def conclude(outcomes: Sequence[Outcome], console: Console) -> int:
+    """Prints the table, and where to look at what failed; returns the exit status."""
+    verdicts = {True: "pass", False: "FAIL", None: "-"}
     rows = [("fault", "what should happen", "what happened", "time", "")]
-    for outcome in outcomes:
-        verdict = {True: "pass", False: "FAIL", None: "-"}[outcome.passed]
-        took = duration(outcome.seconds) if outcome.seconds else ""
-        rows.append((outcome.scenario.fault, outcome.scenario.expected, outcome.happened, took, verdict))
+    for (fault, expected, *_), happened, seconds, passed, _ in outcomes:
+        rows.append((fault, expected, happened, duration(seconds) if seconds else "", verdicts[passed]))
     console.table("Rehearsal", rows)
-    played = [outcome for outcome in outcomes if outcome.passed is not None]
-    failed = [outcome for outcome in played if not outcome.passed]
+    failed = [outcome for outcome in outcomes if outcome.passed is False]
     for outcome in failed:
-        console.text(f"{outcome.scenario.fault}: {outcome.happened}; the end of {outcome.log}:", _tail(outcome.log))
-    passed = len(played) - len(failed)
-    what = "this setup survives what was tried" if not failed else "see above what failed"
-    console.event(f"{passed} of {len(played)} passed: {what}")
+        if outcome.log:
+            console.text(f"{outcome.scenario.fault}: {outcome.happened}; the end of {outcome.log}:", _tail(outcome.log))
+    tried = sum(outcome.passed is not None for outcome in outcomes)
+    what = "see above what failed" if failed else "this setup survives what was tried"
+    console.event(f"{tried - len(failed)} of {tried} passed: {what}")
+    return FAILED if failed else PASSED
 
 
 def _introduce(config: Config, small: Config, console: Console) -> None:
-    """What the small copy has else than the real run."""
-
-    def value(of: Config, key: str) -> Any:
-        return reduce(getattr, key.split("."), of)
-
-    keys = [key for key in typed.keys(config) if value(config, key) != value(small, key)]
-    rows = [(key, str(value(config, key)), str(value(small, key))) for key in keys]
+    """What is different in the small copy."""
+    rows = [re.split(": | -> ", line, maxsplit=2) for line in typed.differences(config, small)]
     console.table("The small copy; all else is as in the real run", [("key", "real", "rehearsal"), *rows])
     console.event("the data are prepared whole, once, and the real run uses them too")
 
 
-def _tail(log: Path | None, *, lines: int = 8) -> str:
-    if log is None or not log.is_file():
-        return ""
-    return "\n".join(log.read_text(errors="replace").rstrip().splitlines()[-lines:])
+def _tail(log: Path, *, lines: int = 8) -> str:
+    return "\n".join(log.read_text(errors="replace").rstrip().splitlines()[-lines:]) if log.is_file() else ""
 
 
 def _refuse(log: Path) -> None:
-    """UserError: the clean run ended with the one line that says what is wrong with the configuration."""
+    """UserError: the one line with which a run that never began says what is wrong with the configuration."""
     line = _tail(log, lines=1)
-    if line.startswith("error: ") and not any((log.with_suffix("")).glob("journal.jsonl")):
+    if line.startswith("error: "):
         raise UserError(line.removeprefix("error: "))
