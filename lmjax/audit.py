@@ -217,7 +217,8 @@ def _words(record: Record, before: Record, samples: int) -> str:
         case "start":
             return f"started with seed {record['seed']}, {_where(record)}"
         case "resume":
-            killed = "" if before.get("event") in ("signal", "end") else "; before that the run was killed or crashed"
+            announced = before.get("event") in ("signal", "end", "fallback")
+            killed = "" if announced else "; before that the run was killed or crashed"
             changed = f"; changed: {', '.join(record['changed'])}" if record["changed"] else ""
             return f"resumed with {_where(record)}{killed}{changed}"
         case "rollback":
@@ -301,7 +302,7 @@ def _tell_fresh(
     samples: int,
     console: Console,
 ) -> None:
-    """What is left out, and the run that leaves it out from the start; its configuration goes to `path`."""
+    """What is left out, and the run that leaves it out from the start, its configuration written to `path`."""
     count = history.skipped()
     cuts = f" and {len(history.cuts)} cuts of the learning rate" if history.cuts else ""
     console.event(f"left out in all: {count:,} samples ({_share(count, samples)}){cuts}")

@@ -391,6 +391,17 @@ def test_damaged_and_foreign_checkpoints_are_found(
     assert "checkpoint: checkpoints/180 is missing, the newest that the journal tells of" in audited(folder).wrong
 
 
+def test_a_run_that_fell_back_is_in_order(clean: Path, tmp_path: Path, audited: Callable[..., Report]) -> None:
+    folder = copy(clean, tmp_path)
+    (folder / "summary.json").unlink()
+    flip(folder / "checkpoints" / "180" / "meta.json")
+    assert launch.resume(from_json((folder / "config.json").read_text(), Config), folder) == 0
+    report = audited(folder)
+    assert (report.status, report.wrong) == (0, [])
+    assert "fell back to this checkpoint: checkpoint 180: meta.json does not match its sha256" in report.text
+    assert "killed" not in report.text
+
+
 # ---- Computed again -------------------------------------------------------------------------------------------------
 
 
