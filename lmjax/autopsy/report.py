@@ -4,11 +4,13 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lmjax import parallel
 from lmjax import run as runs
 from lmjax.autopsy import case as cases
 from lmjax.autopsy.case import Case
@@ -32,7 +34,12 @@ def write(run: Run, run_dir: Path, state: State, fed: Fed, decision: Decision) -
 
     state: as it stands. A section that a run wrote before it was killed on the spot is written anew. What cannot be
     found out is said in its place. UserError: the journal is damaged. OSError: the report cannot be written.
+    Every process of the run must call it; the main one alone goes on, with what it needs.
     """
+    arrays, counted = parallel.gathered(fed.batch["arrays"]), parallel.local(fed.batch["microbatches"])
+    fed, state = replace(fed, batch={"arrays": arrays, "microbatches": counted}), parallel.local(state)
+    if not parallel.is_main():
+        return
     folder, update = run_dir / "spikes", decision.trigger.update + 1
     folder.mkdir(exist_ok=True)
     past = fold(journal.read(run_dir / "journal.jsonl"))
@@ -59,6 +66,8 @@ def write(run: Run, run_dir: Path, state: State, fed: Fed, decision: Decision) -
 
 def conclude(run_dir: Path, update: int, text: str) -> None:
     """Adds the verdict of a replay to the report of the spike after `update` applied updates."""
+    if not parallel.is_main():
+        return
     path = run_dir / "spikes" / f"{update + 1}.md"
     path.parent.mkdir(exist_ok=True)
     write_text(path, f"{_read(path, update + 1).rstrip()}\n\n## Verdict\n\n{text}\n")
