@@ -19,6 +19,7 @@ import jax
 
 from lmjax import __version__, faults, machine, parallel, plan, report, typed
 from lmjax import run as runs
+from lmjax.autopsy import report as autopsy
 from lmjax.config import Config, TrackConfig, UserError
 from lmjax.console import Console
 from lmjax.data import store as stores
@@ -283,8 +284,8 @@ def _parts(
             batches=partial(runs.batches, run),
             samples=partial(runs.sample_ranges, run),
             evaluate=runs.evaluator(run, stop=stop),
-            autopsy=lambda state, fed, decision: None,
-            conclude=lambda update, text: None,
+            autopsy=partial(autopsy.write, run, run_dir),
+            conclude=partial(autopsy.conclude, run_dir),
             machine=machine_of(_versions(run)),
             tolerance=1e-5 if config.model.dtype == "float32" else 1e-2,
             fingerprints=_fingerprints(run),
