@@ -76,6 +76,8 @@ def test_bad_data_end_as_if_they_had_been_excluded_from_the_start(
     assert end.update == UPDATES
 
     out = found.left_out()
+    skips = [record["positions"] for record in records(tmp_path / "spike") if record["event"] == "skip"]
+    assert {i for first, last in skips for i in at(*range(first, last))} <= {i for a, b in out for i in range(a, b)}
     assert {i for i in poison if LONG["order"].position(i) < end.cursor} <= {i for a, b in out for i in range(a, b)}
     order = LONG["order"].excluding(out)
     never = run(tmp_path / "never", poison=poison, bad=bad, order=order, cuts=found.cuts)
