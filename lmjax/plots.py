@@ -311,9 +311,7 @@ def _panels(heights: Sequence[float], runs: Sequence[Run]) -> tuple[Figure, list
     figure = Figure(figsize=(8, 1 + 1.1 * sum(heights)), layout="constrained")
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0].tolist()
     for ax in axes:
-        ax.grid(color="0.9", linewidth=0.8)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
+        plain(ax)
     axes[-1].set_xlabel("tokens")
     axes[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
     ends = [columns["tokens"][-1] for run in runs for columns in (run.train, run.validation) if len(columns["tokens"])]
@@ -322,6 +320,13 @@ def _panels(heights: Sequence[float], runs: Sequence[Run]) -> tuple[Figure, list
         axes[0].set_title(_label(runs[0].name), loc="left", fontsize="medium")
     figure.align_ylabels(axes)
     return figure, axes
+
+
+def plain(axes: Axes) -> None:
+    """A light grid behind the curves, no box around them."""
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _styles(runs: Sequence[Run]) -> list[dict[str, Any]]:

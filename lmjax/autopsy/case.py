@@ -16,6 +16,7 @@ from jax import Array
 
 from lmjax import objectives
 from lmjax.config import ObjectiveConfig
+from lmjax.data import examples
 from lmjax.models.gpt import GPT
 from lmjax.pytrees import leaf_names
 from lmjax.run import Run
@@ -197,25 +198,24 @@ def source_name(run: Run, source: int) -> str:
 
 def documents_of(run: Run, sample: int) -> list[tuple[int, int]]:
     """(source, document) of every document that a sample reads tokens of, counted from 0 in the training split."""
-    source, start, size = _start(run, sample)
-    starts = run.store.sources[source].starts
+    source, start = _start(run, sample)
+    starts, size = run.store.sources[source].starts, len(run.store.sources[source].ids)
     stop = start + run.config.model.context  # the last token read, as a target
     first, last = np.searchsorted(starts, [start, stop % size], side="right") - 1
     documents = range(first, last + 1) if stop < size else (*range(first, len(starts)), *range(last + 1))
     return [(source, int(document)) for document in documents]
 
 
-def _start(run: Run, sample: int) -> tuple[int, int, int]:
-    """Source, first token and length of the ring of a sample, as `examples.causal` reads it."""
-    source, epoch, window = run.order.split_id(sample)
-    size = len(run.store.sources[int(source)].ids)
-    return int(source), int(window * run.config.model.context + run.order.shift(source, epoch, size)) % size, size
+def _start(run: Run, sample: int) -> tuple[int, int]:
+    """Source and first token of a sample."""
+    source, start = examples.begin(run.store.sources, sample, order=run.order, context=run.config.model.context)
+    return int(source), int(start)
 
 
 def place(run: Run, sample: int) -> str:
     """The documents of a sample in words, and where it begins in the first."""
     found = documents_of(run, sample)
-    source, start, _ = _start(run, sample)
+    source, start = _start(run, sample)
     offset = start - int(run.store.sources[source].starts[found[0][1]])
     last = f" to document {found[-1][1]}" if len(found) > 1 else ""
     return f"document {found[0][1]} from its token {offset:,}{last}"

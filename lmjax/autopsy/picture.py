@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lmjax.autopsy.case import Case
-from lmjax.plots import COLOURS
+from lmjax.plots import COLOURS, plain
 
 BEFORE, FURTHEST = 200, 1000  # updates shown before the trigger; at most, to have the target among them
 _BOUNDS: tuple[Any, ...] = (("median", "-"), ("suspect above", "--"), ("hard above", ":"))  # and their line styles
@@ -48,9 +48,7 @@ def figure(case: Case) -> Figure:
 
 def _panel(axes: Axes, accepted: np.ndarray, suspects: np.ndarray, bounds: Sequence[float], *, log: bool) -> None:
     """One panel, from (update, value) pairs; what is not finite stands at the top."""
-    axes.grid(color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     axes.plot(*accepted.T, color=COLOURS[0], linewidth=1.2)
     axes.plot(*suspects.T, zorder=3, **_LEFT_OUT)
     odd = suspects[~np.isfinite(suspects[:, 1]) & np.isfinite(suspects[:, 0]), 0]

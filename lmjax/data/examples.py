@@ -54,9 +54,7 @@ def causal(
     Returns `inputs_BT`, `targets_BT` int32 and `weights_BT` float32; if packed also `segments_BT` (from 1 in each
     row) and `positions_BT` (from 0 in each segment), int32. Rows stand in the order of `ids`.
     """
-    source_B, epoch_B, window_B = order.split_id(ids)
-    length_B = np.asarray([len(tokens.ids) for tokens in sources])[source_B]
-    start_B = (window_B * context + order.shift(source_B, epoch_B, length_B)) % length_B
+    source_B, start_B = begin(sources, ids, order=order, context=context)
     block_BW = np.empty((len(start_B), context + 1), np.int32)
     begins_BW, unknown_BW = np.zeros((2, *block_BW.shape), bool) if packed else (None, None)
     for i, tokens in enumerate(sources):
@@ -65,6 +63,13 @@ def causal(
         if packed:
             _mark(begins_BW, unknown_BW, tokens, rows, start_B, end_of_text)
     return _batch(block_BW, np.ones((len(start_B), context), np.float32), begins_BW, unknown_BW)
+
+
+def begin(sources: Sequence["Tokens"], ids: Any, *, order: Order, context: int) -> tuple[np.ndarray, np.ndarray]:
+    """(source, first token of the window on the source's ring) of each sample; int64, of the shape of `ids`."""
+    source, epoch, window = order.split_id(ids)
+    length = np.asarray([len(tokens.ids) for tokens in sources])[source]
+    return source, (window * context + order.shift(source, epoch, length)) % length
 
 
 def validation(

@@ -61,8 +61,11 @@ def conclude(parts: Parts, position: Position, past: History, *, differs: int | 
     write(parts, position, "boundary", reason=TRANSIENT, differs=differs)
     where = f"; the bits first differed at update {differs}" if differs else ""
     text = f"Replayed: the spike did not come again, so the data stay{where}."
-    parts.conclude(past.replay["update"], text)
     parts.console.event(f"update {position.update}: {text}")
+    try:
+        parts.conclude(past.replay["trigger"]["update"], text)
+    except OSError as error:
+        parts.console.event(f"no verdict in the report of the spike: {error}")
     return replace(past, replay=None)
 
 
