@@ -36,7 +36,7 @@ def ends_like_a_fresh_run(folder: Path, config: Config, tmp_path: Path, *changes
         rest=[
             (BEFORE_A_SAVE, 60, ()),
             (AFTER_A_SAVE, 60, ("guard.attribute=false",)),
-            (AFTER_A_SAVE, 95, ("checkpoint.every=5", "guard.margin=5")),
+            (AFTER_A_SAVE, 90, ("checkpoint.every=5", "guard.margin=5")),
             (AFTER_A_SAVE, 0, ("checkpoint.every=0",)),
             ("data=random@784-799!", 60, GROWTH),  # what is skipped reaches over the growth
             ("data=nan@800-831!", 60, GROWTH),
@@ -73,7 +73,10 @@ def test_a_spike_across_the_end_of_an_epoch(guarded: Config, tmp_path: Path, fir
 
 
 @pytest.mark.parametrize(
-    "fault", cases("params=times:1000@30", rest=["params=nan@1", "params=inf@9", "params=nan@200"])
+    "fault",
+    cases(
+        "learning_rate=times:1000@30", rest=["params=times:1e30@12", "params=nan@1", "params=inf@9", "params=nan@200"]
+    ),
 )
 def test_a_passing_fault_before_the_guard_is_fully_armed_or_at_either_end(
     guarded: Config, tmp_path: Path, fault: str
@@ -92,7 +95,7 @@ def test_a_passing_fault_before_the_guard_is_fully_armed_or_at_either_end(
         ("data=nan@720-735!", (656, 800)),  # before the place that is being replayed
         rest=[
             ("data=nan@792-807!", (728, 872)),  # at it
-            ("data=nan@480-495!", (480, 560)),  # right behind the checkpoint: an older one must serve
+            ("data=nan@480-495!", (416, 560)),  # right behind the checkpoint: an older one must serve
         ],
     ),
 )
@@ -134,10 +137,9 @@ def test_a_wider_spike_is_answered_with_more(guarded: Config, tmp_path: Path, wi
             ("data=nan@0-99999!", 0, ()),
             ("data=nan@800-99999!", 60, GROWTH),
             ("data=nan@1584-99999!", 160, ()),
-            ("data=random@1040-99999!", 80, ()),
+            ("data=random@1040-99999!", 100, ()),
             ("data=random@800-99999!", 60, ("guard.attribute=false",)),
             ("data=nan@800-99999!", 0, ("checkpoint.every=0",)),
-            ("data=random@800-99999!", 40, ("guard.skip_batches=1000",)),
         ],
     ),
 )

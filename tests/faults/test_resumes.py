@@ -125,7 +125,7 @@ def test_other_data_or_another_tokenizer_are_refused(short: Config, corpus: Path
 # ---- On other devices -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", cases((2,), rest=[(2, 8), (8, 1)]))
+@pytest.mark.parametrize("steps", cases((2,), rest=[((2, 8),), ((8, 1),)]))
 def test_other_numbers_of_devices_see_the_same_samples(folder: Path, clean: Path, steps: tuple[int, ...]) -> None:
     """1 -> 2 -> 8 devices: the same cursors; sums are taken in another order, so losses may differ by 1e-5."""
     for count, fault in zip(steps, ["", "update=SIGTERM@53"][: len(steps)][::-1], strict=True):
