@@ -65,7 +65,7 @@ def shrink(config: Config) -> Config:
         schedule=replace(config.schedule, peak=max(config.schedule.peak, PEAK), cuts=cuts),
         batch=batch,
         train=TrainConfig(UPDATES, evaluate_every=MIDDLE, evaluate_batches=2, sample_tokens=8, baselines=False),
-        checkpoint=replace(config.checkpoint, every=EVERY, keep_every=0),
+        checkpoint=replace(config.checkpoint, every=EVERY),
         parallel=replace(config.parallel, distributed=False),
         track=TrackConfig(),
     )
