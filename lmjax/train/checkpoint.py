@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from lmjax import faults
 from lmjax.config import CheckpointConfig
 from lmjax.files import sync_folder, write_text
-from lmjax.pytrees import all_finite, digest
+from lmjax.pytrees import all_finite, digest, leaf_names, path_name
 from lmjax.typed import RunError
 
 MANIFEST = "manifest.json"
@@ -202,9 +203,12 @@ def restore(checkpoint: Checkpoint, abstract: Any) -> Any:
 
     CheckpointError: the arrays do not fit `abstract`, or do not have the digest that was saved with them.
     """
+    path = checkpoint.folder.absolute() / "state"
     orbax = ocp.StandardCheckpointer()
     try:
-        state = orbax.restore(checkpoint.folder.absolute() / "state", abstract)
+        saved = orbax.metadata(path).item_metadata
+        _fits(getattr(saved, "tree", None), abstract)  # alone, Orbax finds out while it is reading arrays
+        state = orbax.restore(path, abstract)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{checkpoint.folder} cannot be restored: {error}") from error
     finally:
@@ -212,6 +216,14 @@ def restore(checkpoint: Checkpoint, abstract: Any) -> Any:
     if digest(state) != checkpoint.meta["digest"]:
         raise CheckpointError(f"{checkpoint.folder}: the arrays do not have the digest that was saved with them")
     return state
+
+
+def _fits(saved: Any, abstract: Any) -> None:
+    """ValueError: an array was saved with another shape than `abstract` has, or not at all."""
+    shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+    for name, leaf in zip(leaf_names(abstract), jax.tree.leaves(abstract), strict=True):
+        if shapes.get(name) != leaf.shape:
+            raise ValueError(f"{name} was saved with shape {shapes.get(name)}, the run has {leaf.shape}")
 
 
 def read(folder: Path) -> Checkpoint:
