@@ -96,6 +96,10 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
         run = _prepare(config, console)
         journal = _journal(run_dir)
         if not journal.records:
+            if checkpoint.folders(run_dir / "checkpoints"):
+                raise UserError(
+                    f"{run_dir} has checkpoints, but no journal: bring journal.jsonl back, or start a new run"
+                )
             console.event("the run was stopped before its first update: starting it")
             return _begin(run, run_dir, console)
         _same_inputs(run, journal)
