@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from lmjax import presets
+from lmjax.config import Config
 from lmjax.console import Console
 from lmjax.data import sources, tokenizer
 from lmjax.data.ingest import Split
+from lmjax.data.order import Order
 
 DOCUMENTS, TOKENS = 5, 3000
-PLACE = 0.4  # where in the text, as a share of the documents
+BEFORE = 270_000  # tokens read before the bad documents come, in the first epoch: about 130 updates
 
 
 def main() -> None:
@@ -39,7 +41,8 @@ def main() -> None:
 
 def make(folder: Path) -> None:
     """The two corpora and the tokenizer, the same every time."""
-    data = presets.load("quickstart").data
+    config = presets.load("quickstart")
+    data = config.data
     folder.mkdir(parents=True, exist_ok=True)
     texts = list(sources.texts(data))
     trained = tokenizer.build(data.tokenizer, lambda: iter(texts))
@@ -50,9 +53,18 @@ def make(folder: Path) -> None:
         text = trained.decode(rng.integers(0, trained.vocab_size, TOKENS))
         if not split.takes(text):  # bad text in the validation split would only blur the comparison
             planted.append(text)
-    place = int(PLACE * len(texts))
+    place = _place([*texts, *planted], trained, split, config)
     write(folder / "clean.jsonl", texts)
     write(folder / "poisoned.jsonl", [*texts[:place], *planted, *texts[place:]])
+
+
+def _place(texts: list[str], trained: tokenizer.Tokenizer, split: Split, config: Config) -> int:
+    """Before which document the bad ones must stand: an epoch begins anywhere on the ring of the training text."""
+    sizes = [0 if split.takes(text) else len(trained.encode(text)) + 1 for text in texts]
+    total, context = sum(sizes), config.model.context
+    begin = int(Order((total // context,), config.seed).shift(0, 0, total))
+    ends = np.cumsum(sizes[:-DOCUMENTS])
+    return int(np.searchsorted(ends, (begin + BEFORE) % total))
 
 
 def write(path: Path, texts: list[str]) -> None:
@@ -66,6 +78,7 @@ def words(folder: Path, corpus: str) -> list[str]:
         "data.tokenizer.kind=file",
         f"data.tokenizer.path={folder / 'tokenizer.json'}",
         "data.shuffle=false",
+        "train.updates=200",
     ]
 
 

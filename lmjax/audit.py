@@ -105,7 +105,7 @@ def _sessions(
         findings.add("inputs", f"data plan and guard cannot be checked: {error}")
         return []
     began = records[0] if records else {}
-    inputs = [*launch._fingerprints(sessions[-1]).items(), ("tokenizer_sha256", beside), ("seed", config.seed)]
+    inputs = [*launch.fingerprints(sessions[-1]).items(), ("tokenizer_sha256", beside), ("seed", config.seed)]
     for name, now in inputs if began else []:
         if began.get(name) != now:
             findings.add("inputs", f"{name} was {began.get(name)} when the run began, and is {now}")
@@ -346,7 +346,7 @@ def _replay(
     console: Console,
 ) -> None:
     """Computes the updates behind checkpoint `begin` again, up to `last`, and compares their bits."""
-    here = machine_of(launch._versions(run))
+    here = machine_of(launch.versions(run))
     exact = all(applied.machine == here for applied in history.path[begin:last])
     tolerance = 0.0 if exact else 1e-5 if run.config.model.dtype == "float32" else 1e-2
     if not exact:

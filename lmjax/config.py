@@ -166,8 +166,8 @@ class TrainConfig:
     """The length of the run and what happens along the way.
 
     updates: optimizer updates; 0 takes as many as `tokens` need. evaluate_every: 0 evaluates at the end only.
-    evaluate_batches: microbatches of the validation split per evaluation during the run (0: all of it); the last
-        evaluation always reads the whole split. profile: (first, last) update of a `jax.profiler` trace.
+    evaluate_batches: microbatches of the validation split per evaluation during the run (0: all of it); final_batches:
+        of the last evaluation. profile: (first, last) update of a `jax.profiler` trace.
     baselines: measure the byte unigram and the Kneser-Ney 5-gram on the same split at the end.
     """
 
@@ -175,6 +175,7 @@ class TrainConfig:
     tokens: int = 0
     evaluate_every: int = 0
     evaluate_batches: int = 0
+    final_batches: int = 0
     log_every: int = 1
     sample_tokens: int = 200
     sample_prompt: str = ""
@@ -312,6 +313,7 @@ def check(config: Config) -> None:
         "seed": config.seed,
         "train.evaluate_every": train.evaluate_every,
         "train.evaluate_batches": train.evaluate_batches,
+        "train.final_batches": train.final_batches,
         "train.log_every": train.log_every,
         "train.sample_tokens": train.sample_tokens,
         "checkpoint.every": config.checkpoint.every,

@@ -53,6 +53,7 @@ POINTS = {
     "rollback.restore": "all are set aside, the state is not restored",
     "rollback.done": "the state is restored and the journal says so",
 }
+_AHEAD = ("batch", "data", "learning_rate")  # made before they are used, and perhaps never used
 ACTIONS = ("kill", "SIGTERM", "SIGINT", "error", "full", "sleep", "nan", "inf", "times", "random")
 
 
@@ -65,6 +66,7 @@ class _Fault:
     always: bool
     fired: set[int] = field(default_factory=set)
     reached: int = 0
+    number: int = 0  # at which it happens
 
 
 _armed: dict[str, list[_Fault]] = {}  # the one piece of global state of lmjax: empty in every real run
@@ -114,14 +116,25 @@ def change(point: str, value: Any, *, at: int) -> Any:
     return value
 
 
-def _due(point: str, at: int | None) -> Iterator[_Fault]:
+def spend(point: str, *, at: int) -> None:
+    """Says that a value spoiled ahead of its time has now been used: it is not spoiled again."""
+    for fault in _armed.get(point, ()):
+        fault.fired.add(at)
+
+
+def _due(point: str, at: int | None) -> list[_Fault]:
+    """The faults that wait at a point, each visit counted once by all of them."""
     assert point in POINTS, point
+    found = []
     for fault in _armed.get(point, ()):
         fault.reached += 1
         number = fault.reached if at is None else at
         if fault.first <= number <= fault.last and (fault.always or number not in fault.fired):
-            fault.fired.add(number)
-            yield fault
+            fault.number = number
+            found.append(fault)
+            if point not in _AHEAD:
+                fault.fired.add(number)
+    return found
 
 
 def _happen(fault: _Fault) -> None:
@@ -147,7 +160,7 @@ def _spoiled(value: Any, fault: _Fault) -> Any:
             continue
         array = np.array(leaf)
         if fault.action == "random":
-            array = np.random.default_rng(fault.last).integers(0, array.max() + 1, array.shape, array.dtype)
+            array = np.random.default_rng(fault.number).integers(0, array.max() + 1, array.shape, array.dtype)
         elif fault.action == "times":
             array *= array.dtype.type(fault.argument)
         else:

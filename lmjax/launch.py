@@ -72,7 +72,7 @@ def _begin(run: Run, run_dir: Path, console: Console) -> int:
         run.store.tokenizer.save(run_dir / "tokenizer.json")
     journal = _journal(run_dir)
     position = Position(runs.init(run), update=0, cursor=0, wall_step=0)
-    inputs = _fingerprints(run) | _versions(run)
+    inputs = fingerprints(run) | versions(run)
     journal.write("start", wall_step=0, update=0, cursor=0, seed=run.config.seed, **inputs)
     return _train(run, run_dir, position, journal, console)
 
@@ -107,7 +107,7 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
         if changed and parallel.is_main():
             write_text(run_dir / "config.json", typed.to_json(run.config))
         counters = {"update": position.update, "cursor": position.cursor, "wall_step": journal.wall_step}
-        journal.write("resume", **counters, changed=changed, **_versions(run))
+        journal.write("resume", **counters, changed=changed, **versions(run))
         console.event(f"going on with {run_dir} after update {position.update}")
         recent = fold(journal.records).recent(guard.remembered(run.config.guard), cursor=position.cursor)
         return _train(run, run_dir, Position(position.state, **counters, recent=recent), journal, console)
@@ -120,7 +120,7 @@ def _restored(run: Run, run_dir: Path, journal: Journal, console: Console) -> Po
         console.event(f"finishing the rollback to update {past.pending['target']}")
         rollback.finish(journal, root, past.pending, samples=partial(runs.sample_ranges, run, past=past))
     state = runs.init(run)
-    if not past.digests and not checkpoint.folders(root):
+    if not past.saved and not checkpoint.folders(root):
         console.event("no checkpoint was saved yet: starting again at update 0")
         return Position(state, update=0, cursor=0, wall_step=0)
     abstract = states.abstract(state)
@@ -130,6 +130,7 @@ def _restored(run: Run, run_dir: Path, journal: Journal, console: Console) -> Po
     if problems:
         console.event("fell back to an older checkpoint: " + "; ".join(problems))
         journal.write("fallback", **counters, problems=problems)
+        rollback.set_aside(root, after=found.meta["update"])
     return Position(state, **counters)
 
 
@@ -185,7 +186,7 @@ def _allowed_changes(saved: Config, config: Config, allow: Sequence[str]) -> lis
 def _same_inputs(run: Run, journal: Journal) -> None:
     """UserError: the tokenizer or the data are not those the run began with."""
     began = journal.records[0] if journal.records else {}
-    for name, now in _fingerprints(run).items():
+    for name, now in fingerprints(run).items():
         if began.get(name) != now:
             raise UserError(
                 f"the {name.removesuffix('_sha256')} changed since the run began (sha256 {began.get(name)} -> {now}); "
@@ -193,11 +194,11 @@ def _same_inputs(run: Run, journal: Journal) -> None:
             )
 
 
-def _fingerprints(run: Run) -> dict[str, Any]:
+def fingerprints(run: Run) -> dict[str, Any]:
     return {"tokenizer_sha256": run.store.tokenizer.sha256, "data_sha256": run.store.fingerprint}
 
 
-def _versions(run: Run) -> dict[str, Any]:
+def versions(run: Run) -> dict[str, Any]:
     machine = {"devices": run.mesh.size, "processes": jax.process_count(), "platform": jax.default_backend()}
     return {"lmjax": __version__, "python": platform.python_version(), "jax": jax.__version__, **machine}
 
@@ -290,9 +291,9 @@ def _parts(
             evaluate=runs.evaluator(run, stop=stop),
             autopsy=partial(autopsy.write, run, run_dir),
             conclude=partial(autopsy.conclude, run_dir),
-            machine=machine_of(_versions(run)),
+            machine=machine_of(versions(run)),
             tolerance=1e-5 if config.model.dtype == "float32" else 1e-2,
-            fingerprints=_fingerprints(run),
+            fingerprints=fingerprints(run),
             journal=journal,
             checkpoints=saves,
             recorder=recorder,

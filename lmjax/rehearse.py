@@ -36,8 +36,6 @@ PEAK = 1e-3  # at least, of the learning rate: or so few updates teach too littl
 MIDDLE, SAVES = UPDATES // 2, UPDATES // 2 // EVERY + 1  # an update with a checkpoint; the how manieth, with update 0
 ROOM = 24  # updates behind a spike before the guard starts anew or the run ends
 
-# The last evaluation reads the whole validation split, which here is that of the real run: it ends at this batch.
-_SHORT = "evaluate.batch=error@50"
 _PEERS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -64,7 +62,9 @@ def shrink(config: Config) -> Config:
         model=model,
         schedule=replace(config.schedule, peak=max(config.schedule.peak, PEAK), cuts=cuts),
         batch=batch,
-        train=TrainConfig(UPDATES, evaluate_every=MIDDLE, evaluate_batches=2, sample_tokens=8, baselines=False),
+        train=TrainConfig(
+            UPDATES, evaluate_every=MIDDLE, evaluate_batches=2, final_batches=50, sample_tokens=8, baselines=False
+        ),
         checkpoint=replace(config.checkpoint, every=EVERY),
         parallel=replace(config.parallel, distributed=False),
         track=TrackConfig(),
@@ -159,7 +159,7 @@ class Stage:
         _require(ends[0]["digest"] == ends[1]["digest"], "another digest", run)
 
     def _call(self, run: Path, *words: str, fault: str = "", status: int = 0) -> None:
-        found = command(words, fault=f"{fault} {_SHORT}", log=_log(run))
+        found = command(words, fault=fault, log=_log(run))
         _require(found == status, f"`{words[0]}` ended with status {found}, not {status}", run)
 
 

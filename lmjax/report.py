@@ -63,6 +63,6 @@ def next_commands(run_dir: Path) -> list[str]:
     """What a person can do with a finished run."""
     return [
         f'lmjax generate {run_dir} --prompt "Return the"',
-        f"lmjax plot {run_dir}",
-        f"python train.py quickstart model.layers=6 --run-dir {run_dir.with_name('deeper')}",
+        f"lmjax audit {run_dir}",
+        f"python train.py {run_dir / 'config.json'} seed=1 --run-dir {run_dir.with_name('again')}",
     ]

@@ -249,8 +249,8 @@ def _microbatches(array: np.ndarray, rows: int, most: int) -> np.ndarray:
 def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, bool], dict[str, float]]:
     """A function (state, whole) -> val_loss (nats a token) and val_bits_per_byte on the validation split.
 
-    With `whole` it reads every token once, else the first `train.evaluate_batches` microbatches. The average of the
-    parameters is used where the run keeps one. Interrupted: `stop` was requested on the way.
+    It reads every token once, or the first `train.evaluate_batches` (`final_batches`, with `whole`) microbatches. The
+    average of the parameters is used where the run keeps one. Interrupted: `stop` was requested on the way.
     """
     config = run.config
 
@@ -261,11 +261,11 @@ def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, 
         return loss, weight
 
     def evaluate(state: State, whole: bool) -> dict[str, float]:
-        params = averaged(state)
+        params, most = averaged(state), config.train.final_batches if whole else config.train.evaluate_batches
         found = []
         for number, rows in enumerate(validation_batches(run)):
             faults.reach("evaluate.batch")
-            if number == config.train.evaluate_batches > 0 and not whole:
+            if number == most > 0:
                 break
             if stop is not None and stop.name and parallel.alone():  # else the others would wait for this one
                 raise Interrupted("the evaluation was interrupted by a signal")

@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,8 @@ class Checkpoints:
             self._failed(folder, error)
 
     def _failed(self, folder: Path, error: BaseException) -> None:
+        with suppress(Exception):  # what is still being written must not outlive its folder
+            self._orbax.wait_until_finished()
         self._error = f"checkpoint {folder.stem} could not be written: {error}"
         self._orbax = ocp.StandardCheckpointer()  # the old one remembers its failure
         shutil.rmtree(folder, ignore_errors=True)
@@ -210,7 +213,10 @@ def restore(checkpoint: Checkpoint, abstract: Any) -> Any:
         _fits(getattr(saved, "tree", None), abstract)  # alone, Orbax finds out while it is reading arrays
         state = orbax.restore(path, abstract)
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{checkpoint.folder} cannot be restored: {error}") from error
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{checkpoint.folder} cannot be restored into the state of this configuration: {first}"
+        ) from error
     finally:
         orbax.close()
     if digest(state) != checkpoint.meta["digest"]:

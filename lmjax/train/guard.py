@@ -21,6 +21,7 @@ from lmjax.config import GuardConfig
 NOT_FINITE, LOSS, GRADIENT = "not finite", "loss", "gradient norm"
 PARAMETERS, DIVERGENCE = "parameters not finite", "divergence"
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+_TINY = 1e-12  # a deviation, where all values are the same and zero
 _NONE = np.finfo(np.float32).max  # no median yet: above all, and finite, since a checkpoint must be
 
 
@@ -93,7 +94,8 @@ def _z(values_W: Array, x: Array, count: Array, *, floor: float = 0.0, floor_sha
     valid_W = jnp.arange(size) >= size - count
     median = _median(jnp.where(valid_W, values_W, jnp.inf), count)
     mad = _median(jnp.where(valid_W, jnp.abs(values_W - median), jnp.inf), count)
-    deviation = jnp.maximum(_MAD_TO_DEVIATION * mad, jnp.maximum(floor, floor_share * jnp.abs(median)))
+    least = jnp.maximum(jnp.maximum(floor, floor_share * jnp.abs(median)), _TINY)
+    deviation = jnp.maximum(_MAD_TO_DEVIATION * mad, least)
     return jnp.where(count > 0, (x - median) / deviation, 0)
 
 

@@ -13,7 +13,8 @@ from lmjax.train.guard import Tried
 Record = dict[str, Any]
 Ranges = tuple[tuple[int, int], ...]
 
-TRANSIENT, ROLLED_BACK = "transient: the spike did not come again", "rolled back"  # reasons of `boundary` records
+# Reasons of `boundary` records.
+TRANSIENT, ROLLED_BACK, SAVING = "transient: the spike did not come again", "rolled back", "saving"
 MACHINE = ("jax", "devices", "processes", "platform")  # what must be equal for the bits to be
 
 
@@ -31,7 +32,7 @@ class History:
     """path: the applied updates. suspects: the records of batches left out on the path. rollbacks: all there were.
     expected: what the next updates gave when the run was there before. exclude, cuts: sample ids and learning-rate
     cuts that rollbacks decided. pending: a rollback announced but not finished. replay: a rollback whose data are
-    being replayed. digests: of the checkpoints, newest record first to count. gave_up: the last end."""
+    being replayed. digests: of the checkpoints begun on the path, by update; saved: those of them known to be whole."""
 
     path: list[Applied] = field(default_factory=list)
     suspects: list[Record] = field(default_factory=list)
@@ -42,6 +43,7 @@ class History:
     pending: Record | None = None
     replay: Record | None = None
     digests: dict[int, str] = field(default_factory=dict)
+    saved: set[int] = field(default_factory=set)
     machine: tuple[Any, ...] = ()
 
     def cursor(self, update: int) -> int:
@@ -75,6 +77,8 @@ class History:
             if number > update and (until is None or applied.cursor <= until)
         }
         del self.path[update:]
+        self.digests = {at: digest for at, digest in self.digests.items() if at <= update}
+        self.saved = {at for at in self.saved if at <= update}
         self.suspects = [record for record in self.suspects if record["cursor"] <= cursor]
 
 
@@ -102,7 +106,7 @@ def advance(history: History, record: Record) -> None:
         case "suspect":
             history.suspects.append(record)
         case "checkpoint":
-            history.digests[record["update"]] = record["digest"]
+            history.saved.add(record["update"])
         case "rollback":
             _rollback(history, record)
         case "skip":
@@ -113,6 +117,8 @@ def advance(history: History, record: Record) -> None:
                 history.pending = None
             elif record.get("reason") == TRANSIENT:
                 history.replay = None
+            elif record.get("reason") == SAVING:
+                history.digests[record["update"]] = record["digest"]
 
 
 def machine_of(record: Record) -> tuple[Any, ...]:

@@ -59,10 +59,9 @@ class Journal:
         self._applied["losses"].append(loss.hex())
         self._applied["grad_norms"].append(grad_norm.hex())
 
-    @property
-    def behind(self) -> bool:
-        """Whether applied updates have waited long enough for a record."""
-        return self._applied is not None and time.monotonic() - self._written > PATIENCE
+    def behind(self, *, patience: float = PATIENCE) -> bool:
+        """Whether applied updates have waited for a record longer than that (seconds)."""
+        return self._applied is not None and time.monotonic() - self._written > patience
 
     def write(self, event: str, /, *, wall_step: int, update: int, cursor: int, **details: Any) -> None:
         """Appends one record and syncs it to the disk. RunError: it cannot be written; the file is as before."""

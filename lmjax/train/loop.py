@@ -34,12 +34,12 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
     """
     past = fold(parts.journal.records)
     watch = _Watch(past, resumed_at=position.update)
-    saver = Saver(parts, saved=position.update if past.digests or position.update else None)
+    saver = Saver(parts, saved=position.update if past.saved or position.update else None)
     feed = parts.batches(position.update, position.cursor, past)
     in_flight: list[tuple[Fed, dict[str, jax.Array]]] = []
     fed: Fed | None = None
     stretch: int | None = None
-    compiled, steady, stopping = False, False, False
+    compiled, steady, stopping, profiling = False, False, False, False
     clock = time.perf_counter()
     if saver.saved is None:
         saver.save(position, past)  # there is always a state to go back to
@@ -54,8 +54,8 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
             if not stopping:
                 fed = next(feed)
                 stretch = _announce(parts, position, fed, before=stretch)
-                _start_profile(parts, fed.update)
-                state = _spoil(position.state, at=fed.update + 1)
+                profiling = profiling or _start_profile(parts, fed.update)
+                state = _spoil(position.state, fed)
                 with nullcontext() if compiled else parts.console.phase("compiling"):
                     if not compiled:
                         faults.reach("compile")
@@ -88,10 +88,11 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
                     steady = True
                     if past.replay is not None and not fired and position.cursor >= past.replay["trigger"]["cursor"]:
                         past = rollback.conclude(parts, position, past, differs=watch.differs)
-            if parts.journal.behind or saver.saved == position.update - 1:
+            # The first update after a save is told at once: a resume compares its loss.
+            if parts.journal.behind(patience=0) if saver.saved == position.update - 1 else parts.journal.behind():
                 write(parts, position, "boundary", reason="progress")
             saver.look(position)
-            _stop_profile(parts, position.update)
+            profiling = profiling and not _stop_profile(parts, position.update)
 
             # 3. Save, then evaluate: an evaluation that fails or is interrupted loses nothing.
             if due and not stopping and not fired:
@@ -107,6 +108,7 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
             # 4. Go back, if the guard says so.
             if fired:
                 feed.close()
+                saver.settle(position)
                 assert fed is not None
                 position, past = rollback.recover(parts, position, past, fed, rule=fired)
                 watch, in_flight, stretch, restart = _Watch(past), [], None, True
@@ -141,8 +143,11 @@ def _announce(parts: Parts, position: Position, fed: Fed, *, before: int | None)
     return fed.stretch
 
 
-def _spoil(state: Any, *, at: int) -> Any:
-    """The state, with the faults that a test has armed."""
+def _spoil(state: Any, fed: Fed) -> Any:
+    """The state before an update, with the faults that a test has armed."""
+    at = fed.update + 1
+    for point, number in (("batch", at), ("learning_rate", at), ("data", fed.before)):
+        faults.spend(point, at=number)
     faults.reach("update", at=at)
     params, opt_state = faults.change("params", state.params, at=at), faults.change("opt_state", state.opt_state, at=at)
     return state.replace(params=params, opt_state=opt_state)
@@ -280,13 +285,18 @@ def evaluate(parts: Parts, position: Position, *, whole: bool) -> dict[str, floa
     return values
 
 
-def _start_profile(parts: Parts, update: int) -> None:
-    """Traces the updates first..last of `train.profile` (counted from 1) into `<run>/profile`."""
-    if parts.train.profile and update == parts.train.profile[0] - 1:
+def _start_profile(parts: Parts, update: int) -> bool:
+    """Traces the updates first..last of `train.profile` (counted from 1) into `<run>/profile`; whether it begins."""
+    begins = bool(parts.train.profile) and update == parts.train.profile[0] - 1
+    if begins:
         jax.profiler.start_trace(str(parts.run_dir / "profile"))
+    return begins
 
 
-def _stop_profile(parts: Parts, updates: int) -> None:
-    if parts.train.profile and updates == parts.train.profile[1]:
+def _stop_profile(parts: Parts, updates: int) -> bool:
+    """Whether the trace has ended."""
+    ends = updates >= parts.train.profile[1]
+    if ends:
         jax.profiler.stop_trace()
         parts.console.event(f"profile of updates {parts.train.profile}: {parts.run_dir / 'profile'}")
+    return ends

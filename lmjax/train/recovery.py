@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from lmjax.config import GuardConfig
 from lmjax.train import guard
 from lmjax.train.guard import Tried
@@ -52,19 +54,20 @@ def decide(
     rule: str,
     *,
     checkpoints: Mapping[int, int],
+    batch: int,
     samples: int,
     every: int,
     config: GuardConfig,
 ) -> Decision:
     """What to do now that `rule` has fired on the last of the `recent` batches.
 
-    checkpoints: cursor by update, of those whose files are whole. samples: of the whole run. every: updates between
-    checkpoints.
+    checkpoints: cursor by update, of those whose files are whole. batch: samples of the last batch (its cursors may lie
+    further apart, over samples left out). samples: of the whole run. every: updates between checkpoints.
     """
     onset, trigger = guard.onset(recent, fired=rule, config=config), recent[-1]
     last = past.rollbacks[-1] if past.rollbacks else None
     near = last is not None and onset.update <= last["trigger"]["update"] + config.neighbourhood
-    reproduced = past.replay is not None
+    reproduced = past.replay is not None and trigger.cursor > past.replay["onset"]["cursor"]
     if last is not None and reproduced:
         kind, attempt, level = "skip", last["attempt"], last["level"]
     elif last is not None and near:
@@ -76,7 +79,13 @@ def decide(
     level = min(level, 3)
 
     target = _target(past, onset, checkpoints, earlier=level == 3, every=every, config=config)
-    positions = _positions(onset, trigger, recent, checkpoints[target], level, config) if kind == "skip" else None
+    positions = None
+    if kind == "skip":
+        length = max(config.skip_after, sum(tried.before >= onset.before for tried in recent) - 1)
+        before = max(checkpoints[target], onset.before - config.skip_before * batch)
+        begin = before if level == 1 else checkpoints[target]
+        positions = begin, max(begin, trigger.cursor + (1, 2, 4)[level - 1] * length * batch)
+    verdict = _verdict(past, attempt, reproduced, positions, trigger, batch=batch, samples=samples, config=config)
     return Decision(
         rule=rule,
         kind=kind,
@@ -89,7 +98,7 @@ def decide(
         reproduced=reproduced,
         positions=positions,
         cut=(target, config.cut, config.rewarm) if level == 3 and kind == "skip" else None,
-        verdict=_verdict(past, attempt, reproduced, positions, trigger, samples=samples, config=config),
+        verdict=verdict,
     )
 
 
@@ -120,17 +129,6 @@ def targets(past: History, updates: Iterable[int], *, onset: float, every: int, 
     ]
 
 
-def _positions(
-    onset: Tried, trigger: Tried, recent: Sequence[Tried], begin: int, level: int, config: GuardConfig
-) -> tuple[int, int]:
-    length = sum(batch.before >= onset.before for batch in recent) - 1
-    span = max(config.skip_after, length) * (trigger.cursor - trigger.before)
-    if level == 1:
-        before = onset.before - config.skip_before * (onset.cursor - onset.before)
-        return max(begin, before), trigger.cursor + span
-    return begin, trigger.cursor + (2 if level == 2 else 4) * span
-
-
 def _verdict(
     past: History,
     attempt: int,
@@ -138,17 +136,22 @@ def _verdict(
     positions: tuple[int, int] | None,
     trigger: Tried,
     *,
+    batch: int,
     samples: int,
     config: GuardConfig,
 ) -> str:
+    """Why the guard must give up, or nothing."""
     so_far = sum(not record["reproduced"] for record in past.rollbacks) + (not reproduced)
     if attempt > config.attempts:
         return f"{config.attempts} attempts around update {trigger.update} did not help"
     if so_far > config.attempts_in_run:
         return f"{config.attempts_in_run} rollbacks in this run"
     if positions is not None:
-        skipped = past.skipped(cursor=positions[0]) + positions[1] - positions[0]
-        allowed = max(config.skip_share * samples, config.skip_batches * (trigger.cursor - trigger.before))
+        new = np.ones(positions[1] - positions[0], bool)
+        for start, stop in (record["positions"] for record in past.rollbacks if record["positions"]):
+            new[max(start - positions[0], 0) : max(stop - positions[0], 0)] = False
+        skipped = past.skipped(cursor=positions[0]) + int(new.sum())
+        allowed = max(config.skip_share * samples, config.skip_batches * batch)
         if skipped > allowed:
             return f"{skipped:,} of {samples:,} samples would be left out, more than the {int(allowed):,} allowed"
     return ""

@@ -250,6 +250,7 @@ class Walk:
             self.recent,
             record["rule"],
             checkpoints=checkpoints,
+            batch=int(plan.sequences[self.recent[-1].update]),
             samples=int(plan.sequences.sum()),
             every=plan.every,
             config=plan.guard,

@@ -20,8 +20,7 @@ def recover(parts: Parts, position: Position, past: History, fed: Fed, *, rule: 
 
     GaveUp: the bounds are reached; the newest checkpoint is then a healthy one.
     """
-    parts.checkpoints.wait()
-    decision = _decide(parts, position, past, rule)
+    decision = _decide(parts, position, past, rule, batch=fed.sequences)
     with parts.console.phase("autopsy"):
         try:
             parts.autopsy(position.state, fed, decision)
@@ -41,7 +40,7 @@ def finish(journal: Journal, root: Path, pending: dict[str, Any], *, samples: An
 
     root: of the checkpoints. samples: (from, to position) -> sample ids.
     """
-    moved = _set_aside(root, after=pending["target"])
+    moved = set_aside(root, after=pending["target"])
     counters = {
         "wall_step": journal.wall_step,
         "update": pending["target"],
@@ -69,7 +68,7 @@ def conclude(parts: Parts, position: Position, past: History, *, differs: int | 
     return replace(past, replay=None)
 
 
-def _decide(parts: Parts, position: Position, past: History, rule: str) -> Decision:
+def _decide(parts: Parts, position: Position, past: History, rule: str, *, batch: int) -> Decision:
     """What to do, among the checkpoints whose files are whole."""
     damaged: set[str] = set()
     while True:
@@ -87,6 +86,7 @@ def _decide(parts: Parts, position: Position, past: History, rule: str) -> Decis
             position.recent,
             rule,
             checkpoints=cursors,
+            batch=batch,
             samples=parts.sequences,
             every=parts.checkpoint.every,
             config=parts.guard,
@@ -112,7 +112,7 @@ def _go_back(parts: Parts, position: Position) -> tuple[Position, History]:
     if problems:
         parts.console.event("fell back to an older checkpoint: " + "; ".join(problems))
         parts.journal.write("fallback", **counters, problems=problems)
-        _set_aside(root, after=counters["update"])  # what is read again later would no longer fit the journal
+        set_aside(root, after=counters["update"])  # what is read again later would no longer fit the journal
     parts.checkpoints.scores = {u: loss for u, loss in parts.checkpoints.scores.items() if u <= counters["update"]}
     parts.recorder.rewind(counters["update"])
     past = fold(parts.journal.records)
@@ -121,7 +121,7 @@ def _go_back(parts: Parts, position: Position) -> tuple[Position, History]:
     return Position(state, **counters, recent=recent), past
 
 
-def _set_aside(root: Path, *, after: int) -> list[int]:
+def set_aside(root: Path, *, after: int) -> list[int]:
     """By the main process; the others wait."""
     parallel.barrier("before quarantine")
     moved = checkpoint.quarantine(root, after=after) if parallel.is_main() else []
@@ -146,5 +146,5 @@ def _samples(decision: Decision) -> str:
 def _give_up(parts: Parts, position: Position, decision: Decision) -> None:
     """The journal says why, the healthy checkpoint becomes the newest."""
     write(parts, position, "end", status="gave up", rule=decision.rule, why=decision.verdict, target=decision.target)
-    _set_aside(parts.checkpoints.folder, after=decision.target)
+    set_aside(parts.checkpoints.folder, after=decision.target)
     raise GaveUp(f"{decision.rule} at update {decision.trigger.update + 1}: {decision.verdict}")

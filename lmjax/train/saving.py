@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lmjax.pytrees import digest
 from lmjax.train import guard, recovery
 from lmjax.train.checkpoint import CheckpointError, folders
-from lmjax.train.history import History
+from lmjax.train.history import SAVING, History
 from lmjax.train.parts import Parts, Position, write
 
 
@@ -26,8 +26,7 @@ class Saver:
         """
         parts = self.parts
         with parts.console.phase("saving"):
-            parts.checkpoints.wait()
-            self.look(position)  # what became of the one before is not laid at the door of this one
+            self.settle(position)  # what became of the one before is not laid at the door of this one
             meta = {
                 "update": position.update,
                 "cursor": position.cursor,
@@ -36,9 +35,14 @@ class Saver:
                 **parts.fingerprints,
             }
             # Whatever a checkpoint contains, the journal knows before it.
-            write(parts, position, "boundary", reason="saving", digest=meta["digest"])
+            write(parts, position, "boundary", reason=SAVING, digest=meta["digest"])
             parts.checkpoints.save(position.state, meta, protect=self._needed(position, past))
         self.saved, self.retry = position.update, False
+
+    def settle(self, position: Position) -> None:
+        """Waits for the save in flight, and looks."""
+        self.parts.checkpoints.wait()
+        self.look(position)
 
     def look(self, position: Position) -> None:
         """Journals what has been committed and says aloud what failed. CheckpointError: it failed too often."""
@@ -68,12 +72,10 @@ class Saver:
         """Waits for the save in flight and tries again what failed. CheckpointError: the end could not be saved."""
         parts = self.parts
         with parts.console.phase("saving"):
-            parts.checkpoints.wait()
-        self.look(position)
+            self.settle(position)
         while self.retry:
             self.save(position, past)
-            parts.checkpoints.wait()
-            self.look(position)
+            self.settle(position)
         if self.saved is None:
             raise CheckpointError(f"update {position.update} could not be saved; the older checkpoints stand")
 

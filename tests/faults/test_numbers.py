@@ -157,7 +157,7 @@ def test_the_policy_changes_no_bit_while_nothing_is_wrong(guarded: Config, clean
         rest=[
             ("data=random@1200-1223!", ("batch.tokens=((0,128),(5120,256))", "batch.growth=linear")),
             ("data=random@1400-1423!", ()),
-            ("data=random@800-823!", ("model.context=8", "train.updates=220")),
+            ("data=random@1600-1647!", ("model.context=8",)),
             ("data=random@1200-1223!", ("model.context=64", "batch.tokens=((0,512),)")),  # the fifth epoch
             ("data=random@1200-1223!", ("mixture", "model.context=64", "batch.tokens=((0,512),)")),
             (POISON, ("data.packed=true",)),

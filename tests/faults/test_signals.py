@@ -42,7 +42,6 @@ def whole(short: Config, tmp_path_factory: pytest.TempPathFactory) -> str:
             *((f"save@{n}", "SIGTERM", "") for n in (1, 3)),
             *((f"save.manifest@{n}", "SIGTERM", "") for n in (1, 3)),
             *((f"save.committed@{n}", "SIGINT", "") for n in (1, 3)),
-            ("save.retain@1", "SIGTERM", ""),
             *((f"rollback.{step}@1", "SIGTERM", SPIKE) for step in ("announced", "quarantine", "restore")),
         ],
     ),
@@ -73,12 +72,13 @@ def test_the_first_signal_saves_and_says_how_to_go_on(
 
 @pytest.mark.parametrize("number", cases("SIGTERM", rest=["SIGINT"]))
 @pytest.mark.parametrize(
-    "point", cases("evaluate@3", rest=["update@60", "save@7", "save.rename@7", "evaluate.batch@5"])
+    "point", cases("evaluate@3", rest=["update@60", "save@7", "save.rename@7", "save.retain@1", "evaluate.batch@8"])
 )
 def test_a_signal_after_the_last_update_loses_nothing(
     short: Config, whole: str, tmp_path: Path, point: str, number: str
 ) -> None:
-    """60 updates: evaluations after 20 and 40 and at the end, the seventh save the last one."""
+    """60 updates: evaluations after 20 and 40 (of two batches, which reach for a third) and of all at the end; the
+    seventh save is the last one."""
     folder = tmp_path / "run"
     assert runs.start(short, folder, point.replace("@", f"={number}@")) == 0
     assert runs.summary(folder)["digest"] == whole

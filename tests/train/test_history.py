@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lmjax.train import journal
 from lmjax.train.guard import Tried
-from lmjax.train.history import ROLLED_BACK, TRANSIENT, Applied, History, Ranges, fold, last, machine_of
+from lmjax.train.history import ROLLED_BACK, SAVING, TRANSIENT, Applied, History, Ranges, fold, last, machine_of
 from lmjax.train.journal import Journal
 
 BATCH = 4
@@ -86,7 +86,7 @@ class Miniature:
         self.waiting.append(here.path[-1])
 
     def save(self) -> None:
-        self.write("boundary", reason="saving", digest="d")
+        self.write("boundary", reason=SAVING, digest=f"d{self.update}")
         self.saved[self.update] = copy.deepcopy(self.here)
         self.write("checkpoint", digest=f"d{self.update}")
 
@@ -174,7 +174,7 @@ class Miniature:
         assert (past.exclude, past.cuts) == (self.exclude, self.cuts)
         assert len(past.rollbacks) == self.rollbacks
         assert past.pending is None
-        assert past.digests.keys() >= self.saved.keys()
+        assert past.saved >= {update for update in self.saved if update <= len(past.path)}
         assert all(number > len(past.path) for number in past.expected)
         for update, place in self.saved.items():
             assert past.cursor(len(past.path[:update])) <= place.cursor  # suspects may follow the last applied one
@@ -372,9 +372,10 @@ def test_a_real_journal_folds(tmp_path: Path) -> None:
     book.write("start", wall_step=0, update=0, cursor=0, **MACHINE)
     for update in (1, 2, 3):
         book.note(update=update, cursor=4 * update, loss=1 / update, grad_norm=2.0)
-    book.write("checkpoint", wall_step=3, update=2, cursor=8, digest="abc")
+    book.write("boundary", wall_step=3, update=3, cursor=12, reason=SAVING, digest="abc")
+    book.write("checkpoint", wall_step=3, update=2, cursor=8, digest="ab")
     past = fold(journal.read(book.path))
     assert [float.fromhex(applied.loss) for applied in past.path] == [1.0, 0.5, 1 / 3]
-    assert past.digests == {2: "abc"}
+    assert (past.digests, past.saved) == ({3: "abc"}, {2})
     assert last(book.records, "start") == book.records[0]
     assert last(book.records, "end") is None

@@ -120,13 +120,13 @@ def test_what_waits_too_long_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
     book = Journal(tmp_path / "journal.jsonl")
     now[0] += 2 * journal.PATIENCE
-    assert not book.behind  # nothing waits
+    assert not book.behind()  # nothing waits
     note(book, 1, 1)
-    assert book.behind
+    assert book.behind()
     book.write("boundary", wall_step=1, update=1, cursor=8)
-    assert not book.behind
+    assert not book.behind()
     note(book, 2, 1)
-    assert not book.behind
+    assert not book.behind()
 
 
 # ---- Writes that fail -----------------------------------------------------------------------------------------------

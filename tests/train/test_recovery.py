@@ -38,7 +38,7 @@ def spike(past: History, update: int, *, checkpoints: Any = range(0, 2000, 100),
     recent = tried(update - 10, "." * 10 + "sss")
     past = dataclasses.replace(past, suspects=[*past.suspects, *suspects(update, update, update)])
     places = {n: SIZE * n for n in checkpoints}
-    options = {"samples": 10**6, "every": 100, "config": GUARD, **more}
+    options = {"batch": SIZE, "samples": 10**6, "every": 100, "config": GUARD, **more}
     return decide(past, recent, ROW, checkpoints=places, **options)
 
 
@@ -138,13 +138,13 @@ def test_a_long_spike_is_followed_by_as_many_batches_and_never_reaches_behind_th
     recent = tried(990, "." * 20 + "s......" + "sss")
     past = dataclasses.replace(after(spike(History(), 1010)), suspects=suspects(1010, 1016, 1016, 1016))
     config = GuardConfig(among=12)
-    found = decide(past, recent, ROW, checkpoints={0: 0, 1008: 8064}, samples=10**6, every=0, config=config)
+    found = decide(past, recent, ROW, checkpoints={0: 0, 1008: 8064}, batch=SIZE, samples=10**6, every=0, config=config)
     assert found.onset == recent[20]
     assert found.positions == ((1010 - 8) * SIZE, recent[-1].cursor + 9 * SIZE)
     assert found.target == 0
     near = GuardConfig(among=12, margin=0, horizon=1)
     past = dataclasses.replace(past, suspects=suspects(1010, 1016, 1016, 1016))
-    found = decide(past, recent, ROW, checkpoints={0: 0, 1008: 8064}, samples=10**6, every=0, config=near)
+    found = decide(past, recent, ROW, checkpoints={0: 0, 1008: 8064}, batch=SIZE, samples=10**6, every=0, config=near)
     assert found.target == 1008
     assert found.positions == (8064, recent[-1].cursor + 9 * SIZE)
 
@@ -156,6 +156,7 @@ def test_a_divergence_begins_with_the_losses_whose_median_is_too_high() -> None:
         recent,
         DIVERGENCE,
         checkpoints={n: SIZE * n for n in range(0, 1001, 100)},
+        batch=SIZE,
         samples=10**6,
         every=100,
         config=GuardConfig(attribute=False),
