@@ -99,7 +99,9 @@ def test_two_processes_train_as_one_and_go_on_as_one(configured: str, tmp_path: 
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
-@pytest.mark.parametrize(("number", "who"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+@pytest.mark.parametrize(
+    ("number", "who"), [(signal.SIGTERM, 1), pytest.param(signal.SIGINT, 0, marks=pytest.mark.exhaustive)]
+)
 def test_a_signal_to_one_process_saves_and_ends_both(
     configured: str, tmp_path: Path, number: signal.Signals, who: int
 ) -> None:
@@ -133,7 +135,14 @@ def test_a_stopped_run_of_two_goes_on_bit_for_bit(configured: str, tmp_path: Pat
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize(("number", "lost"), [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
+@pytest.mark.parametrize(
+    ("number", "lost"),
+    [
+        (signal.SIGKILL, 1),
+        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_when_one_process_is_lost_the_other_ends_and_the_run_can_go_on(
     configured: str, tmp_path: Path, number: signal.Signals, lost: int
 ) -> None:
