@@ -104,7 +104,7 @@ def test_killed_in_a_rollback(short: Config, whole: str, tmp_path: Path, point: 
             ["save.rename@4", "journal.write@1", "journal.written@1"],
             ["save.committed@4", "journal.torn@2", "save.retain@1"],
             ["update@25", "save@1", "save.arrays@1", "save.manifest@1", "save.rename@1", "save.committed@1"],
-            ["save.retain@1", "save.retain@1", "save.retain@1"],
+            ["save.retain@1", "prepared@1"],
             ["update@60", "save.rename@1", "evaluate@1"],
         ],
     ),
@@ -122,7 +122,7 @@ def test_killed_again_while_it_resumes(short: Config, whole: str, tmp_path: Path
         rest=[
             ["rollback.quarantine@2", "journal.torn@1", "journal.written@1"],
             ["rollback.restore@1", "compile@1"],
-            ["rollback.done@1", "update@30", "save.rename@1"],
+            ["rollback.done@1", "update@40", "save.rename@1"],
         ],
     ),
 )

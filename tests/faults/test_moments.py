@@ -106,9 +106,11 @@ def test_a_spike_inside_a_replay(guarded: Config, tmp_path: Path, second: str, p
     assert runs.resume(folder, second) == 0
     first, *others = runs.records(folder, "rollback")
     assert (first["kind"], first["target"]) == ("replay", 60)
-    assert others[0]["reproduced"]
-    assert (others[0]["kind"], tuple(others[0]["positions"])) == ("skip", positions)
-    assert others[0]["target"] <= others[0]["onset"]["update"] - guarded.guard.margin
+    # What comes before the place that is being replayed is another trouble, whose data are replayed first.
+    assert [record["kind"] for record in others] == (["skip"] if "792" in second else ["replay", "skip"])
+    assert others[-1]["reproduced"]
+    assert tuple(others[-1]["positions"]) == positions
+    assert all(record["target"] <= record["onset"]["update"] - guarded.guard.margin for record in others)
     ends_like_a_fresh_run(folder, guarded, tmp_path)
 
 
@@ -137,7 +139,7 @@ def test_a_wider_spike_is_answered_with_more(guarded: Config, tmp_path: Path, wi
             ("data=nan@0-99999!", 0, ()),
             ("data=nan@800-99999!", 60, GROWTH),
             ("data=nan@1584-99999!", 160, ()),
-            ("data=random@1040-99999!", 100, ()),
+            ("data=random@1040-99999!", 60, ()),
             ("data=random@800-99999!", 60, ("guard.attribute=false",)),
             ("data=nan@800-99999!", 0, ("checkpoint.every=0",)),
         ],
