@@ -22,6 +22,7 @@ from lmjax.data import sources, tokenizer
 from lmjax.data.ingest import Split
 from lmjax.data.order import Order
 
+TRAIN = str(Path(__file__).resolve().parents[1] / "train.py")
 DOCUMENTS, TOKENS = 5, 3000
 BEFORE = 270_000  # tokens read before the bad documents come, in the first epoch: about 130 updates
 
@@ -90,9 +91,9 @@ def compare(folder: Path, overrides: list[str]) -> None:
         subprocess.run([sys.executable, *arguments], check=True)
 
     for name in ("clean", "poisoned"):
-        run("train.py", *words(folder, f"{name}.jsonl"), *overrides, "--run-dir", str(folder / name))
+        run(TRAIN, *words(folder, f"{name}.jsonl"), *overrides, "--run-dir", str(folder / name))
     run("-m", "lmjax.cli", "audit", str(folder / "poisoned"), "--config", str(folder / "excluded.json"))
-    run("train.py", str(folder / "excluded.json"), "--run-dir", str(folder / "excluded"))
+    run(TRAIN, str(folder / "excluded.json"), "--run-dir", str(folder / "excluded"))
     found = {
         name: json.loads((folder / name / "summary.json").read_text()) for name in ("clean", "poisoned", "excluded")
     }
