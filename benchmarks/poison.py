@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--run", action="store_true", help="train and compare, too")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="changes to the quickstart")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     make(options.folder)
     if options.run:
         compare(options.folder, options.overrides)
