@@ -47,5 +47,5 @@ def quickstart() -> Config:
         schedule=ScheduleConfig(peak=3e-3),
         batch=BatchConfig(tokens=((0, 2048), (300_000, 4096)), microbatch=16),
         train=TrainConfig(updates=600, evaluate_every=150),
-        checkpoint=CheckpointConfig(every=150),
+        checkpoint=CheckpointConfig(every=50),
     )
