@@ -150,14 +150,16 @@ def _happen(fault: _Fault) -> None:
 
 
 def _spoiled(value: Any, fault: _Fault) -> Any:
-    """The first floating-point leaf (or, for `random`, every integer leaf) of a pytree changed."""
+    """The largest floating-point leaf (or, for `random`, every integer leaf) of a pytree changed."""
     import jax
 
     leaves, structure = jax.tree.flatten(value)
     kind = np.integer if fault.action == "random" else np.floating
-    for i, leaf in enumerate(leaves):
-        if not np.issubdtype(np.asarray(leaf).dtype, kind):
-            continue
+    chosen = [i for i, leaf in enumerate(leaves) if np.issubdtype(np.asarray(leaf).dtype, kind)]
+    if fault.action != "random":
+        chosen = sorted(chosen, key=lambda i: np.size(leaves[i]))[-1:]
+    for i in chosen:
+        leaf = leaves[i]
         array = np.array(leaf)
         if fault.action == "random":
             array = np.random.default_rng(fault.number).integers(0, array.max() + 1, array.shape, array.dtype)
@@ -166,6 +168,4 @@ def _spoiled(value: Any, fault: _Fault) -> Any:
         else:
             array.reshape(-1)[:1] = np.nan if fault.action == "nan" else np.inf
         leaves[i] = jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else array
-        if fault.action != "random":
-            break
     return jax.tree.unflatten(structure, leaves)

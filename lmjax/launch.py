@@ -30,7 +30,7 @@ from lmjax.run import Run
 from lmjax.train import checkpoint, guard, loop, metrics, rollback
 from lmjax.train import state as states
 from lmjax.train.checkpoint import Checkpoints
-from lmjax.train.history import fold, machine_of
+from lmjax.train.history import fold, last, machine_of
 from lmjax.train.journal import Journal
 from lmjax.train.parts import GaveUp, Parts, Position, write
 from lmjax.train.signals import StopRequest
@@ -242,6 +242,8 @@ def _train(run: Run, run_dir: Path, position: Position, journal: Journal, consol
         status = "stopped" if stopped else "finished"
         seconds = before + time.perf_counter() - begun
         summary = report.summarise(run, position.state, status=status, seconds=seconds, measured=measured)
+        if stopped and (last(journal.records, "signal") or {}).get("wall_step") != position.wall_step:
+            write(parts, position, "signal", name=stopped)  # it came after the last update
         if not stopped:
             write(parts, position, "end", status=status, digest=summary["digest"])
         if not stopped and parallel.is_main():

@@ -74,6 +74,7 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
             fired, restart = "", False
             while len(in_flight) > (0 if due else 1) and not fired:
                 fed, metrics = in_flight.pop(0)
+                _spend(fed)
                 values = {name: value.item() for name, value in jax.device_get(metrics).items()}
                 stop.hear(values.pop("vote", 0))
                 position, fired = _judge(parts, position, fed, values)
@@ -146,11 +147,15 @@ def _announce(parts: Parts, position: Position, fed: Fed, *, before: int | None)
 def _spoil(state: Any, fed: Fed) -> Any:
     """The state before an update, with the faults that a test has armed."""
     at = fed.update + 1
-    for point, number in (("batch", at), ("learning_rate", at), ("data", fed.before)):
-        faults.spend(point, at=number)
     faults.reach("update", at=at)
     params, opt_state = faults.change("params", state.params, at=at), faults.change("opt_state", state.opt_state, at=at)
     return state.replace(params=params, opt_state=opt_state)
+
+
+def _spend(fed: Fed) -> None:
+    """The faults of a batch that counts have happened: others were made ahead and are made again."""
+    for point, number in (("batch", fed.update + 1), ("learning_rate", fed.update + 1), ("data", fed.before)):
+        faults.spend(point, at=number)
 
 
 # ---- Settling a batch -----------------------------------------------------------------------------------------------

@@ -70,9 +70,10 @@ class Saver:
 
     def finish(self, position: Position, past: History) -> None:
         """Waits for the save in flight and tries again what failed. CheckpointError: the end could not be saved."""
-        parts = self.parts
-        with parts.console.phase("saving"):
+        with self.parts.console.phase("saving"):
             self.settle(position)
+        self.failures = 0  # the end is tried as often as any
+        self.retry = self.saved is None and self.parts.vote is None
         while self.retry:
             self.save(position, past)
             self.settle(position)
