@@ -51,7 +51,8 @@ def show(run_dir: Path, *, replay: tuple[int, int] | None = None, config_file: P
         sessions = _sessions(run_dir, config, records, findings, console)
         walk = Walk([_plan(run) for run in sessions], findings)
         walk.follow(records)
-        whole, checked = _check_checkpoints(run_dir / "checkpoints", walk if chained else None, findings)
+        known = {problem.partition(":")[0] for record in records for problem in record.get("problems", ())}
+        whole, checked = _check_checkpoints(run_dir / "checkpoints", walk if chained else None, findings, known=known)
         if chained:
             _check_metrics(run_dir / "metrics.jsonl", walk.history, findings)
         replay = replay if chained and sessions else None  # that it cannot be done is among the findings
@@ -132,16 +133,18 @@ def _plan(run: Run) -> Plan:
     )
 
 
-def _check_checkpoints(root: Path, walk: Walk | None, findings: Findings) -> tuple[dict[int, Checkpoint], int]:
-    """The whole checkpoints of the journal's path, by update, and how many were looked at.
-
-    walk: None compares them with their own manifests alone.
-    """
+def _check_checkpoints(
+    root: Path, walk: Walk | None, findings: Findings, *, known: set[str]
+) -> tuple[dict[int, Checkpoint], int]:
+    """The whole checkpoints of the journal's path, by update, and how many were looked at; without a `walk` only their
+    own manifests are compared. known: to be damaged, as a resume that fell back told."""
     whole = {}
     aside = sorted(path for path in (root / "quarantine").glob("*") if path.name.partition(".")[0].isdecimal())
     folders = checkpoint.folders(root)
     for folder in [*folders, *aside]:
         update = int(folder.name.partition(".")[0])
+        if folder in aside and f"checkpoint {update}" in known:
+            continue
         problem = checkpoint.verify(folder)
         if folder in aside and problem == f"it is the checkpoint of update {update} under another name":
             problem = None  # `<update>.1`: set aside when there was one already
@@ -174,15 +177,9 @@ def _check_metrics(path: Path, history: History, findings: Findings) -> None:
 
 
 def _tell(
-    run_dir: Path,
-    records: Sequence[Record],
-    history: History,
-    sessions: Sequence[Run],
-    samples: int,
-    console: Console,
-    *,
-    whole: bool,
-) -> None:
+    run_dir: Path, records: Sequence[Record], history: History, sessions: Sequence[Run], samples: int,
+    console: Console, *, whole: bool,
+) -> None:  # fmt: skip
     """What happened, a line each. whole: nothing that these records leave open is told by others."""
     of = f" of {sessions[-1].plan.updates:,}" if sessions else ""
     tried = max((record["wall_step"] for record in records), default=0)

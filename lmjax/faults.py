@@ -119,7 +119,15 @@ def change(point: str, value: Any, *, at: int) -> Any:
 def spend(point: str, *, at: int) -> None:
     """Says that a value spoiled ahead of its time has now been used: it is not spoiled again."""
     for fault in _armed.get(point, ()):
-        fault.fired.add(at)
+        if fault.first <= at <= fault.last:
+            fault.fired.add(at)
+
+
+def over() -> None:
+    """The run has gone back: what has begun to happen, and was not meant to stay, does not happen again."""
+    for fault in (fault for faults in _armed.values() for fault in faults):
+        if fault.fired and not fault.always:
+            fault.first, fault.last = 1, 0
 
 
 def _due(point: str, at: int | None) -> list[_Fault]:

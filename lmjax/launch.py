@@ -195,10 +195,12 @@ def _same_inputs(run: Run, journal: Journal) -> None:
 
 
 def fingerprints(run: Run) -> dict[str, Any]:
+    """What must be equal for a run to go on: the hashes of its tokenizer and its data."""
     return {"tokenizer_sha256": run.store.tokenizer.sha256, "data_sha256": run.store.fingerprint}
 
 
 def versions(run: Run) -> dict[str, Any]:
+    """What a session runs on: the software and the devices."""
     machine = {"devices": run.mesh.size, "processes": jax.process_count(), "platform": jax.default_backend()}
     return {"lmjax": __version__, "python": platform.python_version(), "jax": jax.__version__, **machine}
 

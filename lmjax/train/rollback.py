@@ -105,6 +105,7 @@ def _go_back(parts: Parts, position: Position) -> tuple[Position, History]:
     root = parts.checkpoints.folder
     finish(parts.journal, root, past.pending, samples=lambda start, stop: parts.samples(start, stop, past))
     faults.reach("rollback.restore")
+    faults.over()
     abstract = states.abstract(position.state)
     jax.tree.map(lambda leaf: leaf.delete(), position.state)  # two states may not fit
     found, state, problems = checkpoint.load(root, abstract, digests=past.digests)
