@@ -236,6 +236,7 @@ def _train(run: Run, run_dir: Path, position: Position, journal: Journal, consol
             faults.reach("prepared")
             position = loop.train(parts, position, stop=stop)
         except GaveUp as error:
+            _summarise(run, run_dir, error.position, status="gave up", seconds=before + time.perf_counter() - begun)
             console.close()
             console.event(f"given up: {error}; the newest checkpoint is a healthy one; lmjax audit {run_dir} explains")
             return GAVE_UP
@@ -243,19 +244,34 @@ def _train(run: Run, run_dir: Path, position: Position, journal: Journal, consol
         stopped = stop.name  # read once: a signal that comes later finds the run finished
         status = "stopped" if stopped else "finished"
         seconds = before + time.perf_counter() - begun
-        summary = report.summarise(run, position.state, status=status, seconds=seconds, measured=measured)
+        summary = _summarise(run, run_dir, position, status=status, seconds=seconds, measured=measured)
         if stopped and (last(journal.records, "signal") or {}).get("wall_step") != position.wall_step:
             write(parts, position, "signal", name=stopped)  # it came after the last update
         if not stopped:
             write(parts, position, "end", status=status, digest=summary["digest"])
         if not stopped and parallel.is_main():
             report.finish(run, run_dir, summary, state=parallel.local(position.state), console=console)
-    if stopped and parallel.is_main():
-        write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    if stopped:
         console.close()
         console.event(f"stopped by {stopped}, saved after update {position.update}; go on with:")
         console.event(f"  python train.py --resume {run_dir}")
     return FINISHED
+
+
+def _summarise(
+    run: Run,
+    run_dir: Path,
+    position: Position,
+    *,
+    status: str,
+    seconds: float,
+    measured: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Writes summary.json, but for a finished run, whose summary is still to have its baselines; returns it."""
+    summary = report.summarise(run, position.state, status=status, seconds=seconds, measured=measured or {})
+    if status != "finished" and parallel.is_main():
+        write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
 
 
 @contextmanager

@@ -201,7 +201,7 @@ def _give_up_skipping(parts: Parts, position: Position) -> None:
     last = position.recent[-bound:]
     if parts.guard.policy == "skip" and len(last) == bound and all(batch.suspect for batch in last):
         write(parts, position, "end", status="gave up", why=f"{bound} suspects in a row")
-        raise GaveUp(f"{bound} batches in a row were suspect; guard.policy=rollback would go back")
+        raise GaveUp(f"{bound} batches in a row were suspect; guard.policy=rollback would go back", position)
 
 
 class _Watch:

@@ -82,7 +82,11 @@ class Parts:
 
 
 class GaveUp(RuntimeError):
-    """The guard cannot help any more; the newest checkpoint is a healthy one."""
+    """The guard cannot help any more; the newest checkpoint is a healthy one. position: where it gave up."""
+
+    def __init__(self, why: str, position: Position) -> None:
+        super().__init__(why)
+        self.position = position
 
 
 def write(parts: Parts, position: Position, event: str, **details: Any) -> None:

@@ -148,4 +148,4 @@ def _give_up(parts: Parts, position: Position, decision: Decision) -> None:
     """The journal says why, the healthy checkpoint becomes the newest."""
     write(parts, position, "end", status="gave up", rule=decision.rule, why=decision.verdict, target=decision.target)
     set_aside(parts.checkpoints.folder, after=decision.target)
-    raise GaveUp(f"{decision.rule} at update {decision.trigger.update + 1}: {decision.verdict}")
+    raise GaveUp(f"{decision.rule} at update {decision.trigger.update + 1}: {decision.verdict}", position)
