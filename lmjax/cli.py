@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from lmjax import __version__, presets
-from lmjax.config import Config, UserError, check
+from lmjax.checks import check
+from lmjax.config import Config, UserError
 from lmjax.typed import RunError, apply_overrides, to_json
 
 EXAMPLES = """\

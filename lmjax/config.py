@@ -4,10 +4,15 @@ A configuration is complete and typed: every setting is a field below. `lmjax.ty
 strings and gives JSON and back, exactly. No JAX is imported here, so that a typing error is answered at once.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lmjax.architectures import BERTConfig as BERTConfig
+from lmjax.architectures import GPTConfig as GPTConfig
+from lmjax.architectures import ModelConfig as ModelConfig
+from lmjax.architectures import NNLMConfig as NNLMConfig
+from lmjax.architectures import RNNConfig as RNNConfig
+from lmjax.architectures import TransformerConfig as TransformerConfig
 from lmjax.typed import UserError as UserError  # for every room that refuses a value
 
 
@@ -15,13 +20,14 @@ from lmjax.typed import UserError as UserError  # for every room that refuses a 
 class TokenizerConfig:
     """How text becomes token ids.
 
-    kind: `bpe` trains a byte-level BPE of `vocab_size` entries on the corpus; `bytes` needs no training (256 + 1);
-        `characters` takes every character of the corpus; `file` loads `path`.
+    kind: `bpe` trains a byte-level BPE of `vocab_size` entries on the corpus; `wordpiece` BERT's pieces of lower-case
+        words; `bytes` needs no training (256 + 1); `characters` takes every character of the corpus; `file` loads
+        `path`.
     path: a tokenizer.json, a folder with GPT-2's `encoder.json` + `vocab.bpe` (or `vocab.json` + `merges.txt`),
-        or a `.tiktoken` rank file.
+        a `.tiktoken` rank file, or a WordPiece `vocab.txt`.
     """
 
-    kind: Literal["bpe", "bytes", "characters", "file"] = "bpe"
+    kind: Literal["bpe", "wordpiece", "bytes", "characters", "file"] = "bpe"
     vocab_size: int = 2048
     path: str = ""
 
@@ -37,7 +43,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What the model reads.
+    """Text to read.
 
     source: `docstrings` (English that comes with Python), or `hub:NAME` / `hub:NAME:SUBSET` (a dataset of the hub).
     files: local text, jsonl, json or parquet files, folders or globs, plain or .gz/.zst; given, `source` is unused.
@@ -52,6 +58,7 @@ class DataConfig:
     cache: where prepared tokens are kept; default: the user's cache directory.
     """
 
+    family: Literal["text"] = "text"
     source: str = "docstrings"
     files: tuple[str, ...] = ()
     text_field: str = "text"
@@ -68,50 +75,95 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class GPTConfig:
-    """A decoder-only Transformer, GPT-2 style or LLaMA style.
+class RecordsConfig:
+    """Records to learn from: pairs of texts, or texts with a label.
 
-    vocab_size: 0 takes the tokenizer's. key_heads: 0 means one per head. head_dim: 0 means width / heads.
-    mlp_width: 0 means 4 x width. scan: one compiled block scanned over the layers (fast to compile) or unrolled.
-    remat: what the backward pass recomputes: nothing, everything but matrix products, everything.
-    dtype: of the matrix products; parameters, softmax and loss are always float32.
+    source: generated pairs, `numbers` (words to digits) or `dates` (many forms to one), when `files` is empty;
+        or generated labelled texts, `docstrings` (which part of Python's library a passage is from).
+    files: jsonl files, or two text files whose lines belong together. validation_files: the same for validation;
+        empty keeps a share of the records by a hash of their content.
+    texts: the columns with text, one or two. label: the column with the label (empty: none).
+    limit: the first so many training records only (0: all). lowercase: of every text.
+    buckets: classes of length; records of one class are computed together, so that little is padding.
     """
 
-    family: Literal["gpt"] = "gpt"
-    layers: int = 12
-    width: int = 768
-    heads: int = 12
-    key_heads: int = 0
-    head_dim: int = 0
-    mlp_width: int = 0
-    context: int = 1024
-    vocab_size: int = 0
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_epsilon: float = 1e-5
-    positions: Literal["learned", "rotary"] = "learned"
-    rope_theta: float = 10_000.0
-    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu_tanh"
-    bias: bool = True
-    tied: bool = True
-    qk_norm: bool = False
-    dropout: float = 0.0
-    init_std: float = 0.02
-    scan: bool = True
-    remat: Literal["none", "dots", "full"] = "none"
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    family: Literal["records"] = "records"
+    source: Literal["numbers", "dates", "docstrings"] = "dates"
+    files: tuple[str, ...] = ()
+    validation_files: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ("source", "target")
+    label: str = ""
+    limit: int = 0
+    lowercase: bool = False
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    validation_fraction: float = 0.05
+    buckets: int = 4
+    shuffle: bool = True
+    exclude: tuple[tuple[int, int], ...] = ()
+    cache: str = ""
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """The loss. z_loss: weight of log(Z)^2 (PaLM, section 5: 1e-4), which keeps the logits near normalised."""
+class CausalConfig:
+    """Next-token prediction.
 
+    z_loss: weight of log(Z)^2 (PaLM, section 5: 1e-4), which keeps the logits near normalised. penalty: weight of
+    the squared norm of all matrices and embeddings (the regularised likelihood of Bengio et al. 2003, equation 1).
+    """
+
+    family: Literal["causal"] = "causal"
     z_loss: float = 0.0
+    penalty: float = 0.0
+
+
+@dataclass(frozen=True)
+class MaskedConfig:
+    """Masked tokens and the next sentence (Devlin et al. 2019, section 3.1), drawn anew for every sample.
+
+    rate: the share of tokens to be predicted; of these `masked` become [MASK], `random` another token, the rest stay.
+    whole_word: masks all pieces of a word together. next_sentence: the share of pairs whose second part really follows.
+    short: the share of samples of a random shorter length.
+    """
+
+    family: Literal["masked"] = "masked"
+    rate: float = 0.15
+    masked: float = 0.8
+    random: float = 0.1
+    whole_word: bool = False
+    next_sentence: float = 0.5
+    short: float = 0.1
+
+
+@dataclass(frozen=True)
+class TranslationConfig:
+    """Sequence to sequence: the target's next token, given the source and the target so far (teacher forcing).
+
+    label_smoothing: the share of probability spread over the whole vocabulary (Vaswani et al. 2017, section 5.4).
+    beam, length_penalty: of the decoding that is scored at the end; 1 is greedy. Scores are divided by
+        ((5 + length) / 6)^length_penalty (Wu et al. 2016, section 7).
+    scored: pairs of the validation split that are decoded and scored at the end (0: all).
+    """
+
+    family: Literal["translation"] = "translation"
+    label_smoothing: float = 0.1
+    beam: int = 4
+    length_penalty: float = 0.6
+    scored: int = 500
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """A text, or a pair of texts, to one of the labels of the data. label_smoothing: as in translation."""
+
+    family: Literal["classification"] = "classification"
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer; the defaults are those of GPT-3 (appendix B) and LLaMA (section 2.3).
 
+    freeze: parameters whose path (`blocks/attention/query/kernel`) matches one of these patterns stay as they are.
     Weight decay spares biases, norms and embeddings, by name. ema: decay of an average of the parameters that
     evaluation then uses (0: none). muon_learning_rate_ratio: Muon's matrices learn at this multiple of the peak.
     """
@@ -124,6 +176,7 @@ class OptimizerConfig:
     clip: float = 1.0
     ema: float = 0.0
     muon_learning_rate_ratio: float = 1.0
+    freeze: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -287,13 +340,19 @@ class TrackConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run: with `seed` and the journal it determines every bit."""
+    """A whole run: with `seed` and the journal it determines every bit.
+
+    init_from: another run's directory, or a .safetensors file, whose parameters are taken where the names match.
+    """
 
     name: str = "run"
     seed: int = 0
-    data: DataConfig = field(default_factory=DataConfig)
-    model: GPTConfig = field(default_factory=GPTConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    init_from: str = ""
+    data: DataConfig | RecordsConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=GPTConfig)
+    objective: CausalConfig | MaskedConfig | TranslationConfig | ClassificationConfig = field(
+        default_factory=CausalConfig
+    )
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -302,59 +361,3 @@ class Config:
     guard: GuardConfig = field(default_factory=GuardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
-
-
-def check(config: Config) -> None:
-    """UserError: a value outside its range, of the fields that no other part of lmjax checks."""
-    data, train, z_loss = config.data, config.train, config.objective.z_loss
-    guard, heartbeat = config.guard, config.parallel.heartbeat_seconds
-    in_order = not train.profile or (len(train.profile) == 2 and 1 <= train.profile[0] <= train.profile[1])
-    at_least_zero = {
-        "seed": config.seed,
-        "train.evaluate_every": train.evaluate_every,
-        "train.evaluate_batches": train.evaluate_batches,
-        "train.final_batches": train.final_batches,
-        "train.log_every": train.log_every,
-        "train.sample_tokens": train.sample_tokens,
-        "checkpoint.every": config.checkpoint.every,
-        "checkpoint.keep_every": config.checkpoint.keep_every,
-        "checkpoint.retries": config.checkpoint.retries,
-        "parallel.devices": config.parallel.devices,
-        **{
-            f"guard.{name}": value
-            for name, value in dataclasses.asdict(guard).items()
-            if isinstance(value, int | float)
-        },
-    }
-    for key, value in at_least_zero.items():
-        if value < 0:
-            raise UserError(f"{key} = {value} must not be negative")
-    rules = (
-        ("checkpoint.keep", config.checkpoint.keep, config.checkpoint.keep >= 1, "must be at least 1"),
-        ("name", config.name, bool(config.name) and not set(config.name) & set("/\\"), "must be the name of a folder"),
-        ("data.validation_fraction", data.validation_fraction, 0 < data.validation_fraction < 1, "must be in (0, 1)"),
-        ("objective.z_loss", z_loss, 0 <= z_loss < float("inf"), "must be a number >= 0"),
-        ("guard.window", guard.window, guard.armed <= guard.window, "must be at least guard.armed"),
-        ("guard.armed", guard.armed, 2 <= guard.armed_hard <= guard.armed, "must be at least guard.armed_hard, from 2"),
-        ("guard.among", guard.among, guard.among >= max(guard.several, guard.in_a_row, 1), "must be several or more"),
-        ("guard.in_a_row", guard.in_a_row, guard.in_a_row >= 1, "must be at least 1"),
-        ("guard.hard_in_a_row", guard.hard_in_a_row, guard.hard_in_a_row >= 1, "must be at least 1"),
-        ("guard.several", guard.several, guard.several >= 1, "must be at least 1"),
-        (
-            "guard.divergence_window",
-            guard.divergence_window,
-            2 <= guard.divergence_window <= guard.window,
-            "must be from 2 to guard.window",
-        ),
-        ("parallel.heartbeat_seconds", heartbeat, heartbeat >= 1, "must be at least 1"),
-        ("train.profile", train.profile, in_order, "must be empty or (first, last), counted from 1"),
-    )
-    for key, value, good, rule in rules:
-        if not good:
-            raise UserError(f"{key} = {value} {rule}")
-    if data.tokenizer.kind == "file" and not data.tokenizer.path:
-        raise UserError("data.tokenizer.path is needed for data.tokenizer.kind = file")
-    if data.mixture and data.files:
-        raise UserError("set data.files or data.mixture, not both")
-    if data.mixture_changes and not data.mixture:
-        raise UserError("data.mixture_changes needs data.mixture")

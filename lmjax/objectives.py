@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lmjax.config import ObjectiveConfig
+from lmjax.config import CausalConfig
 
 
 def causal(
@@ -19,7 +19,7 @@ def causal(
     batch: dict[str, Array],
     *,
     rng: Array | None = None,
-    config: ObjectiveConfig,
+    config: CausalConfig,
     train: bool,
 ) -> tuple[Array, Array, dict[str, Array]]:
     """Next-token prediction: (loss sum, weight sum, metric sums), float32 scalars.

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from lmjax import faults, machine, objectives, optim, parallel, typed
-from lmjax.config import Config, ObjectiveConfig, UserError
+from lmjax.config import CausalConfig, Config, UserError
 from lmjax.data import examples, tokenizer
 from lmjax.data.feed import prefetch
 from lmjax.data.order import Order, Ranges, to_ranges
@@ -257,7 +257,7 @@ def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, 
     @jax.jit
     def sums(params: Any, arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         # Without z-loss: the number to compare.
-        loss, weight, _ = objectives.causal(run.model, params, arrays, config=ObjectiveConfig(), train=False)
+        loss, weight, _ = objectives.causal(run.model, params, arrays, config=CausalConfig(), train=False)
         return loss, weight
 
     def evaluate(state: State, whole: bool) -> dict[str, float]:

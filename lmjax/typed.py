@@ -159,8 +159,8 @@ def _decode(value: Any, hint: Any, key: str) -> Any:
     """`value` (as JSON gives it) as an instance of the type `hint`; UserError where it is not one."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        family = value.get("family") if isinstance(value, dict) else None
         members = {typing.get_args(typing.get_type_hints(arg)["family"])[0]: arg for arg in args}
+        family = value.get("family", next(iter(members))) if isinstance(value, dict) else None
         if family not in members:
             raise UserError(f"{key}.family: '{family}' is unknown{nearest(str(family), members)}")
         return _decode(value, members[family], key)

@@ -13,7 +13,9 @@ FILES = sorted((ROOT / "lmjax").rglob("*.py"))
 ORDER = [
     "typed",
     "faults",
+    "architectures",
     "config",
+    "checks",
     "presets",
     "files",
     "pytrees",

@@ -9,10 +9,10 @@ from flax import linen as nn
 from jax.test_util import check_grads
 
 from lmjax import objectives
-from lmjax.config import ObjectiveConfig
+from lmjax.config import CausalConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
-WITHOUT_Z, WITH_Z = ObjectiveConfig(), ObjectiveConfig(z_loss=1e-2)
+WITHOUT_Z, WITH_Z = CausalConfig(), CausalConfig(z_loss=1e-2)
 
 
 class Table(nn.Module):

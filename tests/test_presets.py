@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from lmjax import presets
-from lmjax.config import Config, UserError, check
+from lmjax.checks import check
+from lmjax.config import Config, UserError
 from lmjax.models import flops
 from lmjax.typed import from_json, to_json
 

@@ -10,7 +10,8 @@ import pytest
 
 from lmjax import optim, presets, rehearse
 from lmjax import run as runs
-from lmjax.config import Config, SourceConfig, UserError, check
+from lmjax.checks import check
+from lmjax.config import Config, SourceConfig, UserError
 from lmjax.models import flops
 from lmjax.train.history import Applied, History
 from lmjax.train.journal import Journal

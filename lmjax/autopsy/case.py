@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from lmjax import objectives
-from lmjax.config import ObjectiveConfig
+from lmjax.config import CausalConfig
 from lmjax.data import examples
 from lmjax.models.gpt import GPT
 from lmjax.pytrees import leaf_names
@@ -118,7 +118,7 @@ def _row_losses(model: GPT, params: Any, arrays: dict[str, Array], i: Array) -> 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _add_gradient(
-    model: GPT, config: ObjectiveConfig, total: Any, params: Any, arrays: dict[str, Array], key: Array, i: Array
+    model: GPT, config: CausalConfig, total: Any, params: Any, arrays: dict[str, Array], key: Array, i: Array
 ) -> Any:
     """`total`, (gradient of the loss sum, weight sum), with microbatch i."""
 

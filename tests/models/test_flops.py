@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from lmjax import objectives, pytrees
-from lmjax.config import GPTConfig, ObjectiveConfig, OptimizerConfig, UserError
+from lmjax.config import CausalConfig, GPTConfig, OptimizerConfig, UserError
 from lmjax.models import flops
 from lmjax.models.gpt import GPT, init_params
 
@@ -88,7 +88,7 @@ def lowered(config, microbatch):
     }
 
     def loss(params, batch):
-        return objectives.causal(GPT(config), params, batch, config=ObjectiveConfig(), train=False)[0]
+        return objectives.causal(GPT(config), params, batch, config=CausalConfig(), train=False)[0]
 
     return jax.jit(jax.grad(loss)).lower(real(config), batch)
 

@@ -12,7 +12,7 @@ import pytest
 from gpt_reference import forward
 
 from lmjax import objectives, pytrees
-from lmjax.config import GPTConfig, ObjectiveConfig, UserError
+from lmjax.config import CausalConfig, GPTConfig, UserError
 from lmjax.models.gpt import GPT, init_params, logical_axes, stack, unstack
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -74,7 +74,7 @@ def packing(inputs):
 def next_token_loss(config, params, inputs, rng=None):
     """The sum over all tokens; with `rng` as in training."""
     batch = {"inputs_BT": inputs, "targets_BT": jnp.roll(inputs, -1, 1), "weights_BT": jnp.ones(inputs.shape)}
-    return objectives.causal(GPT(config), params, batch, rng=rng, config=ObjectiveConfig(), train=rng is not None)[0]
+    return objectives.causal(GPT(config), params, batch, rng=rng, config=CausalConfig(), train=rng is not None)[0]
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 
 from lmjax import objectives, optim, pytrees
-from lmjax.config import GPTConfig, GuardConfig, ObjectiveConfig, OptimizerConfig
+from lmjax.config import CausalConfig, GPTConfig, GuardConfig, OptimizerConfig
 from lmjax.models.gpt import GPT
 from lmjax.train import state as states
 from lmjax.train import step as steps
@@ -24,7 +24,7 @@ class Tiny(nn.Module):
 
 
 def make_loss(model, z_loss=1e-3):
-    causal = partial(objectives.causal, model, config=ObjectiveConfig(z_loss=z_loss), train=True)
+    causal = partial(objectives.causal, model, config=CausalConfig(z_loss=z_loss), train=True)
     return lambda params, microbatch, rng: causal(params, microbatch, rng=rng)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lmjax.config import Config, UserError, check
+from lmjax.checks import check
+from lmjax.config import Config, UserError
 from lmjax.typed import apply_overrides
 
 
