@@ -1,9 +1,9 @@
-"""Files that are whole or absent, a folder that one process holds, and the folder for what can be made again."""
+"""Files that are whole or absent, a lock that one process holds, and the folder for what can be made again."""
 
 import fcntl
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,22 +36,26 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this process alone. UserError: another one holds it.
+def locked(path: Path, *, wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Holds `path`, a folder or the name of a lock file, for this process alone.
 
-    The system lets go of the lock when the process ends, however it ends: one that is left behind is no obstacle.
+    Where another process holds it: UserError, or, given `wait`, calls that and waits. The system lets go of the lock
+    when the process ends, however it ends: a file that is left behind is no obstacle.
     """
-    path = folder / ".lock"
+    file = path / ".lock" if path.is_dir() else path
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-            os.close(descriptor)
-            raise UserError(f"{folder} is in use by {holder}; wait for it, or stop it first") from None
+            if wait is None:
+                holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+                os.close(descriptor)
+                raise UserError(f"{path} is in use by {holder}; wait for it, or stop it first") from None
+            wait()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
-            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+            if os.fstat(descriptor).st_ino == os.stat(file).st_ino:
                 break
         except FileNotFoundError:
             pass
@@ -61,5 +65,5 @@ def locked(folder: Path) -> Iterator[None]:
         os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         os.close(descriptor)

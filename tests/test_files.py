@@ -1,10 +1,11 @@
-"""Files that are there whole or not at all, and a folder that one process holds."""
+"""Files that are there whole or not at all, and a lock that one process holds."""
 
 import os
 import platform
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,23 @@ def test_other_folders_are_not_locked(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     with files.locked(tmp_path / "a"), files.locked(tmp_path / "b"):
         pass
+
+
+def test_one_who_waits_goes_on_when_the_holder_lets_go(tmp_path: Path) -> None:
+    lock, asked, order = tmp_path / "name.lock", threading.Event(), []
+
+    def second() -> None:
+        with files.locked(lock, wait=asked.set):
+            order.append("second")
+
+    with files.locked(lock):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert asked.wait(30)
+        order.append("first")
+    thread.join(30)
+    assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.faults

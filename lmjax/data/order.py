@@ -2,7 +2,8 @@
 
 A sample is one window of one source in one epoch, and its id says which: with S sources,
 `id = source + S * (epoch * windows[source] + window)`. Positions count 0, 1, 2, ...: the mixture says which source
-a position reads, and a keyed permutation says which window of that source's epoch. Exclusions only filter: every
+a position reads, and a keyed permutation says which window of that source's epoch. Positions may come in blocks of
+one source each, for batches of samples that belong together. Exclusions only filter: every
 position keeps its sample and an excluded one is passed over, so excluding a sample before it is used gives the
 order that would have excluded it from the start.
 """
@@ -38,6 +39,8 @@ class Order:
         every window of positions, also across changes, holds each source's share to within 2 samples.
     exclude: half-open ranges of sample ids that are never used.
     shuffle: whether each epoch permutes its windows, or reads them as they stand.
+    group: so many positions in a row, from a multiple of it on, are of one source. The mixture then speaks of such
+        blocks: the positions in `weights`, and the 2 samples above, count blocks.
     Raises UserError for weights, changes or ranges that make no sense.
     """
 
@@ -46,10 +49,12 @@ class Order:
     weights: tuple[tuple[int, tuple[float, ...]], ...] = ((0, (1.0,)),)
     exclude: Ranges = ()
     shuffle: bool = True
+    group: int = 1
 
     def __post_init__(self) -> None:
         if not self.windows or min(self.windows) < 1:
             raise UserError(f"every source needs at least one window of text, got {self.windows}; add data")
+        assert self.group >= 1
         object.__setattr__(self, "exclude", tuple(self.exclude))
         _ = self._mixture, self._excluded  # a mistake is answered here and not in the middle of a run
 
@@ -89,7 +94,9 @@ class Order:
 
     def sample_id(self, position: Any) -> np.ndarray:
         """The sample at each position, excluded or not; any shape, int64."""
-        source, rank = self._mixture.at(np.asarray(position, np.int64))
+        block, offset = np.divmod(np.asarray(position, np.int64), self.group)
+        source, rank = self._mixture.at(block)
+        rank = rank * self.group + offset
         size = np.asarray(self.windows)[source]
         epoch, index = np.divmod(rank, size)
         window = permute(index, size, _key(_PERMUTATION, self.seed, source, epoch)) if self.shuffle else index
@@ -102,7 +109,9 @@ class Order:
         index = window
         if self.shuffle:
             index = permute(window, size, _key(_PERMUTATION, self.seed, source, epoch), inverse=True)
-        return self._mixture.position(source, epoch * size + index)
+        rank, offset = np.divmod(epoch * size + index, self.group)
+        block = self._mixture.position(source, rank)
+        return np.where(block >= 0, block * self.group + offset, -1)
 
     def split_id(self, sample_id: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(source, epoch, window) of each sample id."""

@@ -198,6 +198,47 @@ def test_unshuffled_ids_of_one_source_are_the_positions():
     assert order.excluding(((10, 12),)).take(2, 6)[0].tolist() == [2, 5, 6, 7, 8, 12]
 
 
+# ---- Blocks of one source ----------------------------------------------------------------------------------------
+
+
+@fast
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(1, 9)), min_size=1, max_size=4),
+    st.integers(1, 13),
+    seeds,
+    st.booleans(),
+)
+def test_blocks_read_one_source_each_and_keep_the_order_of_every_source(sources, group, seed, shuffle):
+    windows, weights = zip(*sources, strict=True)
+    order = mixed(windows, weights, seed, group=group, shuffle=shuffle)
+    positions = np.r_[np.arange(100 * group), 10**12 * group + np.arange(10 * group)]
+    ids = order.sample_id(positions)
+    np.testing.assert_array_equal(order.position(ids), positions)
+    alone = mixed(windows, weights, seed, shuffle=shuffle)
+    source = order.split_id(ids)[0].reshape(-1, group)
+    blocks = positions.reshape(-1, group)[:, 0] // group
+    np.testing.assert_array_equal(source, np.repeat(alone.split_id(alone.sample_id(blocks))[0][:, None], group, 1))
+    first = ids[: 100 * group]
+    for s in range(len(windows)):  # what is read of a source, and in which order, does not hang on the blocks
+        mine = first[first % len(windows) == s]
+        same = alone.sample_id(np.arange(100 * group * len(windows) * 9))
+        np.testing.assert_array_equal(mine, same[same % len(windows) == s][: len(mine)])
+
+
+def test_blocks_and_exclusions():
+    """A sample left out makes the later ones move up, across the blocks: the same samples, in the same order."""
+    order = Order((40, 24), 3, weights=((0, (5, 3)),), group=8)
+    everything = order.sample_id(np.arange(640))
+    shut = to_ranges(everything[[3, 8, 17]])
+    ids, cursor = order.excluding(shut).take(0, 600)
+    assert ids.tolist() == np.delete(everything, [3, 8, 17])[:600].tolist()
+    assert cursor == 603
+    source, epoch, _ = order.split_id(everything)
+    assert [((source == s) & (epoch == e)).sum() for s, e in ((0, 0), (1, 0), (0, 9), (1, 9))] == [40, 24, 40, 24]
+    never = Order((4, 4), 0, weights=((0, (1, 1)), (2, (1, 0))), group=2)
+    assert never.position(1 + 2 * 4) == -1
+
+
 # ---- Mixtures ---------------------------------------------------------------------------------------------------
 
 
