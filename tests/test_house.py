@@ -28,6 +28,8 @@ ORDER = [
     "optim",
     "train",
     "generate",
+    "beam",
+    "tasks",
     "plan",
     "run",
     "plots",

@@ -23,6 +23,7 @@ def attend(
     *,
     causal: bool,
     segments_BT: Array | None = None,
+    seen_BS: Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
     dtype: str = "float32",
@@ -30,6 +31,7 @@ def attend(
     """Softmax(q k^T / sqrt(K)) v -> (B, T, H, K) (Vaswani et al. 2017, section 3.2.1), softmax in the dtype of q.
 
     causal: a query sees the keys up to its own position. segments_BT: and only those of its own segment (then S = T).
+    seen_BS: and only those where it is not 0 (padding is 0); a query that sees no key at all gets zeros.
     dropout_key: drops weights with probability `dropout_rate`. dtype: in which products read their inputs.
     """
     B, T, H, K = q_BTHK.shape
@@ -37,20 +39,28 @@ def attend(
     q_BGRTK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
     key = dropout_key if dropout_rate else None
     mixed_BGRTK = _attend(
-        q_BGRTK, k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2), segments_BT, key, causal, dropout_rate, dtype
+        q_BGRTK, k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2), (segments_BT, seen_BS), key, causal, dropout_rate, dtype
     )
     return mixed_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
 def attention_weights(
-    q_BTHK: Array, k_BSGK: Array, *, causal: bool, segments_BT: Array | None = None, dtype: str = "float32"
+    q_BTHK: Array,
+    k_BSGK: Array,
+    *,
+    causal: bool,
+    segments_BT: Array | None = None,
+    seen_BS: Array | None = None,
+    dtype: str = "float32",
 ) -> Array:
     """The weights (B, H, T, S) that `attend` mixes values with, written out plainly, to look at."""
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
     q_BTGRK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K)
     scores_BGRTS = _einsum("btgrk,bsgk->bgrts", rounded(q_BTGRK, dtype), rounded(k_BSGK, dtype), q_BTHK.dtype)
-    weights_BGRTS = jax.nn.softmax(_masked(scores_BGRTS, segments_BT, 0, causal), axis=-1)
+    weights_BGRTS = jax.nn.softmax(_masked(scores_BGRTS, (segments_BT, seen_BS), 0, causal), axis=-1)
+    if seen_BS is not None:  # no keys: no weights, where softmax has 0 / 0
+        weights_BGRTS = jnp.nan_to_num(weights_BGRTS)
     return weights_BGRTS.reshape(B, H, T, S)
 
 
@@ -62,17 +72,22 @@ def attention_weights(
 # gradient, about half the products, and the weights are saved in the products' dtype.
 
 
-def _attend_forward(q_BGRTK, k_BGSK, v_BGSK, segments_BT, key, causal, rate, dtype):
+def _attend_forward(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, rate, dtype):
     wide = q_BGRTK.dtype
     q_BGRTK, k_BGSK, v_BGSK = (rounded(x, dtype) for x in (q_BGRTK, k_BGSK, v_BGSK))
     blocks = []
     for start, stop, seen in query_blocks(q_BGRTK.shape[3], k_BGSK.shape[2], causal):
         with jax.named_scope("scores"):
             scores = _einsum("bgrtk,bgsk->bgrts", q_BGRTK[:, :, :, start:stop], k_BGSK[:, :, :seen], wide)
-            scores = _masked(scores, segments_BT, start, causal)
+            scores = _masked(scores, visible, start, causal)
         with jax.named_scope("softmax"):
-            weights = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
+            top = jnp.max(scores, -1, keepdims=True)
+            if visible[1] is not None:  # a query without keys: weights exp(-inf - lowest) = 0, of a sum of 0
+                top = jnp.maximum(top, jnp.finfo(wide).min)
+            weights = jnp.exp(scores - top)
             total = jnp.sum(weights, -1, keepdims=True)
+            if visible[1] is not None:
+                total = jnp.where(total == 0, 1, total)
             weights = rounded(weights, dtype)
         with jax.named_scope("mix"):
             kept = _dropped(weights, rate, key, start)
@@ -106,14 +121,17 @@ def _einsum(form: str, a: Array, b: Array, dtype: Any) -> Array:
     return jnp.einsum(form, a, b, preferred_element_type=dtype)
 
 
-def _masked(scores_BGRTS: Array, segments_BT: Array | None, start: int, causal: bool) -> Array:
-    """Minus infinity where query start + t may not see key s."""
+def _masked(scores_BGRTS: Array, visible: tuple[Array | None, Array | None], start: int, causal: bool) -> Array:
+    """Minus infinity where query start + t may not see key s; `visible` is (segments_BT, seen_BS)."""
     T, S = scores_BGRTS.shape[-2:]
+    segments_BT, seen_BS = visible
     if causal:
         scores_BGRTS = jnp.where(start + jnp.arange(T)[:, None] >= jnp.arange(S), scores_BGRTS, -jnp.inf)
     if segments_BT is not None:
         same_BTS = segments_BT[:, start : start + T, None] == segments_BT[:, None, :S]
         scores_BGRTS = jnp.where(same_BTS[:, None, None], scores_BGRTS, -jnp.inf)
+    if seen_BS is not None:
+        scores_BGRTS = jnp.where(seen_BS[:, None, None, None, :S] != 0, scores_BGRTS, -jnp.inf)
     return scores_BGRTS
 
 
@@ -123,17 +141,18 @@ def _dropped(x_BGRTS: Array, rate: float, key: Array | None, start: int) -> Arra
 
 
 class Attention(nn.Module):
-    """Self-attention with its four projections.
+    """Attention with its four projections: of a sequence to itself, or to another (`memory_BSD`).
 
     key_heads: shared by heads / key_heads queries each (Ainslie et al. 2023). norm_epsilon: if given, queries and keys
-    pass through an RMSNorm over the head (Henry et al. 2020, Dehghani et al. 2023). capture: sows the weights.
+    pass through an RMSNorm over the head (Henry et al. 2020, Dehghani et al. 2023). std, output_std: as Dense has it.
+    capture: sows the weights.
     """
 
     heads: int
     key_heads: int
     head_dim: int
-    std: float
-    output_std: float
+    std: float | None
+    output_std: float | None
     bias: bool = True
     norm_epsilon: float | None = None
     dropout: float = 0.0
@@ -141,32 +160,59 @@ class Attention(nn.Module):
     dtype: str = "float32"
     capture: bool = False
 
-    @nn.compact
+    def setup(self) -> None:
+        dense = partial(Dense, std=self.std, bias=self.bias, dtype=self.dtype)
+        self.query = dense(self.heads * self.head_dim)
+        self.key = dense(self.key_heads * self.head_dim)
+        self.value = dense(self.key_heads * self.head_dim)
+        if self.norm_epsilon is not None:
+            self.query_norm = Norm("rmsnorm", self.norm_epsilon)
+            self.key_norm = Norm("rmsnorm", self.norm_epsilon)
+
     def __call__(
         self,
         x_BTD: Array,
+        memory_BSD: Array | None = None,
         *,
         turn: tuple[Array, Array] | None = None,
         segments_BT: Array | None = None,
+        seen_BS: Array | None = None,
         key: Array | None = None,
     ) -> Array:
-        """`turn`: the rotary cosines and sines. `key`: of the dropout of weights."""
-        B, T, D = x_BTD.shape
-        dense = partial(Dense, bias=self.bias, dtype=self.dtype)
-
-        def project(name: str, heads: int) -> Array:
-            return dense(heads * self.head_dim, self.std, name=name)(x_BTD).reshape(B, T, heads, self.head_dim)
-
-        def placed(x_BTHK: Array, name: str) -> Array:
-            if self.norm_epsilon is not None:
-                x_BTHK = Norm("rmsnorm", self.norm_epsilon, name=name)(x_BTHK)
-            return x_BTHK if turn is None else recomputed(rotate)(x_BTHK, *turn)
-
-        q_BTHK = placed(project("query", self.heads), "query_norm")
-        k_BTGK = placed(project("key", self.key_heads), "key_norm")
-        v_BTGK = project("value", self.key_heads)
-        visible: Any = {"causal": self.causal, "segments_BT": segments_BT, "dtype": self.dtype}
+        """`turn`: the rotary cosines and sines. `key`: of the dropout of weights. The rest as in `attend`."""
+        q_BTHK = self._queries(x_BTD, turn)
+        k_BSGK, v_BSGK = self.keys_values(x_BTD if memory_BSD is None else memory_BSD, turn=turn)
+        visible: Any = {"causal": self.causal, "segments_BT": segments_BT, "seen_BS": seen_BS, "dtype": self.dtype}
         if self.capture:
-            self.sow("intermediates", "weights", attention_weights(q_BTHK, k_BTGK, **visible))
-        mixed_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, **visible, dropout_rate=self.dropout, dropout_key=key)
-        return dense(D, self.output_std, name="output")(mixed_BTHK.reshape(B, T, -1))
+            self.sow("intermediates", "weights", attention_weights(q_BTHK, k_BSGK, **visible))
+        mixed_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, **visible, dropout_rate=self.dropout, dropout_key=key)
+        return self._output(mixed_BTHK, x_BTD.shape[-1])
+
+    def cached(self, x_BTD: Array, k_BSGK: Array, v_BSGK: Array, *, seen_BS: Array | None = None) -> Array:
+        """Attention to keys and values that `keys_values` gave, where `seen_BS` is not 0; without dropout."""
+        mixed_BTHK = attend(self._queries(x_BTD), k_BSGK, v_BSGK, causal=False, seen_BS=seen_BS, dtype=self.dtype)
+        return self._output(mixed_BTHK, x_BTD.shape[-1])
+
+    def keys_values(self, x_BSD: Array, *, turn: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
+        """The keys and values (B, S, G, K) of a sequence."""
+        B, S, _ = x_BSD.shape
+        shape = B, S, self.key_heads, self.head_dim
+        k_BSGK = self.key(x_BSD).reshape(shape)
+        if self.norm_epsilon is not None:
+            k_BSGK = self.key_norm(k_BSGK)
+        if turn is not None:
+            k_BSGK = recomputed(rotate)(k_BSGK, *turn)
+        return k_BSGK, self.value(x_BSD).reshape(shape)
+
+    def _queries(self, x_BTD: Array, turn: tuple[Array, Array] | None = None) -> Array:
+        B, T, _ = x_BTD.shape
+        q_BTHK = self.query(x_BTD).reshape(B, T, self.heads, self.head_dim)
+        if self.norm_epsilon is not None:
+            q_BTHK = self.query_norm(q_BTHK)
+        return q_BTHK if turn is None else recomputed(rotate)(q_BTHK, *turn)
+
+    @nn.compact
+    def _output(self, mixed_BTHK: Array, width: int) -> Array:
+        B, T, _, _ = mixed_BTHK.shape
+        dense = Dense(width, self.output_std, bias=self.bias, dtype=self.dtype, name="output")
+        return dense(mixed_BTHK.reshape(B, T, -1))

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
@@ -68,16 +69,20 @@ def row_major(x: Array) -> Array:
 
 
 class Dense(nn.Module):
-    """x W + b over the last axis. `std`: of the normal distribution W starts from; b starts at zero."""
+    """x W + b over the last axis; b starts at zero.
+
+    `std`: of the normal distribution W starts from; None: uniform, within +-sqrt(6 / (D + F)) (Glorot and Bengio 2010).
+    """
 
     features: int
-    std: float
+    std: float | None
     bias: bool = True
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel_DF = self.param("kernel", nn.initializers.normal(self.std), (x.shape[-1], self.features))
+        start = nn.initializers.glorot_uniform() if self.std is None else nn.initializers.normal(self.std)
+        kernel_DF = self.param("kernel", start, (x.shape[-1], self.features))
         y = product(x, kernel_DF, 0, self.dtype)
         return y + self.param("bias", nn.initializers.zeros, (self.features,)) if self.bias else y
 
@@ -168,6 +173,16 @@ def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def sinusoids(count: int, width: int) -> Array:
+    """Positions 0, 1, ... as vectors (count, width): sin(p / 10000^(2i/width)) at feature 2i, its cosine at 2i + 1.
+
+    Vaswani et al. 2017, section 3.5. float32, from angles in double precision.
+    """
+    features = np.arange(width)
+    angles = np.arange(count)[:, None] / 10_000.0 ** (features // 2 * 2 / width)
+    return jnp.asarray(np.where(features % 2 == 0, np.sin(angles), np.cos(angles)), jnp.float32)
+
+
 def rotation(positions_BT: Array, head_dim: int, theta: float, dtype: Any) -> tuple[Array, Array]:
     """Cosines and sines (B, T, 1, K/2) of the angles position * theta^(-2i/K) (Su et al. 2021, section 3.2.2)."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
@@ -187,13 +202,13 @@ def rotate(x_BTHK: Array, cosine: Array, sine: Array) -> Array:
 class MLP(nn.Module):
     """down(act(up(x))), or down(swiglu(up(x), gate(x))).
 
-    `std` and `output_std`: of the initial weights into and out of the M features.
+    `std` and `output_std`: of the initial weights into and out of the M features, as Dense has it.
     """
 
     width: int
     activation: str
-    std: float
-    output_std: float
+    std: float | None
+    output_std: float | None
     bias: bool = True
     dtype: str = "float32"
 

@@ -1,0 +1,217 @@
+"""Decoding for any model that goes on token by token with a cache: greedy, and by beam search; and `translate`.
+
+Shapes: B rows, K beams (hypotheses of a row), N = B K, T tokens of a hypothesis, V vocabulary, C candidates.
+
+A stepper is a function (tokens_N, place, cache) -> (logits_NV, cache): it reads one token of each sequence, all of
+them the place-th (from 0), and gives logits of the next. The cache is any pytree of arrays whose first axis is that
+of sequences. A leaf that the stepper hands back as the very array it was given is taken to be the same for all beams
+of a row (like what an encoder read), and is never moved.
+
+A hypothesis ends with the token `end`, or with its T-th token. Its score is the sum of its tokens' log-probabilities
+(in nats, `end` included) divided by ((5 + length) / 6)^length_penalty, its length counting `end` (Wu et al. 2016,
+section 7, without the coverage penalty).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from lmjax.config import UserError
+
+Step = Callable[[Array, Array, Any], tuple[Array, Any]]
+
+
+def greedy(
+    step: Step, cache: Any, *, rows: int, begin: int, end: int, max_length: int, length_penalty: float | Array = 0.0
+) -> tuple[Array, Array]:
+    """The hypothesis that takes the most likely token each time: ids (B, T), filled up with `end`, and scores (B).
+
+    cache: of `rows` sequences. Of equal probabilities the lower id wins. Traceable; stops when all rows have ended.
+    UserError: a setting out of range.
+    """
+    _check(1, max_length)
+
+    def body(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        place, token_B, ids_BT, sum_B, length_B, live_B, cache = carry
+        logits_BV, cache = step(token_B, place, cache)
+        log_BV = jax.nn.log_softmax(logits_BV)
+        token_B = jnp.where(live_B, jnp.argmax(log_BV, axis=-1).astype(jnp.int32), end)
+        sum_B += jnp.where(live_B, jnp.max(log_BV, axis=-1), 0.0)
+        ids_BT = lax.dynamic_update_slice_in_dim(ids_BT, token_B[:, None], place, axis=1)
+        return place + 1, token_B, ids_BT, sum_B, length_B + live_B, live_B & (token_B != end), cache
+
+    ids_BT, zeros_B = jnp.full((rows, max_length), end, jnp.int32), jnp.zeros(rows, jnp.int32)
+    start = jnp.int32(0), zeros_B + begin, ids_BT, zeros_B.astype(jnp.float32), zeros_B, zeros_B == 0, cache
+    carry = lax.while_loop(lambda carry: (carry[0] < max_length) & jnp.any(carry[5]), body, start)
+    _, _, ids_BT, sum_B, length_B, _, _ = carry
+    return ids_BT, sum_B / _penalty(length_B, length_penalty)
+
+
+def beam_search(
+    step: Step,
+    cache: Any,
+    *,
+    rows: int,
+    beams: int,
+    begin: int,
+    end: int,
+    max_length: int,
+    length_penalty: float | Array = 0.0,
+) -> tuple[Array, Array]:
+    """The best hypotheses found, best first: ids (B, K, T), filled up with `end`, and scores (B, K).
+
+    cache: of `rows` sequences. The `beams` most likely unfinished hypotheses of a row are extended by every token;
+    finished ones stand apart and take no place from them. A row is done when no unfinished hypothesis can still score
+    more than its worst finished one. Such a search may drop the greedy hypothesis early and end with worse ones; so
+    greedy decoding runs as well (one more sequence a row), and what it found takes its place among the results: the
+    best never scores below it. One beam is greedy decoding itself. Where fewer hypotheses exist than beams, the rest
+    score minus infinity. Traceable.
+    UserError: a setting out of range.
+    """
+    _check(beams, max_length)
+    common: dict[str, Any] = {"rows": rows, "begin": begin, "end": end, "max_length": max_length}
+    common["length_penalty"] = length_penalty
+    ids_BT, scores_B = greedy(step, cache, **common)
+    if beams == 1:
+        return ids_BT[:, None], scores_B[:, None]
+    ids_BKT, scores_BK = search(step, cache, beams=beams, **common)
+    found_B = jnp.any(jnp.all(ids_BKT == ids_BT[:, None], axis=-1) & (scores_BK > -jnp.inf), axis=-1)
+    scores_B = jnp.where(found_B, -jnp.inf, scores_B)
+    return _best(ids_BKT, scores_BK, ids_BT[:, None], scores_B[:, None])
+
+
+class _Beams(NamedTuple):
+    """What a beam search has at a place. A score or sum of minus infinity is an empty slot."""
+
+    place: Array
+    ids_BKT: Array  # unfinished
+    sums_BK: Array  # of their log-probabilities
+    done_BKT: Array  # finished, best first
+    scores_BK: Array
+    cache: Any
+
+
+def search(
+    step: Step,
+    cache: Any,
+    *,
+    rows: int,
+    beams: int,
+    begin: int,
+    end: int,
+    max_length: int,
+    length_penalty: float | Array = 0.0,
+) -> tuple[Array, Array]:
+    """`beam_search` by itself, without the greedy hypothesis."""
+
+    def body(at: _Beams) -> _Beams:
+        last_BK = jnp.where(at.place == 0, begin, at.ids_BKT[:, :, at.place - 1])
+        logits_NV, cache = step(last_BK.reshape(-1), at.place, at.cache)
+        log_BKV = jax.nn.log_softmax(logits_NV).reshape(rows, beams, -1) + at.sums_BK[..., None]
+        vocabulary = log_BKV.shape[-1]
+        # A beam ends by one token only, so that among twice as many candidates as beams enough go on.
+        count = min(2 * beams, beams * vocabulary)
+        sums_BC, which_BC = lax.top_k(log_BKV.reshape(rows, -1), count)
+        parent_BC, token_BC = which_BC // vocabulary, which_BC % vocabulary
+        ids_BCT = jnp.take_along_axis(at.ids_BKT, parent_BC[..., None], axis=1).at[:, :, at.place].set(token_BC)
+        ended_BC = (token_BC == end) | (at.place + 1 == max_length)
+        scores_BC = jnp.where(ended_BC, sums_BC / _penalty(at.place + 1, length_penalty), -jnp.inf)
+        done_BKT, scores_BK = _best(at.done_BKT, at.scores_BK, ids_BCT, scores_BC)
+        sums_BK, kept_BK = lax.top_k(jnp.where(ended_BC, -jnp.inf, sums_BC), beams)
+        ids_BKT = jnp.take_along_axis(ids_BCT, kept_BK[..., None], axis=1)
+        parent_BK = jnp.take_along_axis(parent_BC, kept_BK, axis=1)
+        parent_N = (jnp.arange(rows)[:, None] * beams + parent_BK).reshape(-1)
+        cache = jax.tree.map(lambda old, new: new if new is old else jnp.take(new, parent_N, axis=0), at.cache, cache)
+        return _Beams(at.place + 1, ids_BKT, sums_BK, done_BKT, scores_BK, cache)
+
+    def unfinished(at: _Beams) -> Array:
+        # Sums only fall and the divisor only grows: a hypothesis scores at most its sum over the largest divisor.
+        bound_B = jnp.max(at.sums_BK, axis=-1) / _penalty(max_length, length_penalty)
+        return (at.place < max_length) & jnp.any(bound_B > at.scores_BK[:, -1])
+
+    ids_BKT = jnp.full((rows, beams, max_length), end, jnp.int32)
+    nothing_BK = jnp.full((rows, beams), -jnp.inf)
+    cache = jax.tree.map(lambda leaf: jnp.repeat(leaf, beams, axis=0), cache)
+    start = _Beams(jnp.int32(0), ids_BKT, nothing_BK.at[:, 0].set(0.0), ids_BKT, nothing_BK, cache)
+    at = lax.while_loop(unfinished, body, start)
+    return at.done_BKT, at.scores_BK
+
+
+def _best(ids_BKT: Array, scores_BK: Array, ids_BCT: Array, scores_BC: Array) -> tuple[Array, Array]:
+    """The K best of K and C hypotheses, best first; of equals the first."""
+    ids = jnp.concatenate([ids_BKT, ids_BCT], axis=1)
+    scores_BK, which_BK = lax.top_k(jnp.concatenate([scores_BK, scores_BC], axis=1), scores_BK.shape[1])
+    return jnp.take_along_axis(ids, which_BK[..., None], axis=1), scores_BK
+
+
+def _penalty(length: int | Array, length_penalty: float | Array) -> Array:
+    return ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** length_penalty
+
+
+def _check(beams: int, max_length: int) -> None:
+    if beams < 1 or max_length < 1:
+        raise UserError(f"beams={beams} and max_length={max_length} must be at least 1")
+
+
+def translate(
+    model: Any,
+    params: Any,
+    source_BS: Any,
+    source_mask_BS: Any,
+    *,
+    begin: int,
+    end: int,
+    max_length: int,
+    beams: int = 4,
+    length_penalty: float = 0.6,
+) -> np.ndarray:
+    """The best hypothesis for each source, ids (B, max_length) filled up with `end`; `begin` is not among them.
+
+    model: a Transformer (lmjax.models.transformer), or whatever has its `encode`, `start` and `step`. source_mask_BS:
+    0 at padding. The defaults are those of Vaswani et al. 2017, section 6.1. Compiled once for each shape.
+    UserError: beams or max_length below 1, or a negative length_penalty.
+    """
+    _check(beams, max_length)
+    if length_penalty < 0:
+        raise UserError(f"length_penalty={length_penalty} must not be negative")
+    sizes = begin, end, max_length, beams
+    return np.asarray(_translate(model, params, source_BS, source_mask_BS, *sizes, length_penalty))
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+def _translate(
+    model: Any,
+    params: Any,
+    source_BS: Array,
+    source_mask_BS: Array,
+    begin: int,
+    end: int,
+    max_length: int,
+    beams: int,
+    length_penalty: Array,
+) -> Array:
+    apply = partial(model.apply, {"params": params})
+    memory_BSD = apply(source_BS, source_mask_BS=source_mask_BS, method="encode")
+
+    def step(tokens_N: Array, place: Array, cache: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
+        mask_NS = cache["mask"]
+        logits_NV, states = apply(tokens_N, place, cache["states"], source_mask_BS=mask_NS, method="step")
+        return logits_NV, {"mask": mask_NS, "states": states}
+
+    cache = {"mask": source_mask_BS, "states": apply(memory_BSD, max_length, method="start")}
+    ids_BKT, _ = beam_search(
+        step,
+        cache,
+        rows=source_BS.shape[0],
+        beams=beams,
+        begin=begin,
+        end=end,
+        max_length=max_length,
+        length_penalty=length_penalty,
+    )
+    return ids_BKT[:, 0]

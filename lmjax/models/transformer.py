@@ -1,0 +1,278 @@
+"""The encoder-decoder Transformer of Vaswani et al. 2017, as TransformerConfig says.
+
+Shapes: B batch, S source positions, T target positions, D width, M MLP width, H heads, K head size, V vocabulary.
+
+Its parameters are one plain dictionary; i counts the layers of each stack.
+
+    leaf                                                          shape      starts as
+    token_embedding/embedding               shared                (V, D)     normal(D^-0.5)
+    source_embedding, target_embedding/embedding    not shared    (V, D)     normal(D^-0.5)
+    head/kernel                             not shared            (D, V)     Glorot, as every kernel
+    encoder_i, decoder_i/attention/query, key, value, output/...             kernel (D, D), bias (D)
+    decoder_i/cross_attention/query, key, value, output/...                  kernel (D, D), bias (D)
+    encoder_i, decoder_i/mlp/up, down/kernel, bias                           (D, M), (M); (M, D), (D)
+    encoder_i, decoder_i/attention_norm, mlp_norm/scale, bias     (D)        1, 0, as every norm
+    decoder_i/cross_norm/scale, bias                              (D)
+    encoder_norm, decoder_norm/scale, bias  norm_first            (D)
+
+Glorot is the uniform distribution within +-sqrt(6 / (rows + columns)); the paper does not say how it starts. Biases
+start at 0. Embeddings are scaled by sqrt(D) (section 3.4), so that they too start as normal(1).
+"""
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+
+from lmjax.config import TransformerConfig, UserError
+from lmjax.models import gpt
+from lmjax.models.attention import Attention
+from lmjax.models.flops import query_blocks
+from lmjax.models.layers import MLP, Dense, Embedding, Norm, dropout, sinusoids
+
+# As gpt.LOGICAL_AXES, which it holds.
+LOGICAL_AXES = gpt.LOGICAL_AXES | {
+    "source_embedding/embedding": ("vocab", "embed"),
+    "target_embedding/embedding": ("vocab", "embed"),
+    "cross_norm/scale": ("embed",),
+    "cross_norm/bias": ("embed",),
+    "encoder_norm/scale": ("embed",),
+    "encoder_norm/bias": ("embed",),
+    "decoder_norm/scale": ("embed",),
+    "decoder_norm/bias": ("embed",),
+}
+
+
+class Block(nn.Module):
+    """A layer: attention to itself, in the decoder also to the encoder's output, and the MLP (section 3.1).
+
+    Each of them is norm(x + f(x)), or x + f(norm(x)) with `norm_first`.
+    """
+
+    config: TransformerConfig  # with its sizes resolved
+    decoder: bool
+
+    def setup(self) -> None:
+        c = self.config
+        norm = partial(Norm, "layernorm", c.norm_epsilon)
+        sizes: dict[str, Any] = {"heads": c.heads, "key_heads": c.heads, "head_dim": c.width // c.heads}
+        attention = partial(Attention, **sizes, std=None, output_std=None, dtype=c.dtype)
+        self.attention, self.attention_norm = attention(causal=self.decoder), norm()
+        if self.decoder:
+            self.cross_attention, self.cross_norm = attention(causal=False), norm()
+        self.mlp, self.mlp_norm = MLP(c.mlp_width, c.activation, None, None, dtype=c.dtype), norm()
+
+    def __call__(
+        self, x_BTD: Array, memory_BSD: Array | None = None, *, seen_BS: Array | None = None, key: Array | None = None
+    ) -> Array:
+        """`memory_BSD`: the encoder's output, for the decoder. `seen_BS`: 0 hides a source position."""
+        attention_key, cross_key, mlp_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        y_BTD = self._before(self.attention_norm, x_BTD)
+        y_BTD = self.attention(y_BTD, seen_BS=None if self.decoder else seen_BS)
+        x_BTD = self._after(self.attention_norm, x_BTD, y_BTD, attention_key)
+        if self.decoder:
+            y_BTD = self.cross_attention(self._before(self.cross_norm, x_BTD), memory_BSD, seen_BS=seen_BS)
+            x_BTD = self._after(self.cross_norm, x_BTD, y_BTD, cross_key)
+        return self._mlp(x_BTD, mlp_key)
+
+    def step(
+        self, x_B1D: Array, place: Array, past: dict[str, Array], memory: dict[str, Array], seen_BS: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """The decoder's layer at one position, and `past` (the keys and values of all positions) with its own."""
+        y_B1D = self._before(self.attention_norm, x_B1D)
+        own = self.keys_values(y_B1D)
+        past = {name: lax.dynamic_update_slice_in_dim(past[name], own[name], place, axis=1) for name in past}
+        so_far_1T = jnp.arange(past["keys"].shape[1])[None] <= place
+        y_B1D = self.attention.cached(y_B1D, past["keys"], past["values"], seen_BS=so_far_1T)
+        x_B1D = self._after(self.attention_norm, x_B1D, y_B1D)
+        y_B1D = self._before(self.cross_norm, x_B1D)
+        y_B1D = self.cross_attention.cached(y_B1D, memory["keys"], memory["values"], seen_BS=seen_BS)
+        return self._mlp(self._after(self.cross_norm, x_B1D, y_B1D)), past
+
+    def keys_values(self, x_BSD: Array, *, cross: bool = False) -> dict[str, Array]:
+        """The keys and values (B, S, H, K) of what either attention attends to."""
+        keys, values = (self.cross_attention if cross else self.attention).keys_values(x_BSD)
+        return {"keys": keys, "values": values}
+
+    def _mlp(self, x_BTD: Array, key: Array | None = None) -> Array:
+        return self._after(self.mlp_norm, x_BTD, self.mlp(self._before(self.mlp_norm, x_BTD)), key)
+
+    @nn.nowrap
+    def _before(self, norm: Norm, x_BTD: Array) -> Array:
+        return norm(x_BTD) if self.config.norm_first else x_BTD
+
+    @nn.nowrap
+    def _after(self, norm: Norm, x_BTD: Array, y_BTD: Array, key: Array | None = None) -> Array:
+        x_BTD = x_BTD + dropout(y_BTD, self.config.dropout, key)
+        return x_BTD if self.config.norm_first else norm(x_BTD)
+
+
+class Transformer(nn.Module):
+    """Source and target ids to logits; `config.vocab_size` must be known.
+
+    Every position of a source may be hidden by `source_mask_BS`, where 0 is padding: nothing attends to it. A target
+    needs no mask: the positions before its padding do not see it. `train` applies dropout to what every sublayer
+    gives and to the embeddings with their positions (section 5.4), from the "dropout" generator.
+    """
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        c = resolve(self.config)
+        table = partial(Embedding, c.vocab_size, c.width, c.width**-0.5, c.dtype)
+        if c.shared:
+            self.token_embedding = table()
+        else:
+            self.source_embedding, self.target_embedding = table(), table()
+            self.head = Dense(c.vocab_size, None, bias=False, dtype=c.dtype)
+        self.encoder = [Block(c, decoder=False) for _ in range(c.layers)]
+        self.decoder = [Block(c, decoder=True) for _ in range(c.layers)]
+        if c.norm_first:
+            norm = partial(Norm, "layernorm", c.norm_epsilon)
+            self.encoder_norm, self.decoder_norm = norm(), norm()
+
+    def __call__(
+        self, source_BS: Array, target_BT: Array, *, source_mask_BS: Array | None = None, train: bool = False
+    ) -> Array:
+        """Logits (B, T, V), float32, of the token after each of `target_BT`, which starts with a begin token."""
+        memory_BSD = self.encode(source_BS, source_mask_BS=source_mask_BS, train=train)
+        return self.decode(target_BT, memory_BSD, source_mask_BS=source_mask_BS, train=train)
+
+    def encode(self, source_BS: Array, *, source_mask_BS: Array | None = None, train: bool = False) -> Array:
+        """The memory (B, S, D), float32, that the decoder attends to."""
+        x_BSD, keys = self._embed(self._tables()[0], source_BS, train)
+        for block, key in zip(self.encoder, keys, strict=True):
+            x_BSD = block(x_BSD, seen_BS=source_mask_BS, key=key)
+        return self.encoder_norm(x_BSD) if self.config.norm_first else x_BSD
+
+    def decode(
+        self, target_BT: Array, memory_BSD: Array, *, source_mask_BS: Array | None = None, train: bool = False
+    ) -> Array:
+        """As `__call__`, from what `encode` gave."""
+        x_BTD, keys = self._embed(self._tables()[1], target_BT, train)
+        for block, key in zip(self.decoder, keys, strict=True):
+            x_BTD = block(x_BTD, memory_BSD, seen_BS=source_mask_BS, key=key)
+        return self._logits(x_BTD)
+
+    def start(self, memory_BSD: Array, length: int) -> dict[str, list[dict[str, Array]]]:
+        """A cache for `step`, of at most `length` target positions; the first axis of every leaf is that of rows.
+
+        `memory` has each layer's keys and values of the encoder's output, `past` those of the target, zeros so far.
+        """
+        c = self.config
+        shape = memory_BSD.shape[0], length, c.heads, c.width // c.heads
+        empty = {name: jnp.zeros(shape, memory_BSD.dtype) for name in ("keys", "values")}
+        memory = [block.keys_values(memory_BSD, cross=True) for block in self.decoder]
+        return {"memory": memory, "past": [empty] * c.layers}
+
+    def step(
+        self, token_B: Array, place: Array, cache: dict[str, Any], *, source_mask_BS: Array | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Logits (B, V) of the token after `token_B`, which stands at `place` (one integer), and the cache with it.
+
+        The places before must have been stepped through, from 0. `cache["memory"]` is handed back as it came.
+        """
+        c, past = self.config, []
+        length = cache["past"][0]["keys"].shape[1]
+        x_BD = self._tables()[1](token_B) * math.sqrt(c.width) + sinusoids(length, c.width)[place]
+        x_B1D = x_BD[:, None]
+        for block, layer_past, layer_memory in zip(self.decoder, cache["past"], cache["memory"], strict=True):
+            x_B1D, layer_past = block.step(x_B1D, place, layer_past, layer_memory, source_mask_BS)
+            past.append(layer_past)
+        return self._logits(x_B1D)[:, 0], {"memory": cache["memory"], "past": past}
+
+    def _embed(self, table: Embedding, ids_BT: Array, train: bool) -> tuple[Array, list[Array | None]]:
+        """The scaled vectors with their positions, and a dropout key for each layer."""
+        c = self.config
+        with jax.named_scope("embed"):
+            x_BTD = table(ids_BT) * math.sqrt(c.width) + sinusoids(ids_BT.shape[1], c.width)
+            if not (train and c.dropout):
+                return x_BTD, [None] * c.layers
+            key, *keys = jax.random.split(self.make_rng("dropout"), c.layers + 1)
+            return dropout(x_BTD, c.dropout, key), keys
+
+    def _logits(self, x_BTD: Array) -> Array:
+        with jax.named_scope("logits"):
+            x_BTD = self.decoder_norm(x_BTD) if self.config.norm_first else x_BTD
+            return self.token_embedding.logits(x_BTD) if self.config.shared else self.head(x_BTD)
+
+    @nn.nowrap
+    def _tables(self) -> tuple[Embedding, Embedding]:
+        """Of the source and of the target."""
+        if self.config.shared:
+            return self.token_embedding, self.token_embedding
+        return self.source_embedding, self.target_embedding
+
+
+# ---- Closed forms -----------------------------------------------------------------------------------------------
+
+
+def resolve(config: TransformerConfig) -> TransformerConfig:
+    """The configuration with `mlp_width` written out where it is 0."""
+    return replace(config, mlp_width=config.mlp_width or 4 * config.width)
+
+
+def check(config: TransformerConfig) -> None:
+    """UserError if no model can be built from the configuration; `vocab_size` may still be 0."""
+    for key in ("layers", "width", "heads", "context", "norm_epsilon"):
+        if getattr(config, key) <= 0:
+            raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
+    for key in ("mlp_width", "vocab_size"):
+        if getattr(config, key) < 0:
+            raise UserError(f"model.{key}={getattr(config, key)} must not be negative")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"model.dropout={config.dropout} must be at least 0 and less than 1")
+    if config.width % config.heads:
+        raise UserError(
+            f"model.width={config.width} does not divide among model.heads={config.heads}; change one of them"
+        )
+
+
+def parameters(config: TransformerConfig) -> dict[str, int]:
+    """The number of parameters of each part, and their `total`. A shared output layer is part of the embeddings."""
+    c = resolve(config)
+    V, D, M, L = c.vocab_size, c.width, c.mlp_width, c.layers
+    parts = {
+        "embeddings": V * D * (1 if c.shared else 2),
+        "attention": 3 * L * 4 * (D * D + D),
+        "mlp": 2 * L * (2 * D * M + M + D),
+        "norms": 2 * D * (5 * L + 2 * c.norm_first),
+        "output layer": 0 if c.shared else V * D,
+    }
+    return {name: count for name, count in parts.items() if count} | {"total": sum(parts.values())}
+
+
+def flops_per_token(config: TransformerConfig) -> float:
+    """Training FLOPs of a pair, a source and a target of `context` tokens each, for each of its 2 context tokens.
+
+    Counted as for GPT (lmjax.models.flops): every weight of a product meets `context` tokens, those of the source or
+    those of the target, at 6 FLOPs; a query costs 12 D for each key that it is computed against.
+    """
+    c = resolve(config)
+    weights = c.layers * (12 * c.width**2 + 4 * c.width * c.mlp_width) + c.vocab_size * c.width
+    keys = 2 * c.context + _causal_keys(c)
+    return (6.0 * weights + 12.0 * c.layers * c.width * keys) / 2
+
+
+def _causal_keys(config: TransformerConfig) -> float:
+    """How many keys a query of the decoder's attention to itself is computed against, on average."""
+    T = config.context
+    return sum((end - start) * seen for start, end, seen in query_blocks(T, T, True)) / T
+
+
+def activation_bytes(config: TransformerConfig) -> float:
+    """Bytes that the backward pass needs for each of the 2 context tokens of a pair, without the logits; an estimate.
+
+    What every layer keeps: what norms and the nonlinearity read, in float32, and what products read.
+    """
+    c = resolve(config)
+    D, M, narrow = c.width, c.mlp_width, 2 if c.dtype == "bfloat16" else 4
+    # Attention: its input, queries, keys, values and what it mixed (which is kept in float32 too), and the weights.
+    encoder = 4 * (3 * D + M) + narrow * (6 * D + M + c.heads * c.context)
+    decoder = 4 * (5 * D + M) + narrow * (11 * D + M + c.heads * (c.context + _causal_keys(c)))
+    return (c.layers * (encoder + decoder) + decoder) / 2
