@@ -7,6 +7,7 @@ Every tokenizer is saved as one tokenizer.json, and known by the sha256 of that 
 import dataclasses
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,9 @@ from lmjax.data import text, vocabularies
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 END_OF_TEXT = "<|endoftext|>"
-_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-TRAINING_BYTES = 200_000_000  # of text at most that a BPE is trained on
+_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", vocabularies.SEP)
+TRAINING_BYTES = 200_000_000  # of text at most that a vocabulary is trained on
+ALPHABET = 1000  # characters at most that word pieces are made of, the most frequent ones
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +61,49 @@ class Tokenizer:
     def end_of_text(self) -> int | None:
         """The id that ends a document in a stream, if the vocabulary has one."""
         return next((self._vocabulary[name] for name in _ENDS if name in self._vocabulary), None)
+
+    @property
+    def cls(self) -> int | None:
+        """The id of [CLS], which stands in front of BERT's rows, if the vocabulary has it."""
+        return self._vocabulary.get(vocabularies.CLS)
+
+    @property
+    def sep(self) -> int | None:
+        """The id of [SEP], behind each part of a row."""
+        return self._vocabulary.get(vocabularies.SEP)
+
+    @property
+    def mask(self) -> int | None:
+        """The id of [MASK], in the place of a token that is to be predicted."""
+        return self._vocabulary.get(vocabularies.MASK)
+
+    @property
+    def pad(self) -> int | None:
+        """The id of [PAD], behind a row's end."""
+        return self._vocabulary.get(vocabularies.PAD)
+
+    @property
+    def unknown(self) -> int | None:
+        """The id of [UNK], a word that the vocabulary cannot spell."""
+        return self._vocabulary.get(vocabularies.UNKNOWN)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that stand for no text."""
+        named = {self.cls, self.sep, self.mask, self.pad, self.unknown, self.end_of_text} - {None}
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(named | {i for i, token in added.items() if token.special})
+
+    @cached_property
+    def continues(self) -> np.ndarray:
+        """For each id whether it goes on with the word before it, bool; only WordPiece vocabularies tell."""
+        continues_V = np.zeros(self.vocab_size, bool)
+        if isinstance(self.backend.model, models.WordPiece):
+            prefix = self.backend.model.continuing_subword_prefix
+            continues_V[
+                [i for token, i in self._vocabulary.items() if token.startswith(prefix) and token != prefix]
+            ] = 1
+        return continues_V
 
     @cached_property
     def json(self) -> str:
@@ -148,9 +193,9 @@ class Tokenizer:
 
 
 def build(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """The tokenizer that a configuration asks for; `texts()` starts the corpus, which `bpe` and `characters` read.
+    """The tokenizer that a configuration asks for; `texts()` starts the corpus, which all but `bytes` and `file` read.
 
-    A BPE is trained on the first 200 MB of text; the same text gives the same tokenizer.
+    BPE and word pieces are trained on the first 200 MB of text; the same text gives the same tokenizer.
     """
     if config.kind == "file":
         return load(Path(config.path))
@@ -164,6 +209,8 @@ def build(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokeni
         backend = Backend(model)
         backend.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
         return Tokenizer(_with_end(backend))
+    if config.kind == "wordpiece":
+        return Tokenizer(_train_word_pieces(config.vocab_size, texts))
     if config.vocab_size < 257:
         raise UserError(f"data.tokenizer.vocab_size={config.vocab_size}: a byte-level BPE has at least 257 entries")
     backend = vocabularies.byte_level()
@@ -177,8 +224,44 @@ def build(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokeni
 
 
 def load(path: Path) -> Tokenizer:
-    """The tokenizer in a file or folder: tokenizer.json, GPT-2's two files, or .tiktoken ranks. UserError otherwise."""
+    """The tokenizer in a tokenizer.json, GPT-2's two files, .tiktoken ranks or a vocab.txt, or in a folder with these.
+
+    UserError otherwise.
+    """
     return Tokenizer(vocabularies.load(path, END_OF_TEXT))
+
+
+def _train_word_pieces(vocab_size: int, texts: Callable[[], Iterator[str]]) -> Backend:
+    """A WordPiece vocabulary of BERT's special tokens, characters, and the pairs of pieces merged most often.
+
+    The library's trainer numbers the characters that go on with a word as it meets them, in the order of a hash map
+    that differs from run to run, and breaks ties by number. Here they are all numbered before it starts.
+    """
+    backend = vocabularies.word_pieces()
+    counts: Counter[str] = Counter()
+    for part in _training_texts(texts()):
+        counts.update(backend.normalizer.normalize_str(part))
+    frequent = sorted((char for char in counts if not char.isspace()), key=lambda char: (-counts[char], char))
+    alphabet = sorted(frequent[:ALPHABET])
+    split = backend.pre_tokenizer.pre_tokenize_str
+    inside = [vocabularies.CONTINUES + char for char in alphabet if len(split("a" + char)) == 1]
+    given = [*vocabularies.BERT_SPECIALS, *inside]
+    least = len(given) + len(alphabet)
+    if vocab_size < least:
+        raise UserError(
+            f"data.tokenizer.vocab_size={vocab_size}: word pieces of this text have at least {least} entries, its "
+            "characters"
+        )
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=given,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        continuing_subword_prefix=vocabularies.CONTINUES,
+        show_progress=False,
+    )
+    backend.train_from_iterator(_training_texts(texts()), trainer)
+    return vocabularies.word_pieces(backend.get_vocab(with_added_tokens=False))
 
 
 def _special(name: str) -> AddedToken:

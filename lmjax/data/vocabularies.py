@@ -1,18 +1,27 @@
-"""Tokenizer files of others as `tokenizers` objects: tokenizer.json, GPT-2's two files, tiktoken's ranks."""
+"""Tokenizer files of others as `tokenizers` objects.
+
+They are tokenizer.json, GPT-2's two files, tiktoken's ranks and BERT's vocab.txt.
+"""
 
 import base64
 import binascii
 import json
+import re
 from functools import cache
 from pathlib import Path
 
-from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from lmjax.config import UserError
 from lmjax.data import text
 
 _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+_WORD_PIECES = "vocab.txt"
+
+# BERT's special tokens, in the order of our own vocabularies, and what its pieces inside a word start with.
+PAD, UNKNOWN, CLS, SEP, MASK = BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CONTINUES = "##"
 
 # A rank file does not say how text is split into words; its name has to. These are the expressions of OpenAI's
 # cl100k_base (GPT-4; Llama 3 uses the same) and o200k_base (GPT-4o); all older files use GPT-2's.
@@ -52,6 +61,24 @@ def byte_level(vocabulary: dict[str, int] | None = None, merges: list[tuple[str,
     return backend
 
 
+def word_pieces(vocabulary: dict[str, int] | None = None, *, lowercase: bool = True) -> Backend:
+    """BERT's WordPiece; without a vocabulary one that is to be trained.
+
+    Text is cleaned of control characters, lower-cased and stripped of accents if `lowercase`, and split at blanks and
+    punctuation and around every Chinese character; a word is then cut into the longest entries from the left, or is
+    [UNK] (Devlin et al. 2019; Wu et al. 2016, section 4.1). So text comes back as words, not letter by letter.
+    """
+    if vocabulary is None:
+        backend = Backend(models.WordPiece(unk_token=UNKNOWN))
+    else:
+        backend = Backend(models.WordPiece(vocabulary, unk_token=UNKNOWN, continuing_subword_prefix=CONTINUES))
+        backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in BERT_SPECIALS])
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)  # pyright: ignore
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
+    backend.decoder = decoders.WordPiece(prefix=CONTINUES)  # pyright: ignore[reportAttributeAccessIssue]
+    return backend
+
+
 def load(path: Path, end_of_text: str) -> Backend:
     """The tokenizer in a file or folder; one from ranks gets `end_of_text` as its last entry. UserError otherwise."""
     path = Path(path).expanduser()
@@ -63,6 +90,8 @@ def load(path: Path, end_of_text: str) -> Backend:
             return _gpt2(*found)
         if found[0].suffix == ".tiktoken":
             return _tiktoken(found[0], end_of_text)
+        if found[0].suffix == ".txt":
+            return _vocab_txt(found[0])
         return Backend.from_str(found[0].read_text("utf-8"))
     except UserError:
         raise
@@ -76,15 +105,33 @@ def files(path: Path) -> tuple[Path, ...]:
     if not path.exists():
         raise text.missing(path)
     if path.is_file():
-        if path.suffix not in (".json", ".tiktoken"):
-            raise UserError(f"'{path}' is no tokenizer: give a tokenizer.json, a .tiktoken file, or a folder")
+        if path.suffix not in (".json", ".tiktoken") and not path.name.endswith(_WORD_PIECES):
+            raise UserError(f"'{path}' is no tokenizer: give a tokenizer.json, a .tiktoken, a vocab.txt, or a folder")
         return (path,)
-    choices = [("tokenizer.json",), *_PAIRS, *((ranks.name,) for ranks in sorted(path.glob("*.tiktoken")))]
+    choices = [
+        ("tokenizer.json",),
+        *_PAIRS,
+        (_WORD_PIECES,),
+        *((ranks.name,) for ranks in sorted(path.glob("*.tiktoken"))),
+    ]
     for names in choices:
         if all((path / name).is_file() for name in names):
             return tuple(path / name for name in names)
-    wanted = ", ".join(" + ".join(names) for names in [("tokenizer.json",), *_PAIRS])
+    wanted = ", ".join(" + ".join(names) for names in [("tokenizer.json",), *_PAIRS, (_WORD_PIECES,)])
     raise UserError(f"no tokenizer in the folder '{path}': it has none of {wanted}, *.tiktoken")
+
+
+def _vocab_txt(path: Path) -> Backend:
+    """A vocabulary of one entry a line, numbered from 0. It is for lower-case text if no entry has a capital."""
+    entries = path.read_text("utf-8").removesuffix("\n").split("\n")
+    vocabulary = {entry.removesuffix("\r"): i for i, entry in enumerate(entries)}
+    if len(vocabulary) != len(entries):
+        raise UserError(f"bad tokenizer file '{path}': it has {len(entries)} lines, {len(vocabulary)} of them distinct")
+    lacking = [name for name in BERT_SPECIALS if name not in vocabulary]
+    if lacking:
+        raise UserError(f"bad tokenizer file '{path}': BERT's vocabulary has {', '.join(lacking)}, this one has not")
+    capitals = any(entry != entry.lower() and not re.fullmatch(r"\[.+\]", entry) for entry in vocabulary)
+    return word_pieces(vocabulary, lowercase=not capitals)
 
 
 def _gpt2(vocabulary: Path, merges: Path) -> Backend:

@@ -1,0 +1,312 @@
+"""BERT, the bidirectional encoder of Devlin et al. 2019, with its two heads, as BERTConfig says.
+
+Shapes: B batch, T positions, P places that are predicted, D width, M MLP width, V vocabulary.
+
+Its parameters are one plain dictionary, "L" (layers) and `scan` as in `lmjax.models.gpt`:
+
+    leaf                                                 shape        starts as
+    token_embedding/embedding                            (V, D)       normal(init_std), as every matrix
+    kind_embedding/embedding       the two parts         (segments, D)
+    position_embedding/embedding                         (context, D)
+    embedding_norm/scale, bias                           (D)          1, 0, as every norm; every bias starts at 0
+    blocks/attention/query, key, value, output/...       L kernel (D, D), bias (D)
+    blocks/attention_norm/scale, bias                    L (D)
+    blocks/mlp/up, down/kernel, bias                     L (D, M), (M); (M, D), (D)
+    blocks/mlp_norm/scale, bias                          L (D)
+    pooler/kernel, bias                                  (D, D), (D)
+    masked_head/transform/kernel, bias                   (D, D), (D)
+    masked_head/norm/scale, bias                         (D)
+    masked_head/bias                                     (V)          the matrix is the token embedding
+    next_sentence/kernel, bias     with that head        (D, 2), (2)
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from lmjax.config import BERTConfig, MaskedConfig, UserError
+from lmjax.data import masking
+from lmjax.models import gpt
+from lmjax.models.attention import Attention
+from lmjax.models.gpt import stack as stack  # the layers stand as in GPT
+from lmjax.models.gpt import unstack as unstack
+from lmjax.models.layers import MLP, Dense, Embedding, Norm, activate, dropout, recomputed
+
+# As gpt.LOGICAL_AXES, which it holds.
+LOGICAL_AXES = gpt.LOGICAL_AXES | {
+    "kind_embedding/embedding": ("kinds", "embed"),
+    "embedding_norm/scale": ("embed",),
+    "embedding_norm/bias": ("embed",),
+    "pooler/kernel": ("embed", "pooled"),
+    "pooler/bias": ("pooled",),
+    "transform/kernel": ("embed", "transformed"),
+    "transform/bias": ("transformed",),
+    "norm/scale": ("transformed",),
+    "norm/bias": ("transformed",),
+    "masked_head/bias": ("vocab",),
+    "next_sentence/kernel": ("pooled", "classes"),
+    "next_sentence/bias": ("classes",),
+}
+
+
+class Outputs(NamedTuple):
+    """What BERT gives, float32. `next_B2`: the logits of "really follows" (0) and "does not" (1), if it has that head.
+
+    `logits_BPV` of the tokens at the places asked for; `pooled_BD` stands for the whole row.
+    """
+
+    hidden_BTD: Array
+    pooled_BD: Array
+    logits_BPV: Array
+    next_B2: Array | None
+
+
+class Block(nn.Module):
+    """norm(x + attention(x)), then norm(x + mlp(x)). Returns (x, None), as a scan over layers asks."""
+
+    config: BERTConfig  # with its sizes resolved
+    capture: bool = False
+
+    @nn.compact
+    def __call__(self, x_BTD: Array, key: Array | None, real_BT: Array) -> tuple[Array, None]:
+        c, std = self.config, self.config.init_std
+        norm = partial(Norm, "layernorm", c.norm_epsilon)
+        weights_key, attention_key, mlp_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        attention = Attention(
+            heads=c.heads,
+            key_heads=c.heads,
+            head_dim=c.width // c.heads,
+            std=std,
+            output_std=std,
+            dropout=c.dropout,
+            causal=False,
+            dtype=c.dtype,
+            capture=self.capture,
+            name="attention",
+        )
+        y_BTD = attention(x_BTD, segments_BT=real_BT, key=weights_key)
+        x_BTD = norm(name="attention_norm")(x_BTD + dropout(y_BTD, c.dropout, attention_key))
+        y_BTD = MLP(c.mlp_width, c.activation, std, std, dtype=c.dtype, name="mlp")(x_BTD)
+        return norm(name="mlp_norm")(x_BTD + dropout(y_BTD, c.dropout, mlp_key)), None
+
+
+class MaskedHead(nn.Module):
+    """Hidden states to the logits of tokens: act(W x + b), a norm, the token embedding as output layer, a bias."""
+
+    config: BERTConfig
+
+    @nn.compact
+    def __call__(self, x_BPD: Array, tokens: Embedding) -> Array:
+        c = self.config
+        y_BPD = Dense(c.width, c.init_std, dtype=c.dtype, name="transform")(x_BPD)
+        y_BPD = recomputed(partial(activate, kind=c.activation))(y_BPD)
+        y_BPD = Norm("layernorm", c.norm_epsilon, name="norm")(y_BPD)
+        return tokens.logits(y_BPD) + self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+
+
+class BERT(nn.Module):
+    """Token ids to `Outputs`; `config.vocab_size` must be known. `capture`: sows every layer's attention weights."""
+
+    config: BERTConfig
+    capture: bool = False
+
+    def setup(self) -> None:
+        c = resolve(self.config)
+        table = partial(Embedding, width=c.width, std=c.init_std)
+        dense = partial(Dense, std=c.init_std, dtype=c.dtype)
+        self.token_embedding = table(c.vocab_size, dtype=c.dtype)
+        self.kind_embedding = table(c.segments)
+        self.position_embedding = table(c.context)
+        self.embedding_norm = Norm("layernorm", c.norm_epsilon)
+        block = _rematerialised(c)
+        if c.scan:
+            in_axes: Any = (0, nn.broadcast)  # keys; real_BT
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True},
+                in_axes=in_axes,
+                length=c.layers,
+            )
+            self.blocks = scanned(c, self.capture)
+        else:
+            self.block = [block(c, self.capture) for _ in range(c.layers)]
+        self.pooler = dense(c.width)
+        self.masked_head = MaskedHead(c)
+        if c.next_sentence:
+            self.next_sentence = dense(2)
+
+    def __call__(
+        self,
+        inputs_BT: Array,
+        *,
+        kinds_BT: Array,
+        real_BT: Array,
+        places_BP: Array | None = None,
+        train: bool = False,
+    ) -> Outputs:
+        """places_BP: the positions whose tokens are predicted (section 3.1); None: all. The rest as in `encode`."""
+        hidden_BTD, pooled_BD = self.encode(inputs_BT, kinds_BT=kinds_BT, real_BT=real_BT, train=train)
+        with jax.named_scope("logits"):
+            x_BPD = hidden_BTD
+            if places_BP is not None:
+                x_BPD = jnp.take_along_axis(hidden_BTD, places_BP[..., None], axis=1)
+            logits_BPV = self.masked_head(x_BPD, self.token_embedding)
+        next_B2 = self.next_sentence(pooled_BD) if self.config.next_sentence else None
+        return Outputs(hidden_BTD, pooled_BD, logits_BPV, next_B2)
+
+    def encode(self, inputs_BT: Array, *, kinds_BT: Array, real_BT: Array, train: bool = False) -> tuple[Array, Array]:
+        """The last hidden states (B, T, D) and, from those of place 0, the pooled ones (B, D); float32.
+
+        kinds_BT: 0 in the first part of a row, 1 in the second. real_BT: 1 for tokens, 0 for padding, which no token
+        attends to. train: applies dropout, from the "dropout" generator. With `capture` and
+        mutable=["intermediates"], the attention weights (B, H, T, T) are kept where GPT keeps them.
+        UserError: more positions than the table has.
+        """
+        c, T = self.config, inputs_BT.shape[1]
+        if c.context < T:
+            raise UserError(f"{T} tokens are more than model.context={c.context} learned positions")
+        embed_key, key = jax.random.split(self.make_rng("dropout")) if train and c.dropout else (None, None)
+        with jax.named_scope("embed"):
+            x_BTD = self.token_embedding(inputs_BT) + self.kind_embedding(kinds_BT) + self.position_embedding.first(T)
+            x_BTD = dropout(self.embedding_norm(x_BTD), c.dropout, embed_key)
+        keys = None if key is None else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(c.layers))
+        if c.scan:
+            x_BTD, _ = self.blocks(x_BTD, keys, real_BT)
+        else:
+            for i, block in enumerate(self.block):
+                x_BTD, _ = block(x_BTD, None if keys is None else keys[i], real_BT)
+        with jax.named_scope("pool"):
+            return x_BTD, jnp.tanh(self.pooler(x_BTD[:, 0]))
+
+
+def _rematerialised(c: BERTConfig) -> type[Block]:
+    """As in GPT: the block with the backward pass of `remat`."""
+    if c.remat == "none":
+        return Block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+    return nn.remat(Block, policy=policy, prevent_cse=not c.scan)
+
+
+# ---- Parameters -------------------------------------------------------------------------------------------------
+
+
+def init_params(model: BERT, seed: int | Array) -> dict[str, Any]:
+    """The initial parameters (table above), a function of the configuration and the seed: the same, scanned or not.
+
+    The authors' own code cuts its normal distribution off at two standard deviations; ours has its tails.
+    """
+    check(model.config)
+    return _init_params(resolve(model.config), seed)
+
+
+@partial(jax.jit, static_argnums=0)
+def _init_params(c: BERTConfig, seed: Array) -> dict[str, Any]:
+    outer_key, blocks_key = jax.random.split(jax.random.key(seed))
+    one = jnp.zeros((1, 1), jnp.int32)
+    without_blocks = BERT(dataclasses.replace(c, layers=0, scan=False))
+    outer: Any = without_blocks.init(outer_key, one, kinds_BT=one, real_BT=one)["params"]
+
+    def block(layer: Array) -> Any:
+        inputs = jnp.zeros((1, 1, c.width)), None, one
+        return Block(c).init(jax.random.fold_in(blocks_key, layer), *inputs)["params"]
+
+    params = outer | {"blocks": jax.vmap(block)(jnp.arange(c.layers))}
+    return params if c.scan else unstack(params)
+
+
+def logical_axes(params: Any) -> Any:
+    """For each leaf the tuple of its axes' names, by LOGICAL_AXES; of the same structure as `params`."""
+
+    def axes(path: tuple[Any, ...], _: Any) -> tuple[str, ...]:
+        names = [part.key for part in path]
+        return ("layers",) * ("blocks" in names) + LOGICAL_AXES["/".join(names[-2:])]
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+# ---- Closed forms -----------------------------------------------------------------------------------------------
+
+
+def resolve(config: BERTConfig) -> BERTConfig:
+    """The configuration with `mlp_width` written out where it is 0."""
+    return dataclasses.replace(config, mlp_width=config.mlp_width or 4 * config.width)
+
+
+def check(config: BERTConfig) -> None:
+    """UserError if no model can be built from the configuration; `vocab_size` may still be 0."""
+    for key in ("layers", "width", "heads", "norm_epsilon"):
+        if getattr(config, key) <= 0:
+            raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
+    for key in ("mlp_width", "vocab_size", "init_std"):
+        if getattr(config, key) < 0:
+            raise UserError(f"model.{key}={getattr(config, key)} must not be negative")
+    if config.context < masking.SHORTEST:
+        raise UserError(
+            f"model.context={config.context} must be at least {masking.SHORTEST}: [CLS] and [SEP] take three tokens"
+        )
+    if config.segments < 2:
+        raise UserError(f"model.segments={config.segments} must be at least 2: a row has two parts")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"model.dropout={config.dropout} must be at least 0 and less than 1")
+    if config.width % config.heads:
+        raise UserError(
+            f"model.width={config.width} does not divide among model.heads={config.heads}; change one of them"
+        )
+
+
+def predictions(context: int) -> int:
+    """How many places of a row the masked head computes, at BERT's rate of 15 %."""
+    return masking.predictions(context, MaskedConfig().rate)
+
+
+def parameters(config: BERTConfig) -> dict[str, int]:
+    """The number of parameters of each part, and their `total`. The output matrix is the token embedding."""
+    c = resolve(config)
+    D, M, L = c.width, c.mlp_width, c.layers
+    parts = {
+        "token embedding": c.vocab_size * D,
+        "position embedding": c.context * D,
+        "segment embedding": c.segments * D,
+        "attention": L * 4 * (D * D + D),
+        "mlp": L * (2 * D * M + M + D),
+        "norms": (2 * L + 1) * 2 * D,
+        "pooler": D * D + D,
+        "masked head": D * D + D + 2 * D + c.vocab_size,
+        "next sentence head": 2 * D + 2 if c.next_sentence else 0,
+    }
+    return {name: count for name, count in parts.items() if count} | {"total": sum(parts.values())}
+
+
+def flops_per_token(config: BERTConfig) -> float:
+    """Training FLOPs for each token of a full context: the matrix products of the forward and backward pass.
+
+    A weight takes 2 FLOPs forward and 4 backward, each query meets every key: 6 N + 12 L D T. The masked head is
+    computed at `predictions(context)` places only, the pooler and the next-sentence head once a row. What `remat`
+    computes again is not counted.
+    """
+    c = resolve(config)
+    D, T = c.width, c.context
+    every = c.layers * (4 * D * D + 2 * D * c.mlp_width)
+    masked = (D * D + c.vocab_size * D) * predictions(T) / T
+    row = (D * D + 2 * D * c.next_sentence) / T
+    return 6.0 * (every + masked + row) + 12.0 * c.layers * D * T
+
+
+def activation_bytes(config: BERTConfig) -> float:
+    """Bytes a token that the backward pass keeps, logits not counted: every layer's, the layer's in hand, the heads'.
+
+    An estimate, as GPT's: what goes into every norm, nonlinearity and product, the latter in `dtype`.
+    """
+    c = resolve(config)
+    D, M, narrow = c.width, c.mlp_width, 2 if c.dtype == "bfloat16" else 4
+    wide = 4 * (3 * D + M)  # into both norms, what attention mixed, into the nonlinearity
+    inputs = narrow * (6 * D + M + c.heads * c.context)  # of every product
+    kept = {"none": wide + inputs, "dots": 4 * (5 * D + M), "full": 4 * D}[c.remat]
+    heads = (4 * 2 + narrow * 2) * D * predictions(c.context) / c.context
+    return c.layers * kept + wide + inputs + heads
