@@ -1,0 +1,136 @@
+"""The feed-forward language model of Bengio et al. 2003 (section 2), as NNLMConfig says: y = b + W x + U tanh(d + H x).
+
+Shapes: B batch, T positions, N tokens seen (order - 1), D features of a token (width), E = N D, H hidden, V vocabulary.
+
+    leaf                        shape      starts as (s = init_std)
+    token_embedding/embedding   (V + 1, D) normal(s); row V stands for "nothing", in front of a window
+    hidden/kernel, bias         (E, H)     normal(s), 0; H and d of the paper
+    direct/kernel, bias         (E, V)     normal(s), 0; W; with `direct`, and a bias only where there is no head
+    head/kernel, bias           (H, V)     normal(s), 0; U and b; with hidden units
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from lmjax.config import NNLMConfig, UserError
+from lmjax.models.layers import Dense, Embedding, dropout
+
+# ---- The model --------------------------------------------------------------------------------------------------
+
+
+class NNLM(nn.Module):
+    """Token ids to logits; `config.vocab_size` must be known."""
+
+    config: NNLMConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs_BT: Array,
+        *,
+        segments_BT: Array | None = None,
+        positions_BT: Array | None = None,
+        train: bool = False,
+    ) -> Array:
+        """Logits (B, T, V), float32: at each position of the token after it, from this one and the N - 1 before it.
+
+        segments_BT: what lies before a position's own segment is "nothing" too. positions_BT: of no use here.
+        train: applies dropout to the features and to the hidden units, from the "dropout" generator.
+        """
+        c = self.config
+        keys = jax.random.split(self.make_rng("dropout")) if train and c.dropout else (None, None)
+        dense = partial(Dense, std=c.init_std, dtype=c.dtype)
+        with jax.named_scope("embed"):
+            ids_BTN = context_ids(inputs_BT, c, segments_BT=segments_BT)
+            features_BTND = Embedding(c.vocab_size + 1, c.width, c.init_std, name="token_embedding")(ids_BTN)
+            x_BTE = dropout(features_BTND.reshape(*inputs_BT.shape, -1), c.dropout, keys[0])
+        direct_BTV: Array | float = 0.0
+        if c.direct:
+            direct_BTV = dense(c.vocab_size, bias=not c.hidden, name="direct")(x_BTE)
+            if not c.hidden:
+                return direct_BTV
+        hidden_BTH = dropout(jnp.tanh(dense(c.hidden, name="hidden")(x_BTE)), c.dropout, keys[1])
+        return direct_BTV + dense(c.vocab_size, name="head")(hidden_BTH)
+
+
+def context_ids(inputs_BT: Array, config: NNLMConfig, *, segments_BT: Array | None = None) -> Array:
+    """The ids (B, T, N) that each position sees: its own, then those before it, the nearest first.
+
+    Where the window, or the position's segment, has no token, stands V.
+    """
+    nothing, T = config.vocab_size, inputs_BT.shape[1]
+
+    def earlier(x_BT: Array, back: int, fill: int) -> Array:
+        return jnp.pad(x_BT, ((0, 0), (back, 0)), constant_values=fill)[:, :T]
+
+    columns = []
+    for back in range(config.order - 1):
+        ids_BT = earlier(inputs_BT, back, nothing)
+        if segments_BT is not None:
+            ids_BT = jnp.where(earlier(segments_BT, back, 0) == segments_BT, ids_BT, nothing)
+        columns.append(ids_BT)
+    return jnp.stack(columns, axis=-1)
+
+
+def one_hot_features(embedding_VD: Array, ids: Array) -> Array:
+    """The features (..., D) of `ids` (...) as the paper writes them: each id a one-hot vector, times the table.
+
+    Equal to the rows of the table, bit for bit (all other terms are zero), which is why the model only looks them up.
+    """
+    one_hot = jax.nn.one_hot(ids, embedding_VD.shape[0], dtype=embedding_VD.dtype)
+    return jnp.matmul(one_hot, embedding_VD, precision=jax.lax.Precision.HIGHEST)
+
+
+# ---- Closed forms -----------------------------------------------------------------------------------------------
+
+
+def check(config: NNLMConfig) -> None:
+    """UserError if no model can be built from the configuration; `vocab_size` may still be 0."""
+    if config.order < 2:
+        raise UserError(f"model.order={config.order} must be at least 2; a token is predicted from order - 1 others")
+    for key in ("width", "context"):
+        if getattr(config, key) <= 0:
+            raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
+    for key in ("hidden", "vocab_size", "init_std"):
+        if getattr(config, key) < 0:
+            raise UserError(f"model.{key}={getattr(config, key)} must not be negative")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"model.dropout={config.dropout} must be at least 0 and less than 1")
+    if not config.hidden and not config.direct:
+        raise UserError("model.hidden=0 leaves no way to the output; set model.direct=true, or model.hidden above 0")
+
+
+def parameters(config: NNLMConfig) -> dict[str, int]:
+    """The number of parameters of each part, and their `total`."""
+    c = config
+    E = (c.order - 1) * c.width
+    parts = {
+        "token embedding": (c.vocab_size + 1) * c.width,
+        "hidden": (E + 1) * c.hidden,
+        "direct": c.direct * E * c.vocab_size,
+        "output layer": (c.hidden + 1) * c.vocab_size,
+    }
+    return {name: count for name, count in parts.items() if count} | {"total": sum(parts.values())}
+
+
+def flops_per_token(config: NNLMConfig) -> float:
+    """Training FLOPs for each token: 2 forward and 4 backward for each weight of a product; look-ups count nothing."""
+    c = config
+    E = (c.order - 1) * c.width
+    return 6.0 * (E * c.hidden + c.direct * E * c.vocab_size + c.hidden * c.vocab_size)
+
+
+def activation_bytes(config: NNLMConfig) -> float:
+    """Bytes a token that the backward pass keeps, logits not counted: an estimate.
+
+    The ids and the inputs of all products; and the hidden units in float32, from which tanh has its derivative.
+    """
+    c = config
+    E = (c.order - 1) * c.width
+    narrow = 2 if c.dtype == "bfloat16" else 4
+    rounded_hidden = 2 if c.dtype == "bfloat16" else 0
+    return 4.0 * (c.order - 1) + narrow * E + (4 + rounded_hidden) * c.hidden

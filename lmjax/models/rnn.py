@@ -1,0 +1,288 @@
+"""The recurrent language model, simple (Elman 1990), LSTM or GRU, as RNNConfig says.
+
+Shapes: B batch, T positions, L layers, H units of a layer and features of a token (width), G pre-activations of a
+layer (H for each of the cell's 1, 4 or 3 gates), V vocabulary. Inside, time stands first, as a scan reads it.
+
+    leaf                        shape   starts as
+    token_embedding/embedding   (V, H)  normal(1 / sqrt(H))
+    layer_i/input/kernel        (H, G)  normal(1 / sqrt(H))
+    layer_i/bias                (G)     0; `forget_bias` for the forget gates of an LSTM
+    layer_i/recurrent/kernel    (H, G)  orthogonal for each gate (Saxe et al. 2014), so that states keep their size
+    layer_i/recurrent/bias      (H)     0; GRU only, of the candidate's product with the state
+    head/kernel, bias           (H, V)  normal(1 / sqrt(H)), 0; tied: the embedding, no bias
+
+Gates stand side by side in PyTorch's order: input, forget, cell, output of an LSTM; reset, update, new of a GRU.
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+
+from lmjax.config import RNNConfig, UserError
+from lmjax.models.layers import Dense, Embedding, dropout, product
+
+Carry = dict[str, Array]  # the state: "h", and "c" of an LSTM
+GATES = {"tanh": 1, "lstm": 4, "gru": 3}
+
+# ---- The cells --------------------------------------------------------------------------------------------------
+
+
+def cell(kind: str, a_BG: Array, r_BG: Array, carry: Carry) -> Carry:
+    """The next state from what the input (a) and the state before (r) give: elementwise, the products are done."""
+    match kind:
+        case "tanh":
+            return {"h": jnp.tanh(a_BG + r_BG)}
+        case "lstm":  # Gers et al. 2000
+            i_BH, f_BH, g_BH, o_BH = jnp.split(a_BG + r_BG, 4, axis=-1)
+            c_BH = jax.nn.sigmoid(f_BH) * carry["c"] + jax.nn.sigmoid(i_BH) * jnp.tanh(g_BH)
+            return {"h": jax.nn.sigmoid(o_BH) * jnp.tanh(c_BH), "c": c_BH}
+        case "gru":  # Cho et al. 2014, but that the reset gate acts after the product
+            (ar_BH, az_BH, an_BH), (rr_BH, rz_BH, rn_BH) = (jnp.split(x, 3, axis=-1) for x in (a_BG, r_BG))
+            n_BH = jnp.tanh(an_BH + jax.nn.sigmoid(ar_BH + rr_BH) * rn_BH)
+            return {"h": n_BH + jax.nn.sigmoid(az_BH + rz_BH) * (carry["h"] - n_BH)}
+    raise AssertionError(kind)
+
+
+# ---- The scan over time with its own gradient -------------------------------------------------------------------
+#
+# A step's product with the recurrent weights is all that must wait for the step before. Backwards the same holds of
+# the gradients of the pre-activations, so the scan computes only those; the weights' gradient is then one product over
+# all steps, where differentiating the scan would add up T small ones.
+
+
+def unrolled(
+    kind: str,
+    a_TBG: Array,
+    kernel_HG: Array,
+    bias_G: Array | None,
+    carry: Carry,
+    keep_TB: Array | None,
+    nudge_TBH: Array | None = None,
+) -> tuple[Array, Carry, Any]:
+    """The hidden states (T, B, H) of all steps, the last state, and of each step the pull-back through its cell.
+
+    keep_TB: 0 where the state is forgotten before the step. nudge_TBH: what is added to each hidden state.
+    """
+
+    def step(carry: Carry, at: tuple[Array, Array | None, Array | None]) -> tuple[Carry, tuple[Array, Any]]:
+        a_BG, keep_B, nudge_BH = at
+        carry = _kept(carry, keep_B)
+        r_BG = carry["h"] @ kernel_HG
+        r_BG = r_BG if bias_G is None else r_BG + bias_G
+        carry, pull = jax.vjp(partial(cell, kind), a_BG, r_BG, carry)
+        if nudge_BH is not None:
+            carry = carry | {"h": carry["h"] + nudge_BH}
+        return carry, (carry["h"], pull)
+
+    carry, (h_TBH, pulls) = lax.scan(step, carry, (a_TBG, keep_TB, nudge_TBH))
+    return h_TBH, carry, pulls
+
+
+def _kept(carry: Carry, keep_B: Array | None) -> Carry:
+    return carry if keep_B is None else {name: x_BH * keep_B[:, None] for name, x_BH in carry.items()}
+
+
+def _forward(kind, dtype, a_TBG, kernel_HG, bias_G, carry, keep_TB):
+    h_TBH, last, pulls = unrolled(kind, a_TBG, kernel_HG, bias_G, carry, keep_TB)
+    return (h_TBH, last), (h_TBH, pulls, kernel_HG, bias_G, carry["h"], keep_TB)
+
+
+def _backward(kind, dtype, saved, gradients):
+    h_TBH, pulls, kernel_HG, bias_G, first_BH, keep_TB = saved
+    dh_TBH, d_last = gradients
+
+    def step(d_carry: Carry, at: Any) -> tuple[Carry, tuple[Array, Array | None]]:
+        dh_BH, keep_B, pull = at
+        da_BG, dr_BG, d_before = pull(d_carry | {"h": d_carry["h"] + dh_BH})
+        d_before = _kept(d_before | {"h": d_before["h"] + dr_BG @ kernel_HG.T}, keep_B)
+        return d_before, (da_BG, dr_BG if kind == "gru" else None)  # of the others both are the same
+
+    d_carry, (da_TBG, dr_TBG) = lax.scan(step, d_last, (dh_TBH, keep_TB, pulls), reverse=True)
+    dr_TBG = da_TBG if dr_TBG is None else dr_TBG
+    before_TBH = jnp.concatenate([first_BH[None], h_TBH[:-1]])
+    before_TBH = before_TBH if keep_TB is None else before_TBH * keep_TB[..., None]
+    _, pull_kernel = jax.vjp(lambda kernel_HG: product(before_TBH, kernel_HG, 0, dtype), kernel_HG)
+    d_bias_G = None if bias_G is None else jnp.sum(dr_TBG, (0, 1))
+    d_keep_TB = None if keep_TB is None else jnp.zeros_like(keep_TB)  # a mask
+    return da_TBG, *pull_kernel(dr_TBG), d_bias_G, d_carry, d_keep_TB
+
+
+recur = jax.custom_vjp(lambda *args: _forward(*args)[0], nondiff_argnums=(0, 1))
+recur.defvjp(_forward, _backward)
+
+
+# ---- The model --------------------------------------------------------------------------------------------------
+
+
+class Recurrence(nn.Module):
+    """The recurrent weights of a layer, and its walk through time."""
+
+    cell: str
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, a_TBG: Array, carry: Carry, keep_TB: Array | None, nudge_TBH: Array | None
+    ) -> tuple[Array, Carry]:
+        H, G = carry["h"].shape[-1], a_TBG.shape[-1]
+        kernel_HG = self.param("kernel", _orthogonal_gates, (H, G))
+        bias_G = None
+        if self.cell == "gru":
+            bias_G = jnp.pad(self.param("bias", nn.initializers.zeros, (H,)), (G - H, 0))
+        if nudge_TBH is None:
+            return recur(self.cell, self.dtype, a_TBG, kernel_HG, bias_G, carry, keep_TB)
+        return unrolled(self.cell, a_TBG, kernel_HG, bias_G, carry, keep_TB, nudge_TBH)[:2]
+
+
+def _orthogonal_gates(key: Array, shape: tuple[int, int]) -> Array:
+    H, G = shape
+    gates = jax.vmap(lambda key: nn.initializers.orthogonal()(key, (H, H)))(jax.random.split(key, G // H))
+    return gates.transpose(1, 0, 2).reshape(shape)
+
+
+class Layer(nn.Module):
+    """A layer of cells: the input's product over all steps at once, then the recurrence."""
+
+    config: RNNConfig
+
+    @nn.compact
+    def __call__(
+        self, x_TBH: Array, carry: Carry, keep_TB: Array | None, nudge_TBH: Array | None
+    ) -> tuple[Array, Carry]:
+        c = self.config
+        G = GATES[c.cell] * c.width
+        a_TBG = Dense(G, c.width**-0.5, bias=False, dtype=c.dtype, name="input")(x_TBH)
+        a_TBG += self.param("bias", self._first_bias, (G,))
+        return Recurrence(c.cell, c.dtype, name="recurrent")(a_TBG, carry, keep_TB, nudge_TBH)
+
+    def _first_bias(self, _: Array, shape: tuple[int]) -> Array:
+        H = self.config.width
+        bias_G = jnp.zeros(shape)
+        return bias_G.at[H : 2 * H].set(self.config.forget_bias) if self.config.cell == "lstm" else bias_G
+
+
+class RNN(nn.Module):
+    """Token ids to logits; `config.vocab_size` must be known."""
+
+    config: RNNConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs_BT: Array,
+        *,
+        carry: Carry | None = None,
+        segments_BT: Array | None = None,
+        positions_BT: Array | None = None,
+        train: bool = False,
+        nudge_LTBH: Array | None = None,
+    ) -> Any:
+        """Logits (B, T, V), float32, from a state of zeros; with `carry` (logits, the state after the last position).
+
+        carry: the state to go on from, as `begin` makes it; no gradient flows into it. segments_BT: the state is zeroed
+        where a new segment begins; the window's first position goes on from `carry`. positions_BT: of no use here.
+        train: applies dropout to what every layer hands up (but not on to its next step), from the "dropout" generator.
+        nudge_LTBH: is added to the hidden states, to differentiate by them.
+        """
+        c, (B, _) = self.config, inputs_BT.shape
+        key = self.make_rng("dropout") if train and c.dropout else None
+        with jax.named_scope("embed"):
+            tokens = Embedding(c.vocab_size, c.width, c.width**-0.5, c.dtype, name="token_embedding")
+            x_TBH = tokens(inputs_BT.T)
+        before = begin(c, B) if carry is None else lax.stop_gradient(carry)
+        before = {name: x_BLH.astype(x_TBH.dtype) for name, x_BLH in before.items()}
+        keep_TB = None if segments_BT is None else _continued(segments_BT).astype(x_TBH.dtype)
+        after = []
+        for i in range(c.layers):
+            state = {name: x_BLH[:, i] for name, x_BLH in before.items()}
+            nudge_TBH = None if nudge_LTBH is None else nudge_LTBH[i]
+            x_TBH, state = Layer(c, name=f"layer_{i}")(x_TBH, state, keep_TB, nudge_TBH)
+            x_TBH = dropout(x_TBH, c.dropout, None if key is None else jax.random.fold_in(key, i))
+            after.append(state)
+        with jax.named_scope("logits"):
+            head = tokens.logits if c.tied else Dense(c.vocab_size, c.width**-0.5, dtype=c.dtype, name="head")
+            logits_BTV = head(x_TBH.swapaxes(0, 1))
+        return logits_BTV if carry is None else (logits_BTV, jax.tree.map(lambda *x: jnp.stack(x, 1), *after))
+
+
+def begin(config: RNNConfig, rows: int) -> Carry:
+    """The state of zeros: float32 (rows, L, H) under "h", and under "c" for an LSTM."""
+    names = ("h", "c") if config.cell == "lstm" else ("h",)
+    return {name: jnp.zeros((rows, config.layers, config.width)) for name in names}
+
+
+def _continued(segments_BT: Array) -> Array:
+    """(T, B): whether a position's segment is that of the position before; true of the first."""
+    return jnp.pad(segments_BT[:, 1:] == segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True).T
+
+
+def gradient_by_lag(model: RNN, params: Any, inputs_BT: Array, *, targets_B: Array) -> Array:
+    """How far back a prediction is felt: (T,) norms, from the last position (lag 0) to the first.
+
+    At each lag, the norm of the gradient of the loss by the hidden states of all layers and rows so many positions
+    before the last. The loss is the cross-entropy in nats of `targets_B` after the last position, averaged over the
+    rows. Norms that fall, or grow, like a power of the lag's number are the vanishing, or exploding, gradients of
+    Bengio et al. 1994 and Pascanu et al. 2013.
+    """
+    B, T = inputs_BT.shape
+
+    def loss(nudge_LTBH: Array) -> Array:
+        logits_BTV = model.apply({"params": params}, inputs_BT, nudge_LTBH=nudge_LTBH)
+        assert isinstance(logits_BTV, Array)
+        log_p_BV = jax.nn.log_softmax(logits_BTV[:, -1])
+        return -jnp.mean(jnp.take_along_axis(log_p_BV, targets_B[:, None], axis=-1))
+
+    gradient_LTBH = jax.grad(loss)(jnp.zeros((model.config.layers, T, B, model.config.width)))
+    largest_T = jnp.max(jnp.abs(gradient_LTBH), (0, 2, 3))  # without which the squares of small numbers would be zero
+    scale_T = jnp.where(largest_T > 0, largest_T, 1)
+    squares_LTBH = jnp.square(gradient_LTBH / scale_T[:, None, None])
+    return (scale_T * jnp.sqrt(jnp.sum(squares_LTBH, (0, 2, 3))))[::-1]
+
+
+# ---- Closed forms -----------------------------------------------------------------------------------------------
+
+
+def check(config: RNNConfig) -> None:
+    """UserError if no model can be built from the configuration; `vocab_size` may still be 0."""
+    for key in ("layers", "width", "context"):
+        if getattr(config, key) <= 0:
+            raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
+    if config.vocab_size < 0:
+        raise UserError(f"model.vocab_size={config.vocab_size} must not be negative")
+    if not 0 <= config.dropout < 1:
+        raise UserError(f"model.dropout={config.dropout} must be at least 0 and less than 1")
+    if not math.isfinite(config.forget_bias):
+        raise UserError(f"model.forget_bias={config.forget_bias} must be a finite number")
+
+
+def parameters(config: RNNConfig) -> dict[str, int]:
+    """The number of parameters of each part, and their `total`. A tied output layer is part of the embeddings."""
+    c, H = config, config.width
+    biases = GATES[c.cell] * H + (H if c.cell == "gru" else 0)
+    parts = {
+        "token embedding": c.vocab_size * H,
+        "layers": c.layers * (2 * GATES[c.cell] * H * H + biases),
+        "output layer": 0 if c.tied else (H + 1) * c.vocab_size,
+    }
+    return {name: count for name, count in parts.items() if count} | {"total": sum(parts.values())}
+
+
+def flops_per_token(config: RNNConfig) -> float:
+    """Training FLOPs for each token: 2 forward and 4 backward for each weight of a product; look-ups count nothing."""
+    c, H = config, config.width
+    return 6.0 * (2 * c.layers * GATES[c.cell] * H * H + c.vocab_size * H)
+
+
+def activation_bytes(config: RNNConfig) -> float:
+    """Bytes a token that the backward pass keeps, logits not counted: an estimate.
+
+    Every layer keeps its input (as its product reads it), its hidden states and what its cells' pull-backs need.
+    """
+    H, narrow = config.width, 2 if config.dtype == "bfloat16" else 4
+    pulled = {"tanh": 2, "lstm": 11, "gru": 8}[config.cell]
+    return float(config.layers * H * (narrow + 4 + 4 * pulled) + narrow * H)  # and the output layer's input
