@@ -1,10 +1,9 @@
-"""Prepared text: memory-mapped token ids with document boundaries, a tokenizer, and a manifest of hashes.
+"""Prepared text and records: memory-mapped token ids with boundaries, a tokenizer, and a manifest of hashes.
 
 `prepare` gives the store of a configuration from the cache, making it first if it is not there. A store is a folder:
 `manifest.json`, `tokenizer.json`, and for each stream `NAME.ids` and `NAME.starts`. It never changes once it stands.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -12,15 +11,16 @@ import platform
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lmjax import __version__, files
-from lmjax.config import DataConfig, SourceConfig, UserError
-from lmjax.data import sources, tokenizer, vocabularies
-from lmjax.data.ingest import Progress, Report, Split, StaleProgress, Text, dtype, ingest
+from lmjax.config import DataConfig, RecordsConfig, SourceConfig, UserError
+from lmjax.data import records, rows, sources, tokenizer, vocabularies
+from lmjax.data.ingest import Report, Split, StaleProgress, Text, dtype, ingest
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.files import write_text
 
@@ -39,17 +39,26 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Store:
-    """Prepared text. sources: the training stream of each source; validation: one stream for all of them.
+    """Prepared text, or records (see `records` for the names of their streams).
 
     fingerprint: sha256 over the tokenizer and every stream, the same wherever and from whatever file it was made.
     """
 
     folder: Path
     tokenizer: Tokenizer
-    sources: tuple[Tokens, ...]
-    validation: Tokens
+    streams: dict[str, Tokens]
     fingerprint: str
     manifest: dict[str, Any]
+
+    @property
+    def sources(self) -> tuple[Tokens, ...]:
+        """Of text: the training stream of each source."""
+        return tuple(tokens for name, tokens in self.streams.items() if name.startswith("train-"))
+
+    @property
+    def validation(self) -> Tokens:
+        """Of text: the validation stream, one for all sources."""
+        return self.streams["validation"]
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = False) -> "Store":
@@ -72,23 +81,23 @@ class Store:
             )
             for name, entry in manifest["streams"].items()
         }
-        validation = streams.pop("validation")
-        return cls(folder, loaded, tuple(streams.values()), validation, manifest["fingerprint"], manifest)
+        return cls(folder, loaded, streams, manifest["fingerprint"], manifest)
+
+
+WAITING = "waiting for another process that prepares the same data"
 
 
 def silent(done: int, total: int | None, message: str) -> None:
     """Reports nothing."""
 
 
-def prepare(config: DataConfig, *, report: Report = silent, verify: bool = False) -> Store:
+def prepare(config: DataConfig | RecordsConfig, *, report: Report = silent, verify: bool = False) -> Store:
     """The store of a configuration: from the cache if nothing changed, else ingested into it.
 
-    report(bytes done, bytes in all or None, what) is called along the way. An interrupted ingestion goes on where it
-    was; of several processes one works and the others wait for it. UserError: anything wrong with the input, a cache
-    that cannot be written, a store that does not match its manifest.
+    report(bytes done, bytes in all or None, what) is called along the way. An interrupted ingestion of text goes on
+    where it was, one of records starts again; of several processes one works and the others wait for it. UserError:
+    anything wrong with the input, a cache that cannot be written, a store that does not match its manifest.
     """
-    if not 0 < config.validation_fraction < 1:
-        raise UserError(f"data.validation_fraction={config.validation_fraction}: it must lie between 0 and 1")
     identity = _identity(config)
     name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
     cache = cache_folder(config.cache)
@@ -96,7 +105,7 @@ def prepare(config: DataConfig, *, report: Report = silent, verify: bool = False
     if not (folder / "manifest.json").exists():
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with _locked(cache / f"{name}.lock", report):
+            with files.locked(cache / f"{name}.lock", wait=partial(report, 0, None, WAITING)):
                 if not (folder / "manifest.json").exists():
                     _make(folder, config, identity, report)
         except OSError as error:
@@ -111,16 +120,21 @@ def cache_folder(configured: str) -> Path:
     return Path(configured).expanduser() if configured else files.cache_folder()
 
 
-def _identity(config: DataConfig) -> dict[str, Any]:
+def _identity(config: DataConfig | RecordsConfig) -> dict[str, Any]:
     """All that the content of a store depends on, found without reading the text."""
     choice: dict[str, Any] = asdict(config.tokenizer)
     if config.tokenizer.kind == "file":
         parts = vocabularies.files(Path(config.tokenizer.path))
         choice = {"kind": "file", "files": [[part.name, _sha256(part)] for part in parts]}
+    content = rows.fingerprint(config) if isinstance(config, RecordsConfig) else _text_identity(config)
+    return {"format": FORMAT, "tokenizer": choice, **content}
+
+
+def _text_identity(config: DataConfig) -> dict[str, Any]:
+    if not 0 < config.validation_fraction < 1:
+        raise UserError(f"data.validation_fraction={config.validation_fraction}: it must lie between 0 and 1")
     return {
-        "format": FORMAT,
         "sources": [sources.fingerprint(source, config) for source in sources.sources(config)],
-        "tokenizer": choice,
         "validation": [config.validation, config.validation_fraction],
     }
 
@@ -128,9 +142,32 @@ def _identity(config: DataConfig) -> dict[str, Any]:
 # ---- Making a store ---------------------------------------------------------------------------------------------
 
 
-def _make(folder: Path, config: DataConfig, identity: dict[str, Any], report: Report) -> None:
+def _make(folder: Path, config: DataConfig | RecordsConfig, identity: dict[str, Any], report: Report) -> None:
     """Ingests into a folder beside `folder` (where an earlier attempt may lie) and moves it into place."""
     work = folder.with_name(folder.name + ".partial")
+    ingested = _records(work, config, report) if isinstance(config, RecordsConfig) else _text(work, config, report)
+    if _identity(config) != identity:
+        shutil.rmtree(work)
+        raise UserError("a file of the corpus changed while it was read: start again when it is complete")
+    report(sum(ingested.text_bytes.values()), ingested.total, "hashing")
+    write_text(work / "manifest.json", json.dumps(_manifest(work, ingested, identity), indent=1))
+    (work / "progress.json").unlink(missing_ok=True)
+    if folder.exists():  # a folder without a manifest is no store
+        shutil.rmtree(folder)
+    os.replace(work, folder)
+
+
+@dataclass(frozen=True)
+class _Ingested:
+    """Streams that are complete. text_bytes: of each, by name, in the store's order. details: for the manifest."""
+
+    tokenizer: Tokenizer
+    text_bytes: dict[str, int]
+    details: dict[str, Any]
+    total: int | None = None  # bytes of text to read, if that was known
+
+
+def _text(work: Path, config: DataConfig, report: Report) -> _Ingested:
     parts = sources.sources(config)
     sizes = [sources.size(source) for source in parts]
     total = None if None in sizes else sum(size or 0 for size in sizes)
@@ -146,18 +183,20 @@ def _make(folder: Path, config: DataConfig, identity: dict[str, Any], report: Re
             shutil.rmtree(work)
     else:
         raise UserError("the text is never twice the same: a file or dataset changes while it is read")
-    if _identity(config) != identity:
+    names = [*(f"train-{i}" for i in range(len(parts))), "validation"]
+    read = [{"name": _name(s), **read} for s, read in zip(parts, progress.finished, strict=True)]
+    return _Ingested(trained, {name: progress.text_bytes[name] for name in names}, {"sources": read}, total)
+
+
+def _records(work: Path, config: RecordsConfig, report: Report) -> _Ingested:
+    if work.exists():
         shutil.rmtree(work)
-        raise UserError("a file of the corpus changed while it was read: start again when it is complete")
-    report(sum(progress.text_bytes.values()), total, "hashing")
-    write_text(work / "manifest.json", json.dumps(_manifest(work, trained, progress, parts, identity), indent=1))
-    (work / "progress.json").unlink()
-    if folder.exists():  # a folder without a manifest is no store
-        shutil.rmtree(folder)
-    os.replace(work, folder)
+    work.mkdir()
+    trained = _tokenizer(work / "tokenizer.json", config, report)
+    return _Ingested(trained, *records.ingest(work, config, tokenizer=trained, report=report))
 
 
-def _tokenizer(path: Path, config: DataConfig, report: Report) -> Tokenizer:
+def _tokenizer(path: Path, config: DataConfig | RecordsConfig, report: Report) -> Tokenizer:
     """The tokenizer of an earlier attempt, or a new one."""
     if path.exists():
         return tokenizer.load(path)
@@ -165,7 +204,7 @@ def _tokenizer(path: Path, config: DataConfig, report: Report) -> Tokenizer:
 
     def texts() -> Iterator[str]:
         done = reported = 0
-        for piece in sources.texts(config):
+        for piece in records.texts(config) if isinstance(config, RecordsConfig) else sources.texts(config):
             yield piece
             done += len(piece)
             if done >= reported + 1_000_000:
@@ -177,13 +216,8 @@ def _tokenizer(path: Path, config: DataConfig, report: Report) -> Tokenizer:
     return trained
 
 
-def _manifest(
-    work: Path,
-    trained: Tokenizer,
-    progress: Progress,
-    parts: tuple[SourceConfig, ...],
-    identity: dict[str, Any],
-) -> dict[str, Any]:
+def _manifest(work: Path, ingested: _Ingested, identity: dict[str, Any]) -> dict[str, Any]:
+    trained = ingested.tokenizer
     width = dtype(trained.vocab_size).itemsize
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
@@ -193,9 +227,9 @@ def _manifest(
         name: {
             "tokens": files[f"{name}.ids"]["bytes"] // width,
             "documents": files[f"{name}.starts"]["bytes"] // 8,
-            "bytes": progress.text_bytes[name],
+            "bytes": text_bytes,
         }
-        for name in [*(f"train-{i}" for i in range(len(parts))), "validation"]
+        for name, text_bytes in ingested.text_bytes.items()
     }
     content = {name: entry["sha256"] for name, entry in files.items()}
     return {
@@ -209,7 +243,7 @@ def _manifest(
             "end_of_text": trained.end_of_text,
             "sha256": trained.sha256,
         },
-        "sources": [{"name": _name(s), **read} for s, read in zip(parts, progress.finished, strict=True)],
+        **ingested.details,
         "streams": streams,
         "files": files,
         "made_from": identity,
@@ -218,23 +252,6 @@ def _manifest(
 
 def _name(source: SourceConfig) -> str:
     return ", ".join(source.files) or source.source
-
-
-@contextlib.contextmanager
-def _locked(path: Path, report: Report) -> Iterator[None]:
-    """Holds a lock that the system gives back when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two preparations at once are then up to the user
-        yield
-        return
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(0, None, "waiting for another process that prepares the same data")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 # ---- Checking a store -------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_nothing_changed_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(store, "ingest", None)  # would fail if called
     again = store.prepare(config, verify=True)
     assert (again.fingerprint, again.folder) == (made.fingerprint, made.folder)
-    assert sorted(os.listdir(tmp_path / "cache")) == [made.folder.name, f"{made.folder.name}.lock"]
+    assert os.listdir(tmp_path / "cache") == [made.folder.name]
 
 
 def test_the_fingerprint_is_of_the_content_not_of_the_path(tmp_path: Path) -> None:
