@@ -20,14 +20,16 @@ def segments(T=T):
     return jnp.asarray(np.sort(np.random.default_rng(1).integers(0, 6, (B, T)), axis=1))
 
 
-def plain(q_BTHK, k_BSGK, v_BSGK, *, causal, segments_BT=None):
+def plain(q_BTHK, k_BSGK, v_BSGK, *, causal, segments_BT=None, seen_BS=None):
     """Softmax attention as one would write it down, every key head repeated."""
-    T, repeats = q_BTHK.shape[1], q_BTHK.shape[2] // k_BSGK.shape[2]
+    T, S, repeats = q_BTHK.shape[1], k_BSGK.shape[1], q_BTHK.shape[2] // k_BSGK.shape[2]
     k_BSHK, v_BSHK = (jnp.repeat(x, repeats, axis=2) for x in (k_BSGK, v_BSGK))
     scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK) / np.sqrt(K)
-    visible_BTS = jnp.tril(jnp.ones((T, T), bool))[None] if causal else jnp.ones((1, T, T), bool)
+    visible_BTS = jnp.tril(jnp.ones((T, S), bool))[None] if causal else jnp.ones((1, T, S), bool)
     if segments_BT is not None:
         visible_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
+    if seen_BS is not None:
+        visible_BTS &= seen_BS[:, None, :] != 0
     weights_BHTS = jax.nn.softmax(jnp.where(visible_BTS[:, None], scores_BHTS, -jnp.inf))
     return jnp.einsum("bhts,bshk->bthk", weights_BHTS, v_BSHK)
 
@@ -47,6 +49,36 @@ def test_attend_and_its_gradients_equal_those_of_jax(key_heads, causal, packed):
     theirs = jax.jit(partial(value_and_gradients, partial(plain, **how)))(*given)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max())
+
+
+def shown(S):
+    """Keys of which three in four are seen, the first always."""
+    return (np.random.default_rng(2).random((B, S)) < 0.75).astype(np.int32) | (np.arange(S) == 0)
+
+
+@pytest.mark.parametrize(("causal", "S"), [(True, 300), (False, 40)])
+def test_hidden_keys_of_another_sequence_and_the_gradients_equal_those_of_jax(causal, S):
+    q, k, v, g = arrays(2)
+    how = {"causal": causal, "seen_BS": shown(S)}
+    given = q, k[:, :S], v[:, :S], g
+    ours = jax.jit(partial(value_and_gradients, partial(attend, **how)))(*given)
+    theirs = jax.jit(partial(value_and_gradients, partial(plain, **how)))(*given)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max())
+    weights_BHTS = attention_weights(*given[:2], **how)
+    mixed = jnp.einsum("bhts,bshk->bthk", weights_BHTS, jnp.repeat(given[2], 2, axis=2))
+    np.testing.assert_allclose(ours[0], mixed, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_without_keys_gives_zeros_and_no_gradient():
+    *given, g = arrays(T=20)
+    seen_BS = np.stack([np.zeros(20), np.ones(20)])
+    hidden = value_and_gradients(partial(attend, causal=False, seen_BS=seen_BS), *given, g)
+    free = value_and_gradients(partial(attend, causal=False), *given, g)
+    for a, b in zip(hidden, free, strict=True):
+        np.testing.assert_array_equal(a[0], 0)
+        np.testing.assert_array_equal(a[1], b[1])
+    assert not attention_weights(*given[:2], causal=False, seen_BS=seen_BS)[0].any()
 
 
 def test_bfloat16_is_float32_within_rounding():

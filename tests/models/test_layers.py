@@ -6,7 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.models.layers import MLP, Dense, Embedding, Norm, activate, dropout, product, rotate, rotation, swiglu
+from lmjax.models.layers import (
+    MLP,
+    Dense,
+    Embedding,
+    Norm,
+    activate,
+    dropout,
+    product,
+    rotate,
+    rotation,
+    sinusoids,
+    swiglu,
+)
 
 
 def normal(*shape, seed=0):
@@ -64,6 +76,11 @@ def test_dense_adds_its_bias_and_starts_as_told():
         dense.apply({"params": shifted}, x), x @ params["kernel"] + np.arange(400), rtol=1e-5, atol=1e-4
     )
     assert list(Dense(4, std=0.3, bias=False).init(jax.random.key(0), x)["params"]) == ["kernel"]
+    glorot = Dense(100, std=None).init(jax.random.key(0), x)["params"]["kernel"]
+    bound = math.sqrt(6 / 600)
+    assert np.abs(glorot).max() == pytest.approx(bound, rel=0.001)  # of 50,000 draws, none above
+    assert np.abs(glorot).max() <= bound
+    assert np.std(glorot) == pytest.approx(bound / math.sqrt(3), rel=0.02)
 
 
 def test_norms_equal_their_formulas():
@@ -82,6 +99,17 @@ def test_an_embedding_of_an_index_outside_the_table_is_nan():
     out = table.apply(params, jnp.array([4, 5]))
     assert np.isfinite(out[0]).all()
     assert np.isnan(out[1]).all()
+
+
+@pytest.mark.parametrize("width", [6, 7])
+def test_sinusoids_equal_their_formula(width):
+    table = sinusoids(3000, width)
+    assert table.dtype == jnp.float32
+    for p in (0, 1, 17, 2999):
+        for i in range(width):
+            angle = p / 10_000 ** (2 * (i // 2) / width)
+            expected = math.cos(angle) if i % 2 else math.sin(angle)
+            assert float(table[p, i]) == pytest.approx(expected, abs=1e-7)  # the last bit of float32
 
 
 def test_rotary_scores_depend_on_distance_only():
