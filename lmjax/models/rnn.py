@@ -15,6 +15,7 @@ Gates stand side by side in PyTorch's order: input, forget, cell, output of an L
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,19 +33,30 @@ GATES = {"tanh": 1, "lstm": 4, "gru": 3}
 # ---- The cells --------------------------------------------------------------------------------------------------
 
 
+def _from_value(f: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """f, whose derivative is a function of its value: the value is all that the backward pass keeps (JAX keeps two)."""
+    function = jax.custom_vjp(f)
+    function.defvjp(lambda x: (y := f(x), y), lambda y, dy: (dy * slope(y),))
+    return function
+
+
+tanh = _from_value(jnp.tanh, lambda y: 1 - jnp.square(y))
+sigmoid = _from_value(jax.nn.sigmoid, lambda y: y * (1 - y))
+
+
 def cell(kind: str, a_BG: Array, r_BG: Array, carry: Carry) -> Carry:
     """The next state from what the input (a) and the state before (r) give: elementwise, the products are done."""
     match kind:
         case "tanh":
-            return {"h": jnp.tanh(a_BG + r_BG)}
+            return {"h": tanh(a_BG + r_BG)}
         case "lstm":  # Gers et al. 2000
             i_BH, f_BH, g_BH, o_BH = jnp.split(a_BG + r_BG, 4, axis=-1)
-            c_BH = jax.nn.sigmoid(f_BH) * carry["c"] + jax.nn.sigmoid(i_BH) * jnp.tanh(g_BH)
-            return {"h": jax.nn.sigmoid(o_BH) * jnp.tanh(c_BH), "c": c_BH}
+            c_BH = sigmoid(f_BH) * carry["c"] + sigmoid(i_BH) * tanh(g_BH)
+            return {"h": sigmoid(o_BH) * tanh(c_BH), "c": c_BH}
         case "gru":  # Cho et al. 2014, but that the reset gate acts after the product
             (ar_BH, az_BH, an_BH), (rr_BH, rz_BH, rn_BH) = (jnp.split(x, 3, axis=-1) for x in (a_BG, r_BG))
-            n_BH = jnp.tanh(an_BH + jax.nn.sigmoid(ar_BH + rr_BH) * rn_BH)
-            return {"h": n_BH + jax.nn.sigmoid(az_BH + rz_BH) * (carry["h"] - n_BH)}
+            n_BH = tanh(an_BH + sigmoid(ar_BH + rr_BH) * rn_BH)
+            return {"h": n_BH + sigmoid(az_BH + rz_BH) * (carry["h"] - n_BH)}
     raise AssertionError(kind)
 
 
@@ -281,8 +293,10 @@ def flops_per_token(config: RNNConfig) -> float:
 def activation_bytes(config: RNNConfig) -> float:
     """Bytes a token that the backward pass keeps, logits not counted: an estimate.
 
-    Every layer keeps its input (as its product reads it), its hidden states and what its cells' pull-backs need.
+    The ids, and of every layer its hidden states and what its cells' pull-backs need. The inputs of products over all
+    steps are arrays of their own where they were rounded or dropped, else only the first layer's and the last's.
     """
-    H, narrow = config.width, 2 if config.dtype == "bfloat16" else 4
-    pulled = {"tanh": 2, "lstm": 11, "gru": 8}[config.cell]
-    return float(config.layers * H * (narrow + 4 + 4 * pulled) + narrow * H)  # and the output layer's input
+    c, H = config, config.width
+    pulled = {"tanh": 1, "lstm": 6, "gru": 5}[c.cell]
+    inputs = c.layers + 1 if c.dropout or c.dtype == "bfloat16" else 2
+    return 4.0 + 4.0 * c.layers * H * (1 + pulled) + (2.0 if c.dtype == "bfloat16" else 4.0) * inputs * H
