@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Batch = dict[str, np.ndarray]
 
 MULTIPLE = 8  # of which widths are, for the sake of the devices' tiles
+CELLS = 8  # a class: places where the sorted records can be cut
 
 
 # ---- Making the streams -----------------------------------------------------------------------------------------
@@ -166,8 +167,9 @@ class Buckets:
 
 
 def buckets(store: "Store", *, classes: int, context: int) -> Buckets:
-    """Sorts the records by their longest text into `classes` equal parts; parts of the same widths become one.
+    """Sorts the records by their longest text and cuts them into at most `classes` classes with the least padding.
 
+    A class holds at least one of 8 * `classes` equal parts of the records, so that none is too rare to fill a batch.
     UserError: no class, or a context without room for a token.
     """
     if classes < 1:
@@ -176,19 +178,16 @@ def buckets(store: "Store", *, classes: int, context: int) -> Buckets:
         raise UserError(f"model.context={context} has no room for a text and its ends: raise it")
     whole, held = _lengths(store, "train"), _lengths(store, "validation")
     lengths, held = np.minimum(whole, context), np.minimum(held, context)
-    widths: list[tuple[int, ...]] = []
-    members: list[np.ndarray] = []
-    for part in np.array_split(np.argsort(lengths.max(1), kind="stable"), min(classes, len(lengths))):
-        width = _width(lengths[part], context, widths)
-        if widths and width == widths[-1]:
-            members[-1] = np.sort(np.concatenate([members[-1], part]))
-        else:
-            widths.append(width)
-            members.append(np.sort(part))
+    cells = np.array_split(np.argsort(lengths.max(1), kind="stable"), min(CELLS * classes, len(lengths)))
+    longest = np.maximum.accumulate([lengths[cell].max(0) for cell in cells])
+    width = np.minimum(-(-longest // MULTIPLE) * MULTIPLE, context)
+    stretches = _cut(np.asarray([len(cell) for cell in cells]), width.sum(1), classes)
+    members = [np.sort(np.concatenate(cells[start:stop])) for start, stop in stretches]
+    widths = [tuple(width[stop - 1].tolist()) for _, stop in stretches]
     places = sum(len(part) * sum(width) for part, width in zip(members, widths, strict=True))
-    longest = _width(held, context, widths)
-    if longest != widths[-1]:
-        widths.append(longest)
+    if (held > widths[-1]).any():
+        above = np.minimum(-(-held.max(0) // MULTIPLE) * MULTIPLE, context)
+        widths.append(tuple(np.maximum(above, widths[-1]).tolist()))
     fits = (held[:, None] <= np.asarray(widths)).all(2).argmax(1)
     return Buckets(
         widths=tuple(widths),
@@ -210,10 +209,24 @@ def order(plan: Buckets, config: RecordsConfig, *, seed: int, group: int) -> Ord
     return Order(sizes, seed, weights=((0, sizes),), exclude=config.exclude, shuffle=config.shuffle, group=group)
 
 
-def _width(lengths: np.ndarray, context: int, below: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """The smallest widths that hold these rows and all classes below."""
-    widths = np.minimum(-(-lengths.max(0) // MULTIPLE) * MULTIPLE, context)
-    return tuple(np.maximum(widths, below[-1] if below else 0).tolist())
+def _cut(counts: np.ndarray, prices: np.ndarray, classes: int) -> list[tuple[int, int]]:
+    """Cuts cells in a row into at most `classes` stretches (start, stop) that cost the least together.
+
+    All records of a stretch pay the price of its last cell. Dynamic programming over the number of stretches.
+    """
+    before = np.concatenate([[0], np.cumsum(counts)])
+    cost = np.where(np.tri(len(counts), dtype=bool).T, (before[1:] - before[:-1, None]) * prices, np.inf)
+    total, begins = np.full(len(counts), np.inf), []  # of the cells up to each one; where its stretch begins
+    for _ in range(classes):
+        ways = np.concatenate([[0], total[:-1]])[:, None] + cost
+        total = ways.min(0)
+        begins.append(ways.argmin(0))
+    stretches, stop = [], len(counts)
+    while stop:
+        start = int(begins.pop()[stop - 1])
+        stretches.append((start, stop))
+        stop = start
+    return stretches[::-1]
 
 
 def _lengths(store: "Store", side: Side) -> np.ndarray:

@@ -99,13 +99,15 @@ def _files(names: tuple[str, ...], config: RecordsConfig) -> list[Path]:
             if not path.is_file():
                 raise text.missing(path)
         return paths
-    for path in map(Path, names):
-        if path.suffix and path.is_file() and not _is_table(path):
-            raise UserError(
-                f"'{path}' does not end in {' or '.join(_TABLES)}: give records as JSON lines, or, for two data.texts "
-                f"without data.label, exactly two text files whose lines belong together (here: {len(names)})"
-            )
-    return [path for path in sources.files(names) if _is_table(path)]
+    given = [Path(name).expanduser() for name in names]
+    found = [] if any(path.is_file() and not _is_table(path) for path in given) else sources.files(names)
+    tables = [path for path in found if _is_table(path)]
+    if not tables:
+        raise UserError(
+            f"'{names[0]}' holds no records: give files that end in {' or '.join(_TABLES)}, or, for two data.texts "
+            f"without data.label, exactly two text files whose lines belong together"
+        )
+    return tables
 
 
 def _is_table(path: Path) -> bool:
