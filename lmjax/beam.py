@@ -80,8 +80,8 @@ def beam_search(
     if beams == 1:
         return ids_BT[:, None], scores_B[:, None]
     ids_BKT, scores_BK = search(step, cache, beams=beams, **common)
-    found_B = jnp.any(jnp.all(ids_BKT == ids_BT[:, None], axis=-1) & (scores_BK > -jnp.inf), axis=-1)
-    scores_B = jnp.where(found_B, -jnp.inf, scores_B)
+    same_BK = jnp.all(ids_BKT == ids_BT[:, None], axis=-1)  # whose score may differ in its last bit: emptied
+    ids_BKT, scores_BK = jnp.where(same_BK[..., None], end, ids_BKT), jnp.where(same_BK, -jnp.inf, scores_BK)
     return _best(ids_BKT, scores_BK, ids_BT[:, None], scores_B[:, None])
 
 
