@@ -90,9 +90,9 @@ class Tokenizer:
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """The ids that stand for no text."""
-        named = {self.cls, self.sep, self.mask, self.pad, self.unknown, self.end_of_text} - {None}
+        named = (self.cls, self.sep, self.mask, self.pad, self.unknown, self.end_of_text)
         added = self.backend.get_added_tokens_decoder()
-        return frozenset(named | {i for i, token in added.items() if token.special})
+        return frozenset([i for i in named if i is not None] + [i for i, token in added.items() if token.special])
 
     @cached_property
     def continues(self) -> np.ndarray:
@@ -238,13 +238,13 @@ def _train_word_pieces(vocab_size: int, texts: Callable[[], Iterator[str]]) -> B
     that differs from run to run, and breaks ties by number. Here they are all numbered before it starts.
     """
     backend = vocabularies.word_pieces()
+    normalize, split = backend.normalizer.normalize_str, backend.pre_tokenizer.pre_tokenize_str
     counts: Counter[str] = Counter()
     for part in _training_texts(texts()):
-        counts.update(backend.normalizer.normalize_str(part))
+        counts.update(normalize(part))
     frequent = sorted((char for char in counts if not char.isspace()), key=lambda char: (-counts[char], char))
     alphabet = sorted(frequent[:ALPHABET])
-    split = backend.pre_tokenizer.pre_tokenize_str
-    inside = [vocabularies.CONTINUES + char for char in alphabet if len(split("a" + char)) == 1]
+    inside = [vocabularies.CONTINUES + char for char in alphabet if len(split(normalize("a" + char))) == 1]
     given = [*vocabularies.BERT_SPECIALS, *inside]
     least = len(given) + len(alphabet)
     if vocab_size < least:

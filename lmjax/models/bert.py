@@ -89,7 +89,7 @@ class Block(nn.Module):
             capture=self.capture,
             name="attention",
         )
-        y_BTD = attention(x_BTD, segments_BT=real_BT, key=weights_key)
+        y_BTD = attention(x_BTD, seen_BS=real_BT, key=weights_key)
         x_BTD = norm(name="attention_norm")(x_BTD + dropout(y_BTD, c.dropout, attention_key))
         y_BTD = MLP(c.mlp_width, c.activation, std, std, dtype=c.dtype, name="mlp")(x_BTD)
         return norm(name="mlp_norm")(x_BTD + dropout(y_BTD, c.dropout, mlp_key)), None
