@@ -107,14 +107,10 @@ def _check(counts: dict[str, int], config: RecordsConfig) -> None:
     name, skipped = rows.name(config), f" ({counts['skipped']} were skipped: a text is empty)" * (counts["skipped"] > 0)
     if not counts["train"] + counts["validation"]:
         raise UserError(f"{name}: no record in it{skipped}")
-    for side, cure in (("train", "lower"), ("validation", "raise")):
+    for side, cure, files in (("train", "lower", "files"), ("validation", "raise", "validation_files")):
         if not counts[side]:
-            change = f"{cure} data.validation_fraction, now {config.validation_fraction}"
-            change = (
-                f"add records to data.{'' if side == 'train' else 'validation_'}files"
-                if (config.validation_files)
-                else f"{change}, or give more records"
-            )
+            change = f"{cure} data.validation_fraction, now {config.validation_fraction}, or give more records"
+            change = f"give more in data.{files}" if config.validation_files else change
             raise UserError(f"{name}: no record for {side}{skipped}: {change}")
 
 
@@ -123,8 +119,8 @@ def _write_labels(folder: Path, labels: dict[Side, array], names: list[str], kin
     unseen = set(labels["validation"]) - set(labels["train"])
     if unseen:
         raise UserError(f"the label '{names[min(unseen)]}' of validation records is that of no training record")
-    if len(names) > np.iinfo(kind).max:
-        raise UserError(f"{len(names)} different labels: data.label must name a column with few")
+    if not 1 < len(names) < np.iinfo(kind).max:
+        raise UserError(f"data.label must name a column with several values, but not too many: it has {len(names)}")
     rank = {name: i for i, name in enumerate(sorted(names))}
     final = np.asarray([rank[name] for name in names], kind)
     for side, provisional in labels.items():

@@ -119,6 +119,11 @@ def test_the_tokenizer_knows_both_columns_of_the_training_side(tmp_path: Path) -
             {"texts": ("text",), "label": "y", "validation_files": ("a.jsonl",), "limit": 99},
             "the label 'one' of validation records is that of no training record",
         ),
+        (
+            [{"text": f"{i}", "y": 0} for i in range(100)],
+            {"texts": ("text",), "label": "y"},
+            "data.label must name a column with several values, but not too many: it has 1",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_line(
