@@ -108,7 +108,7 @@ def test_a_trained_vocabulary() -> None:
     assert pieces(TRAINED, "The bees HUM") == ["the", "bees", "hum"]
     assert pieces(TRAINED, "beest") == ["bees", "##t"]
     assert "##文" not in TRAINED._vocabulary  # a word by itself
-    assert TRAINED.decode(TRAINED.encode(TEXT)).startswith("the bees hum ; the trees hum, the bees ' knees don ' t. summer")
+    assert TRAINED.decode(TRAINED.encode(TEXT)).startswith("the bees hum ; the trees hum, the bees ' knees don ' t.")
 
 
 @settings(max_examples=100, deadline=None)
