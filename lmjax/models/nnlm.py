@@ -3,7 +3,7 @@
 Shapes: B batch, T positions, N tokens seen (order - 1), D features of a token (width), E = N D, H hidden, V vocabulary.
 
     leaf                        shape      starts as (s = init_std)
-    token_embedding/embedding   (V + 1, D) normal(s); row V stands for "nothing", in front of a window
+    token_embedding/embedding   (V + 1, D) normal(1); row V stands for "nothing", in front of a window
     hidden/kernel, bias         (E, H)     normal(s), 0; H and d of the paper
     direct/kernel, bias         (E, V)     normal(s), 0; W; with `direct`, and a bias only where there is no head
     head/kernel, bias           (H, V)     normal(s), 0; U and b; with hidden units
@@ -46,7 +46,7 @@ class NNLM(nn.Module):
         dense = partial(Dense, std=c.init_std, dtype=c.dtype)
         with jax.named_scope("embed"):
             ids_BTN = context_ids(inputs_BT, c, segments_BT=segments_BT)
-            features_BTND = Embedding(c.vocab_size + 1, c.width, c.init_std, name="token_embedding")(ids_BTN)
+            features_BTND = Embedding(c.vocab_size + 1, c.width, 1.0, name="token_embedding")(ids_BTN)
             x_BTE = dropout(features_BTND.reshape(*inputs_BT.shape, -1), c.dropout, keys[0])
         direct_BTV: Array | float = 0.0
         if c.direct:

@@ -4,13 +4,15 @@ Shapes: B batch, T positions, L layers, H units of a layer and features of a tok
 layer (H for each of the cell's 1, 4 or 3 gates), V vocabulary. Inside, time stands first, as a scan reads it.
 
     leaf                        shape   starts as
-    token_embedding/embedding   (V, H)  normal(1 / sqrt(H))
+    token_embedding/embedding   (V, H)  normal(1), so that states tell tokens apart; tied: normal(1 / sqrt(H))
     layer_i/input/kernel        (H, G)  normal(1 / sqrt(H))
     layer_i/bias                (G)     0; `forget_bias` for the forget gates of an LSTM
     layer_i/recurrent/kernel    (H, G)  orthogonal for each gate (Saxe et al. 2014), so that states keep their size
     layer_i/recurrent/bias      (H)     0; GRU only, of the candidate's product with the state
     head/kernel, bias           (H, V)  normal(1 / sqrt(H)), 0; tied: the embedding, no bias
 
+Tied, the rows that are looked up are multiplied by sqrt(H) (Vaswani et al. 2017, section 3.4): features start at the
+same size, and logits no larger.
 Gates stand side by side in PyTorch's order: input, forget, cell, output of an LSTM; reset, update, new of a GRU.
 """
 
@@ -204,8 +206,9 @@ class RNN(nn.Module):
         c, (B, _) = self.config, inputs_BT.shape
         key = self.make_rng("dropout") if train and c.dropout else None
         with jax.named_scope("embed"):
-            tokens = Embedding(c.vocab_size, c.width, c.width**-0.5, c.dtype, name="token_embedding")
-            x_TBH = tokens(inputs_BT.T)
+            scale = math.sqrt(c.width) if c.tied else 1.0
+            tokens = Embedding(c.vocab_size, c.width, 1 / scale, c.dtype, name="token_embedding")
+            x_TBH = scale * tokens(inputs_BT.T)
         before = begin(c, B) if carry is None else lax.stop_gradient(carry)
         before = {name: x_BLH.astype(x_TBH.dtype) for name, x_BLH in before.items()}
         keep_TB = None if segments_BT is None else _continued(segments_BT).astype(x_TBH.dtype)

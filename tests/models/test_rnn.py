@@ -220,6 +220,14 @@ def test_the_start_is_that_of_the_table():
     assert np.std(layer["input"]["kernel"]) == pytest.approx(1 / 8, rel=0.03)  # 16,384 draws: 5 standard errors
 
 
+def test_tied_is_the_same_model_with_the_scaled_table_on_both_sides():
+    tied = rough(dataclasses.replace(SMALL, tied=True))
+    table, scale = tied["token_embedding"]["embedding"], math.sqrt(SMALL.width)
+    head = {"kernel": table.T, "bias": np.zeros(SMALL.vocab_size, np.float32)}
+    untied = tied | {"token_embedding": {"embedding": scale * table}, "head": head}
+    assert_close(apply(dataclasses.replace(SMALL, tied=True), tied, ids()), apply(SMALL, untied, ids()))
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("layers", 0), ("width", 0), ("vocab_size", -1), ("dropout", 1.0), ("forget_bias", math.inf)]
 )
