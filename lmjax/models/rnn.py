@@ -241,8 +241,8 @@ def gradient_by_lag(model: RNN, params: Any, inputs_BT: Array, *, targets_B: Arr
 
     At each lag, the norm of the gradient of the loss by the hidden states of all layers and rows so many positions
     before the last. The loss is the cross-entropy in nats of `targets_B` after the last position, averaged over the
-    rows. Norms that fall, or grow, like a power of the lag's number are the vanishing, or exploding, gradients of
-    Bengio et al. 1994 and Pascanu et al. 2013.
+    rows. Norms that fall, or grow, exponentially with the lag are the vanishing, or exploding, gradients of Bengio et
+    al. 1994 and Pascanu et al. 2013.
     """
     B, T = inputs_BT.shape
 
