@@ -58,9 +58,10 @@ def attention_weights(
     S, G = k_BSGK.shape[1:3]
     q_BTGRK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K)
     scores_BGRTS = _einsum("btgrk,bsgk->bgrts", rounded(q_BTGRK, dtype), rounded(k_BSGK, dtype), q_BTHK.dtype)
-    weights_BGRTS = jax.nn.softmax(_masked(scores_BGRTS, (segments_BT, seen_BS), 0, causal), axis=-1)
-    if seen_BS is not None:  # no keys: no weights, where softmax has 0 / 0
-        weights_BGRTS = jnp.nan_to_num(weights_BGRTS)
+    scores_BGRTS = _masked(scores_BGRTS, (segments_BT, seen_BS), 0, causal)
+    weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1)
+    if seen_BS is not None:  # without keys softmax has 0 / 0
+        weights_BGRTS = jnp.where(jnp.isneginf(scores_BGRTS).all(-1, keepdims=True), 0, weights_BGRTS)
     return weights_BGRTS.reshape(B, H, T, S)
 
 
@@ -73,7 +74,7 @@ def attention_weights(
 
 
 def _attend_forward(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, rate, dtype):
-    wide = q_BGRTK.dtype
+    wide, keyless = q_BGRTK.dtype, visible[1] is not None  # whether a query may be left without keys
     q_BGRTK, k_BGSK, v_BGSK = (rounded(x, dtype) for x in (q_BGRTK, k_BGSK, v_BGSK))
     blocks = []
     for start, stop, seen in query_blocks(q_BGRTK.shape[3], k_BGSK.shape[2], causal):
@@ -82,12 +83,10 @@ def _attend_forward(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, rate, dtype):
             scores = _masked(scores, visible, start, causal)
         with jax.named_scope("softmax"):
             top = jnp.max(scores, -1, keepdims=True)
-            if visible[1] is not None:  # a query without keys: weights exp(-inf - lowest) = 0, of a sum of 0
-                top = jnp.maximum(top, jnp.finfo(wide).min)
+            top = jnp.maximum(top, jnp.finfo(wide).min) if keyless else top  # exp(-inf - lowest) = 0
             weights = jnp.exp(scores - top)
             total = jnp.sum(weights, -1, keepdims=True)
-            if visible[1] is not None:
-                total = jnp.where(total == 0, 1, total)
+            total = jnp.where(total == 0, 1, total) if keyless else total
             weights = rounded(weights, dtype)
         with jax.named_scope("mix"):
             kept = _dropped(weights, rate, key, start)
