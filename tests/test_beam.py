@@ -1,3 +1,4 @@
+import functools
 import itertools
 from functools import partial
 
@@ -29,10 +30,14 @@ def start(tables):
     return {"tables": tables, "before": jnp.zeros(len(tables), jnp.int32)}
 
 
-def run(decode, tables, **settings):
-    settings = COMMON | {"rows": len(tables)} | settings
-    results = jax.jit(lambda tables: decode(step, start(tables), **settings))(tables)
-    return [np.asarray(result) for result in results]
+def run(decode, tables, *, length_penalty=0.0, **settings):
+    jitted = compiled(decode, tuple((COMMON | {"rows": len(tables)} | settings).items()))
+    return [np.asarray(result) for result in jitted(tables, length_penalty)]
+
+
+@functools.cache
+def compiled(decode, settings):
+    return jax.jit(lambda tables, power: decode(step, start(tables), **dict(settings), length_penalty=power))
 
 
 def log_probabilities(table, ids):
@@ -123,7 +128,7 @@ def test_one_beam_is_greedy():
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-@pytest.mark.parametrize("beams", [2, 3, 5])
+@pytest.mark.parametrize("beams", [2, 5])
 def test_a_beam_never_scores_below_greedy(beams, length_penalty):
     """On a thousand random models, of which the search by itself is below greedy on some."""
     tables, how = models(1000, seed=2), {"beams": beams, "length_penalty": length_penalty}
