@@ -156,7 +156,7 @@ def test_what_stands_in_padding_changes_no_bit(config):
     np.testing.assert_array_equal(*(x[mask != 0] for x in hidden))
     logits = [compiled(config)(x, target, source_mask_BS=mask) for x in (source, other)]
     np.testing.assert_array_equal(*logits)
-    assert (logits[0] != compiled(config)(source, target, source_mask_BS=None))[1:].any(axis=(1, 2)).all()
+    assert (logits[0] != compiled(config)(source, target, source_mask_BS=np.ones_like(mask)))[1:].any(axis=(1, 2)).all()
 
 
 @over_both
@@ -179,16 +179,12 @@ def test_a_changed_future_leaves_earlier_logits_bit_identical(config):
         assert (after[:, t:] != before[:, t:]).any(-1).all()
 
 
-def test_a_source_of_padding_alone_gives_finite_logits_and_gradients():
+def test_a_source_of_padding_alone_gives_finite_logits():
     source, mask, target = pairs()
-    mask = np.where(np.arange(3)[:, None] == 1, 0, mask)
-
-    def total(params):
-        return Transformer(SMALL).apply({"params": params}, source, target, source_mask_BS=mask).sum()
-
-    value, gradients = jax.jit(jax.value_and_grad(total))(rough(SMALL))
-    assert math.isfinite(value)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    hidden = np.where(np.arange(3)[:, None] == 1, 0, mask)
+    logits = compiled(SMALL)(source, target, source_mask_BS=hidden)
+    assert np.isfinite(logits).all()
+    np.testing.assert_array_equal(logits[::2], compiled(SMALL)(source, target, source_mask_BS=mask)[::2])
 
 
 @over_both
@@ -215,14 +211,15 @@ def test_bfloat16_is_float32_within_rounding():
 
 def test_dropout_acts_in_training_only_and_by_its_generator_only():
     source, _, target = pairs()
-    without = compiled(dataclasses.replace(SMALL, dropout=0.0))(source, target)
-    np.testing.assert_array_equal(compiled(SMALL)(source, target), without)
+    config = dataclasses.replace(SMALL, layers=1)
+    without = compiled(dataclasses.replace(config, dropout=0.0))(source, target)
+    np.testing.assert_array_equal(compiled(config)(source, target), without)
 
     @jax.jit
     def train(key):
-        apply = partial(Transformer(SMALL).apply, train=True, rngs={"dropout": key})
-        memory = apply({"params": rough(SMALL)}, source, method="encode")
-        return memory, apply({"params": rough(SMALL)}, source, target)
+        apply = partial(Transformer(config).apply, {"params": rough(config)}, train=True, rngs={"dropout": key})
+        memory = apply(source, method="encode")
+        return memory, apply(target, memory, method="decode")
 
     first, again, other = (train(jax.random.key(seed)) for seed in (1, 1, 2))
     for a, b, c in zip(first, again, other, strict=True):
@@ -230,7 +227,7 @@ def test_dropout_acts_in_training_only_and_by_its_generator_only():
         assert (a != c).any(-1).all()
     assert (first[1] != without).all(-1).all()
     with pytest.raises(Exception, match="dropout"):
-        Transformer(SMALL).apply({"params": rough(SMALL)}, source, target, train=True)
+        Transformer(config).apply({"params": rough(config)}, source, target, train=True)
 
 
 # ---- Initial parameters -----------------------------------------------------------------------------------------
