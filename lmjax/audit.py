@@ -26,7 +26,6 @@ from lmjax.files import write_text
 from lmjax.pytrees import digest
 from lmjax.run import Run
 from lmjax.train import checkpoint, journal, metrics
-from lmjax.train import state as states
 from lmjax.train.checkpoint import Checkpoint, CheckpointError
 from lmjax.train.history import TRANSIENT, History, Record, machine_of
 from lmjax.train.retrace import Findings, Plan, Walk
@@ -367,7 +366,7 @@ def _again(
     """How many suspects came again, and the first difference (empty: none)."""
     suspects = {record["cursor"] for record in history.suspects}
     step = runs.update_function(run)
-    state = checkpoint.restore(whole[begin], states.abstract(runs.init(run)))
+    state = checkpoint.restore(whole[begin], runs.abstract(run))
     update, cursor, met = begin, whole[begin].meta["cursor"], 0
     while update < last:
         with closing(runs.batches(run, update, cursor, history)) as feed:

@@ -100,9 +100,10 @@ def _check_families(config: Config) -> None:
             f"objective.family = {objective} needs data.family = {_LEARNS[model, objective]}, not {data}; "
             f"start from a preset that has it"
         )
-    if objective == "classification" and not config.data.label:
-        raise UserError("data.label is empty: name the column with the label")
-    if isinstance(config.data, RecordsConfig) and objective == "translation" and len(config.data.texts) != 2:
-        raise UserError(f"data.texts = {config.data.texts}: translation needs two columns, the source and the target")
+    if isinstance(config.data, RecordsConfig):
+        if objective == "classification" and not config.data.label:
+            raise UserError("data.label is empty: name the column with the label")
+        if objective == "translation" and (len(config.data.texts) != 2 or config.data.label):
+            raise UserError(f"data.texts = {config.data.texts}: translation needs a source and a target, and no label")
     if isinstance(config.objective, MaskedConfig) and config.objective.masked + config.objective.random > 1:
         raise UserError("objective.masked and objective.random together are more than 1")

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from lmjax import __version__, presets
 from lmjax.checks import check
-from lmjax.config import Config, UserError
+from lmjax.config import Config, DataConfig, UserError
 from lmjax.typed import RunError, apply_overrides, to_json
 
 EXAMPLES = """\
@@ -142,8 +142,16 @@ def _preset_table() -> str:
 
 def _key_table() -> str:
     """The groups of keys, with what each is about."""
-    groups = {name: hint for name, hint in get_type_hints(Config).items() if is_dataclass(hint)}
-    lines = (f"  {name + '.*':<13} {(inspect.getdoc(hint) or '').splitlines()[0]}" for name, hint in groups.items())
+    groups = [
+        (name if i == 0 else "", member)
+        for name, hint in get_type_hints(Config).items()
+        for i, member in enumerate(get_args(hint) or (hint,))
+        if is_dataclass(member)
+    ]
+    lines = (
+        f"  {name + '.*' if name else '  or':<13} {(inspect.getdoc(hint) or '').splitlines()[0]}"
+        for name, hint in groups
+    )
     return "keys (--print-config shows them all, lmjax/config.py explains them):\n" + "\n".join(lines) + "\n"
 
 
@@ -298,11 +306,13 @@ def _tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train_tokenizer(options: argparse.Namespace) -> int:
     from lmjax import runtime
-    from lmjax.data import sources, tokenizer
+    from lmjax.data import records, sources, tokenizer
 
     runtime.prepare()
     data = _load(options.words).data
-    trained = tokenizer.build(data.tokenizer, lambda: sources.texts(data))
+    trained = tokenizer.build(
+        data.tokenizer, lambda: sources.texts(data) if isinstance(data, DataConfig) else records.texts(data)
+    )
     trained.save(options.out)
     print(f"{options.out}: {trained.vocab_size} entries, sha256 {trained.sha256}")
     return 0

@@ -153,9 +153,11 @@ class TranslationConfig:
 
 @dataclass(frozen=True)
 class ClassificationConfig:
-    """A text, or a pair of texts, to one of the labels of the data. label_smoothing: as in translation."""
+    """A text, or a pair of texts, to one of the labels. label_smoothing: as in translation. labels: empty takes those
+    of the data."""
 
     family: Literal["classification"] = "classification"
+    labels: tuple[str, ...] = ()
     label_smoothing: float = 0.0
 
 
@@ -221,6 +223,8 @@ class TrainConfig:
     updates: optimizer updates; 0 takes as many as `tokens` need. evaluate_every: 0 evaluates at the end only.
     evaluate_batches: microbatches of the validation split per evaluation during the run (0: all of it); final_batches:
         of the last evaluation. profile: (first, last) update of a `jax.profiler` trace.
+    expect: ((metric, from, to), ...), such as ("val_bits_per_byte", 1.6, 1.8): what this configuration is known to
+        reach, shown beside what it reached.
     baselines: measure the byte unigram and the Kneser-Ney 5-gram on the same split at the end.
     """
 
@@ -232,6 +236,7 @@ class TrainConfig:
     log_every: int = 1
     sample_tokens: int = 200
     sample_prompt: str = ""
+    expect: tuple[tuple[str, float, float], ...] = ()
     profile: tuple[int, ...] = ()
     baselines: bool = True
 

@@ -154,6 +154,9 @@ class Console:
         rows = result_rows(summary)
         if rows:
             self.table("Validation", rows, header=("", "bits per byte", "loss (nats per token)"))
+        rows = score_rows(summary)
+        if rows:
+            self.table("Results", rows, header=("", "this model", "simple baseline", "expected"))
         if sample:
             self.text("Sample", sample)
         for title, lines in (("Plots", plots), ("Next", commands)):
@@ -326,6 +329,26 @@ def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
     found = sorted(((value, name) for name, value in named if _number(value)))
     return [(name, _digits(value), _digits(value * nats if nats else None)) for value, name in found]
+
+
+def score_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """(metric, reached, what a simple means reaches, what the configuration is known to reach), where there is more
+    to say than bits per byte."""
+    baselines, expected = (
+        summary.get("baselines") or {},
+        {name: (low, high) for name, low, high in summary.get("expect", ())},
+    )
+    rows = []
+    for key, value in summary.items():
+        if not key.startswith("val_") or not _number(value):
+            continue
+        name, (low, high) = key.removeprefix("val_"), expected.get(key, (None, None))
+        simple = [(k.removesuffix(name).replace("_", " ").strip(), v) for k, v in baselines.items() if k.endswith(name)]
+        beside = ", ".join(f"{who} {_digits(v)}" for who, v in simple if "byte" not in name)
+        band = f"{_digits(low)} to {_digits(high)}" if low is not None else ""
+        rows.append((name.replace("_", " "), _digits(value), beside, band))
+    told = {"val_loss", "val_bits_per_byte"}
+    return rows if expected or any(key.startswith("val_") and key not in told for key in summary) else []
 
 
 def quantity(value: float, unit: str = "") -> str:

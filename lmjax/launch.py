@@ -17,18 +17,17 @@ from typing import Any
 
 import jax
 
-from lmjax import __version__, faults, machine, parallel, plan, report, typed
+from lmjax import __version__, faults, machine, parallel, plan, report, transfer, typed
 from lmjax import run as runs
 from lmjax.autopsy import report as autopsy
-from lmjax.config import Config, TrackConfig, UserError
+from lmjax.config import ClassificationConfig, Config, DataConfig, TrackConfig, UserError
 from lmjax.console import Console
 from lmjax.data import store as stores
 from lmjax.files import locked, write_text
 from lmjax.generate import generate
-from lmjax.models import flops
+from lmjax.models import families
 from lmjax.run import Run
 from lmjax.train import checkpoint, guard, loop, metrics, rollback
-from lmjax.train import state as states
 from lmjax.train.checkpoint import Checkpoints
 from lmjax.train.history import fold, last, machine_of
 from lmjax.train.journal import Journal
@@ -52,7 +51,7 @@ def start(config: Config, run_dir: Path) -> int:
         raise UserError(
             f"{run_dir} exists: go on with it by --resume {run_dir}, or choose another place with --run-dir DIR"
         )
-    config = _absolute(config)
+    config = transfer.adopt(_absolute(config))
     with _console() as console:
         if main:
             _make(run_dir)
@@ -71,8 +70,9 @@ def _begin(run: Run, run_dir: Path, console: Console) -> int:
         write_text(run_dir / "config.json", typed.to_json(run.config))
         run.store.tokenizer.save(run_dir / "tokenizer.json")
     journal = _journal(run_dir)
-    position = Position(runs.init(run), update=0, cursor=0, wall_step=0)
-    inputs = fingerprints(run) | versions(run)
+    state, origin = transfer.begin(run, report=console.event)
+    position = Position(state, update=0, cursor=0, wall_step=0)
+    inputs = fingerprints(run) | origin | versions(run)
     journal.write("start", wall_step=0, update=0, cursor=0, seed=run.config.seed, **inputs)
     return _train(run, run_dir, position, journal, console)
 
@@ -88,7 +88,7 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
     with locked(run_dir) if parallel.is_main() else nullcontext(), _console() as console:
         saved = typed.from_json((run_dir / "config.json").read_text(), Config)
         config = _absolute(config)
-        config = runs.resolve(config, saved.model.vocab_size) if config.model.vocab_size == 0 else config
+        config = _resolved_like(config, saved)
         changed = _allowed_changes(saved, config, allow)
         if _complete(run_dir) and not changed:
             console.event(f"{run_dir} is complete; to train on, add train.updates=N --allow-change train.updates")
@@ -119,13 +119,13 @@ def _restored(run: Run, run_dir: Path, journal: Journal, console: Console) -> Po
     if past.pending is not None:
         console.event(f"finishing the rollback to update {past.pending['target']}")
         rollback.finish(journal, root, past.pending, samples=partial(runs.sample_ranges, run, past=past))
-    state = runs.init(run)
     if not past.saved and not checkpoint.folders(root):
         console.event("no checkpoint was saved yet: starting again at update 0")
+        state, origin = transfer.begin(run, report=console.event)
+        if origin.get("init_sha256") != journal.records[0].get("init_sha256"):
+            raise UserError(f"{origin.get('init_from')} has other parameters than when the run began; start a new run")
         return Position(state, update=0, cursor=0, wall_step=0)
-    abstract = states.abstract(state)
-    del state
-    found, state, problems = checkpoint.load(root, abstract, digests=past.digests)
+    found, state, problems = checkpoint.load(root, runs.abstract(run), digests=past.digests)
     counters = {"update": found.meta["update"], "cursor": found.meta["cursor"], "wall_step": journal.wall_step}
     if problems:
         console.event("fell back to an older checkpoint: " + "; ".join(problems))
@@ -145,15 +145,29 @@ def _console() -> Console:
     return Console() if parallel.is_main() else Console(io.StringIO())
 
 
+def _resolved_like(config: Config, saved: Config) -> Config:
+    """The configuration with what a run takes from its data filled in as it was."""
+    config = runs.resolve(config, saved.model.vocab_size) if config.model.vocab_size == 0 else config
+    if isinstance(config.objective, ClassificationConfig) and isinstance(saved.objective, ClassificationConfig):
+        labels = config.objective.labels or saved.objective.labels
+        config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, labels=labels))
+    return config
+
+
 def _absolute(config: Config) -> Config:
     """The same configuration with absolute paths, so that a run can be resumed from any folder."""
     data = config.data
     choice = data.tokenizer
     if choice.path:
         choice = dataclasses.replace(choice, path=os.path.abspath(os.path.expanduser(choice.path)))
-    mixture = tuple(dataclasses.replace(source, files=_absolute_files(source.files)) for source in data.mixture)
-    data = dataclasses.replace(data, files=_absolute_files(data.files), mixture=mixture, tokenizer=choice)
-    return dataclasses.replace(config, data=data)
+    if isinstance(data, DataConfig):
+        mixture = tuple(dataclasses.replace(source, files=_absolute_files(source.files)) for source in data.mixture)
+        data = dataclasses.replace(data, mixture=mixture)
+    else:
+        data = dataclasses.replace(data, validation_files=_absolute_files(data.validation_files))
+    data = dataclasses.replace(data, files=_absolute_files(data.files), tokenizer=choice)
+    init_from = os.path.abspath(os.path.expanduser(config.init_from)) if config.init_from else ""
+    return dataclasses.replace(config, data=data, init_from=init_from)
 
 
 def _absolute_files(names: Sequence[str]) -> tuple[str, ...]:
@@ -227,10 +241,10 @@ def _train(run: Run, run_dir: Path, position: Position, journal: Journal, consol
     begun, before = time.perf_counter(), _seconds_before(run_dir)
     with StopRequest(alone=parallel.alone()) as stop, _parts(run, run_dir, position, journal, console, stop) as parts:
         for table in plan.tables(
-            run.config, peak_flops=parts.peak_flops, devices=run.mesh.size, corpus_tokens=runs.corpus_tokens(run)
+            run.config, peak_flops=parts.peak_flops, devices=run.mesh.size, corpus_tokens=run.task.epoch
         ):
             console.table(*table)
-        tokens, context = run.plan.tokens, run.config.model.context
+        tokens, context = run.plan.tokens, run.plan.context
         console.start(run.plan.updates, tokens=tokens, context=context, update=position.update)
         try:
             faults.reach("prepared")
@@ -303,7 +317,7 @@ def _parts(
             sequences=int(run.plan.sequences.sum()),
             vote=None if parallel.alone() else lambda number: {"votes": parallel.votes(run.mesh, number)},
             tokens=partial(runs.tokens_after, run),
-            flops_per_token=flops.flops_per_token(config.model),
+            flops_per_token=families.flops_per_token(config.model),
             peak_flops=runs.peak_flops(run),
             step=runs.update_function(run),
             batches=partial(runs.batches, run),

@@ -5,9 +5,12 @@ optimizer itself holds no learning rate: the update multiplies its direction by 
 the batch.
 """
 
+import dataclasses
+import fnmatch
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -215,9 +218,13 @@ def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     Order: clip by global norm, precondition, add decoupled weight decay (Loshchilov and Hutter 2019) under
     `decay_mask`. `adam` has no decay. `adafactor` scales by the parameters' RMS and clips each leaf's update
     RMS at 1 (Shazeer and Stern 2018, algorithm 4); it has no use for the betas. `muon` is Jordan's (2024) on
-    the matrices of the blocks and AdamW on all else. UserError: a number out of its range.
+    the matrices of the blocks and AdamW on all else. `freeze` leaves parameters as they are, and out of the norm.
+    UserError: a number out of its range, and at `init` a pattern of `freeze` that matches no parameter.
     """
     _check_optimizer(config)
+    if config.freeze:
+        moving = optimizer(dataclasses.replace(config, freeze=()))
+        return optax.partition({"moving": moving, "frozen": optax.set_to_zero()}, partial(_frozen, config.freeze))
     clip = optax.clip_by_global_norm(config.clip) if config.clip else optax.identity()
     adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
     decay = optax.add_decayed_weights(config.weight_decay, mask=decay_mask)
@@ -252,6 +259,20 @@ def _check_optimizer(config: OptimizerConfig) -> None:
         value = getattr(config, key)
         if not (math.isfinite(value) and value >= 0):
             raise UserError(f"optimizer.{key} = {value} must be a finite number, 0 (off) or more")
+
+
+def _frozen(patterns: Sequence[str], params: Any) -> Any:
+    """For each leaf, whether it is `frozen` or `moving`."""
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"optimizer.freeze: no parameter matches '{pattern}'; there are {', '.join(names)}")
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        name = path_name(path)
+        return "frozen" if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) else "moving"
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def _is_matrix(path: tuple[Any, ...]) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from lmjax import optim
 from lmjax.config import Config
 from lmjax.console import duration, quantity
-from lmjax.models import flops
+from lmjax.models import families
 from lmjax.optim import BatchPlan
 
 EXPECTED_UTILISATION = 0.4  # of the machine's peak; what a well-tuned run reaches (PaLM, table 3: 0.46)
@@ -27,12 +27,12 @@ def tables(config: Config, *, peak_flops: float, devices: int, corpus_tokens: in
 
     peak_flops: FLOP/s of all devices. corpus_tokens: of the training split, where it is known.
     """
-    plan = optim.batch_plan(config.batch, config.train, config.model.context)
+    plan = optim.batch_plan(config.batch, config.train, families.tokens(config.model))
     rates = optim.learning_rates(config.schedule, plan)
     return [
         Table(
             "Parameters",
-            [(name, f"{count:,}") for name, count in flops.parameters(config.model).items()],
+            [(name, f"{count:,}") for name, count in families.parameters(config.model).items()],
             ("", "count"),
         ),
         Table("Run", _run(config, plan, peak_flops=peak_flops, devices=devices, corpus_tokens=corpus_tokens)),
@@ -46,19 +46,19 @@ def tables(config: Config, *, peak_flops: float, devices: int, corpus_tokens: in
 
 
 def _memory(config: Config, devices: int) -> dict[str, float]:
-    return flops.memory(
+    return families.memory(
         config.model, config.batch.microbatch // devices, optimizer=config.optimizer, accumulate=_accumulates(config)
     )
 
 
 def _accumulates(config: Config) -> bool:
-    return max(tokens for _, tokens in config.batch.tokens) > config.batch.microbatch * config.model.context
+    return max(tokens for _, tokens in config.batch.tokens) > config.batch.microbatch * families.tokens(config.model)
 
 
 def _run(
     config: Config, plan: BatchPlan, *, peak_flops: float, devices: int, corpus_tokens: int
 ) -> list[tuple[str, str]]:
-    per_token = flops.flops_per_token(config.model)
+    per_token = families.flops_per_token(config.model)
     total = per_token * plan.tokens
     seconds = total / (peak_flops * EXPECTED_UTILISATION)
     epochs = f" ({plan.tokens / corpus_tokens:.2f} epochs of {quantity(corpus_tokens)})" if corpus_tokens else ""

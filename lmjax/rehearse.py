@@ -21,17 +21,17 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax import faults, optim, typed
-from lmjax.config import BatchConfig, Config, GPTConfig, TrackConfig, TrainConfig, UserError
+from lmjax.config import BatchConfig, Config, DataConfig, TrackConfig, TrainConfig, UserError
 from lmjax.console import Console, duration
 from lmjax.data import store as stores
 from lmjax.files import write_text
-from lmjax.models import flops
+from lmjax.models import families
 from lmjax.train import checkpoint, journal
 from lmjax.train.history import TRANSIENT, Record, fold, last
 
 PASSED, FAILED = 0, 1
 UPDATES, EVERY = 240, 20  # of the small copy, and between its checkpoints: the guard is armed after 64
-CONTEXT, MICROBATCH = 64, 8
+MICROBATCH = 8
 PEAK = 1e-3  # at least, of the learning rate: or so few updates teach too little for bad data to stand out
 MIDDLE, SAVES = UPDATES // 2, UPDATES // 2 // EVERY + 1  # an update with a checkpoint; the how manieth, with update 0
 ROOM = 24  # updates behind a spike before the guard starts anew or the run ends
@@ -48,17 +48,20 @@ def shrink(config: Config) -> Config:
     What is placed by tokens or updates (growth of the batch, changes of the mixture, cuts of the learning rate) keeps
     its share of the run. UserError: `config` does not say how long its run is, or its batches do not fit.
     """
-    plan = optim.batch_plan(config.batch, config.train, config.model.context)
-    model = _model(config.model)
-    batch, grown = _batch(config, model.context, plan.tokens)
-    changes = config.data.mixture_changes
-    starts = _scaled([0, *(token for token, _ in changes)], grown / plan.tokens, model.context)[1:]
-    changes = tuple((start, weights) for start, (_, weights) in zip(starts, changes, strict=True))
+    plan = optim.batch_plan(config.batch, config.train, families.tokens(config.model))
+    model = families.shrink(config.model)
+    batch, grown = _batch(config, families.tokens(model), plan.tokens)
+    data = config.data
+    if isinstance(data, DataConfig):
+        changes = data.mixture_changes
+        starts = _scaled([0, *(token for token, _ in changes)], grown / plan.tokens, model.context)[1:]
+        changes = tuple((start, weights) for start, (_, weights) in zip(starts, changes, strict=True))
+        data = replace(data, mixture_changes=changes)
     share = UPDATES / plan.updates
     cuts = tuple((round(at * share), factor, max(1, round(over * share))) for at, factor, over in config.schedule.cuts)
     return replace(
         config,
-        data=replace(config.data, mixture_changes=changes),
+        data=data,
         model=model,
         schedule=replace(config.schedule, peak=max(config.schedule.peak, PEAK), cuts=cuts),
         batch=batch,
@@ -71,24 +74,6 @@ def shrink(config: Config) -> Config:
     )
 
 
-def _model(model: GPTConfig) -> GPTConfig:
-    """At most 2 layers, 2 key heads, 2 heads for each of them, and 32 features a head."""
-    whole = flops.resolve(model)
-    key_heads, head_dim = min(whole.key_heads, 2), min(whole.head_dim, 32)
-    heads = key_heads * min(whole.heads // whole.key_heads, 2)
-    width = heads * head_dim
-    return replace(
-        model,
-        layers=min(model.layers, 2),
-        width=width,
-        heads=heads,
-        key_heads=key_heads if model.key_heads else 0,
-        head_dim=head_dim if model.head_dim else 0,
-        mlp_width=max(2, 2 * round(width * model.mlp_width / model.width / 2)) if model.mlp_width else 0,
-        context=min(model.context, CONTEXT),
-    )
-
-
 def _batch(config: Config, context: int, tokens: int) -> tuple[BatchConfig, int]:
     """One microbatch, or two where the real batch grows or has several; and how many tokens that is in all, at most."""
     batch, devices = config.batch, config.parallel.devices or 1
@@ -97,7 +82,7 @@ def _batch(config: Config, context: int, tokens: int) -> tuple[BatchConfig, int]
     microbatch = max(fitting, default=1) * devices
     unit = microbatch * context
     sizes = [size for _, size in batch.tokens]
-    several = len(set(sizes)) > 1 or sizes[0] > batch.microbatch * config.model.context
+    several = len(set(sizes)) > 1 or sizes[0] > batch.microbatch * families.tokens(config.model)
     counts = [1 + (several and 2 * size >= min(sizes) + max(sizes)) for size in sizes]
     grown = UPDATES * unit * max(counts)
     starts = _scaled([start for start, _ in batch.tokens], grown / tokens, 1)
@@ -112,8 +97,9 @@ def _scaled(numbers: Sequence[int], factor: float, step: int) -> list[int]:
 
 def spike_update(config: Config) -> int:
     """An update of the small copy, from 1, at which the guard is armed and some are left; 0: there is none."""
-    plan = optim.batch_plan(config.batch, config.train, config.model.context)
-    changes = np.searchsorted(plan.tokens_before, [token for token, _ in config.data.mixture_changes])
+    plan = optim.batch_plan(config.batch, config.train, families.tokens(config.model))
+    announced = config.data.mixture_changes if isinstance(config.data, DataConfig) else ()
+    changes = np.searchsorted(plan.tokens_before, [token for token, _ in announced])
     turns = sorted({0, plan.updates, *plan.jumps.tolist(), *changes.tolist()})
     begin, end = max(pairwise(turns), key=lambda pair: pair[1] - pair[0])
     return end - ROOM if end - ROOM - begin > config.guard.armed else 0
@@ -321,7 +307,7 @@ def show(config: Config, *, keep: Path | None) -> int:
     """
     if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
         raise UserError(f"--keep {keep}: it is there already and not an empty folder; choose another place")
-    flops.check(config.model)
+    families.check(config.model)
     small = shrink(config)
     with Console() as console:
         _introduce(config, small, console)

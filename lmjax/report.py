@@ -8,14 +8,13 @@ from lmjax import machine, plots
 from lmjax import run as runs
 from lmjax.console import Console
 from lmjax.files import write_text
-from lmjax.generate import generate
 from lmjax.pytrees import count, digest
 from lmjax.run import Run
 from lmjax.train.state import State
 
 
 def summarise(run: Run, state: State, *, status: str, seconds: float, measured: dict[str, float]) -> dict[str, Any]:
-    """The fields of summary.json; `measured` holds val_loss and val_bits_per_byte, where they were measured."""
+    """The fields of summary.json; `measured` holds the task's scores (`val_...`), where they were measured."""
     update = int(state.update)
     return {
         "status": status,
@@ -24,6 +23,8 @@ def summarise(run: Run, state: State, *, status: str, seconds: float, measured: 
         "seconds": seconds,
         "val_loss": measured.get("val_loss"),
         "val_bits_per_byte": measured.get("val_bits_per_byte"),
+        **measured,
+        "expect": run.config.train.expect,
         "baselines": {},
         "digest": digest(state),
         "parameters": count(state.params),
@@ -35,28 +36,15 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, state: State, co
     """Measures the baselines, lets the model write, draws the curves, writes summary.json and shows it all."""
     if run.config.train.baselines:
         with console.phase("baselines"):
-            summary["baselines"] = runs.baselines(run)
+            summary["baselines"] = run.task.baselines()
+    with console.phase("measuring"):
+        summary |= run.task.finish(runs.averaged(state))
     with console.phase("writing a sample"):
-        sample = write_sample(run, state)
+        sample = run.task.sample(runs.averaged(state))
     write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     with console.phase("drawing"):
         pictures = plots.draw([run_dir], run_dir / "plots")
     console.final(summary, sample=sample, plots=pictures, commands=next_commands(run_dir))
-
-
-def write_sample(run: Run, state: State) -> str:
-    """A text of the model: `train.sample_prompt`, or the end of a document, continued."""
-    tokenizer, config = run.store.tokenizer, run.config
-    prompt = tokenizer.encode(config.train.sample_prompt) or [tokenizer.end_of_text or 0]
-    ids = generate(
-        run.model,
-        runs.averaged(state),
-        prompt=prompt,
-        max_tokens=config.train.sample_tokens,
-        temperature=0.8,
-        seed=config.seed,
-    )
-    return config.train.sample_prompt + tokenizer.decode(ids)
 
 
 def next_commands(run_dir: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """Where the parts are put together: a configuration becomes a run. What notebooks, tests and the doors call."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,15 +12,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from lmjax import faults, machine, objectives, optim, parallel, typed
-from lmjax.config import CausalConfig, Config, UserError
-from lmjax.data import examples, tokenizer
+from lmjax import faults, machine, optim, parallel, typed
+from lmjax.config import ClassificationConfig, Config, UserError
+from lmjax.data import records, tokenizer
 from lmjax.data.feed import prefetch
 from lmjax.data.order import Order, Ranges, to_ranges
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
-from lmjax.models import flops, ngram
-from lmjax.models.gpt import GPT
+from lmjax.models import families
+from lmjax.tasks import choose
+from lmjax.tasks.task import Task
 from lmjax.train import checkpoint
 from lmjax.train import state as states
 from lmjax.train import step as steps
@@ -29,8 +29,6 @@ from lmjax.train.history import History
 from lmjax.train.parts import Fed
 from lmjax.train.signals import StopRequest
 from lmjax.train.state import State
-
-BASELINE_TOKENS = 20_000_000
 
 
 class Interrupted(RuntimeError):
@@ -46,12 +44,21 @@ class Run:
 
     config: Config
     store: Store
-    order: Order
-    model: GPT
+    task: Task
     optimizer: optax.GradientTransformation
     plan: optim.BatchPlan
     rates: np.ndarray
     mesh: Mesh
+
+    @property
+    def order(self) -> Order:
+        """Which sample stands at which position."""
+        return self.task.order
+
+    @property
+    def model(self) -> Any:
+        """The Linen module that is trained."""
+        return self.task.model
 
 
 def resolve(config: Config, vocab_size: int) -> Config:
@@ -70,13 +77,12 @@ def resolve(config: Config, vocab_size: int) -> Config:
 
 def build(config: Config, store: Store) -> Run:
     """Puts the parts together. UserError: settings that do not fit each other, the data or the devices."""
-    config = resolve(config, store.tokenizer.vocab_size)
-    plan = optim.batch_plan(config.batch, config.train, context=config.model.context)
+    config = _with_labels(resolve(config, store.tokenizer.vocab_size), store)
+    plan = _plan(config)
     return Run(
         config=config,
         store=store,
-        order=sample_order(config, store),
-        model=GPT(config.model),
+        task=choose.build(config, store),
         optimizer=optim.optimizer(config.optimizer),
         plan=plan,
         rates=optim.learning_rates(config.schedule, plan),
@@ -84,47 +90,72 @@ def build(config: Config, store: Store) -> Run:
     )
 
 
-def sample_order(config: Config, store: Store) -> Order:
-    """Which sample stands at which position, from the configuration and the corpus alone."""
-    context, data = config.model.context, config.data
-    weights = tuple(source.weight for source in data.mixture) or (1.0,)
-    changes = ((0, weights), *((token // context, shares) for token, shares in data.mixture_changes))
-    return Order(
-        tuple(examples.windows(tokens, context) for tokens in store.sources),
-        seed=config.seed,
-        weights=changes,
-        exclude=data.exclude,
-        shuffle=data.shuffle,
-    )
+def _with_labels(config: Config, store: Store) -> Config:
+    """The labels of the data filled in. UserError: the configuration has others."""
+    objective = config.objective
+    if not isinstance(objective, ClassificationConfig):
+        return config
+    found = records.labels(store)
+    if objective.labels not in ((), found):
+        raise UserError(
+            f"the labels of the data are {', '.join(found)}, those of objective.labels others: leave it out"
+        )
+    return dataclasses.replace(config, objective=dataclasses.replace(objective, labels=found))
 
 
 def init(run: Run) -> State:
     """The state before update 0: a function of the configuration and the seed."""
-    make = partial(states.init, run.model, run.optimizer, seed=run.config.seed, **_state_settings(run.config))
-    return jax.jit(make, out_shardings=parallel.replicated(run.mesh))()
+    make = partial(_initial, run.config, run.task, run.optimizer)
+    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract(run)))()
 
 
-def _state_settings(config: Config) -> dict[str, Any]:
-    return {"ema": config.optimizer.ema > 0, "guard": config.guard}
+def abstract(run: Run) -> State:
+    """The shapes, dtypes and shardings of the state: what restoring a checkpoint needs. Nothing is computed."""
+    shapes = jax.eval_shape(partial(_initial, run.config, run.task, run.optimizer))
+
+    def placed(tree: Any, sharding: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+    state = placed(shapes, parallel.replicated(run.mesh))
+    return state.replace(carry=placed(shapes.carry, parallel.rows(run.mesh, leading=1)))
+
+
+def _initial(config: Config, task: Task, optimizer: optax.GradientTransformation) -> State:
+    inputs, named = task.example()
+    microbatches = int(_plan(config).microbatches.max())
+    return states.init(
+        task.model,
+        optimizer,
+        seed=config.seed,
+        ema=config.optimizer.ema > 0,
+        guard=config.guard,
+        inputs=inputs,
+        named=named,
+        carry=task.begin((microbatches, config.batch.microbatch)),
+    )
+
+
+def _plan(config: Config) -> optim.BatchPlan:
+    return optim.batch_plan(config.batch, config.train, families.tokens(config.model))
 
 
 def update_function(run: Run) -> Any:
     """The pure update `(state, batch) -> (state, metrics)`, jitted, its state donated."""
-    loss = partial(objectives.causal, run.model, config=run.config.objective, train=True)
+
+    def loss(params: Any, microbatch: Any, rng: jax.Array, *carry: Any) -> tuple[Any, ...]:
+        found = run.task.loss(params, microbatch, rng=rng, carry=carry[0] if carry else None, train=True)
+        return found if carry else found[:3]
+
     update = steps.make_update(
-        lambda params, microbatch, rng: loss(params, microbatch, rng=rng),
-        run.optimizer,
-        guard=run.config.guard,
-        ema=run.config.optimizer.ema,
-        seed=run.config.seed,
+        loss, run.optimizer, guard=run.config.guard, ema=run.config.optimizer.ema, seed=run.config.seed
     )
     return jax.jit(update, donate_argnums=0)
 
 
 def check(config: Config) -> None:
     """UserError: settings that cannot work whatever the data are."""
-    flops.check(config.model)
-    plan = optim.batch_plan(config.batch, config.train, config.model.context)
+    families.check(config.model)
+    plan = _plan(config)
     optim.learning_rates(config.schedule, plan)
     optim.optimizer(config.optimizer)
     parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch)
@@ -137,19 +168,10 @@ def tokens_after(run: Run, update: int) -> int:
 
 
 def describe_data(run: Run) -> list[str]:
-    """What is read, a line each: every source with the hash of its documents, then the tokens."""
-    store = run.store
-    lines = [
-        f"{source['name']}: {source['documents']:,} documents, sha256 {source['documents_sha256']}"
-        for source in store.manifest["sources"]
-    ]
-    tokens = f"{corpus_tokens(run):,} for training, {len(store.validation.ids):,} for validation"
-    return [*lines, f"tokens: {tokens}, {store.tokenizer.vocab_size:,} in the vocabulary"]
-
-
-def corpus_tokens(run: Run) -> int:
-    """Tokens of the training split, all sources together."""
-    return sum(len(tokens.ids) for tokens in run.store.sources)
+    """What is read, a line each: every source with the hash of its documents, then what the task makes of them."""
+    sources = run.store.manifest["sources"]
+    lines = [f"{s['name']}: {s['documents']:,} documents, sha256 {s['documents_sha256']}" for s in sources]
+    return [*lines, *run.task.describe()]
 
 
 # ---- Data to devices ------------------------------------------------------------------------------------------------
@@ -162,20 +184,8 @@ def host_batches(
     order = order or run.order
     while update < run.plan.updates:
         ids, cursor = order.take(cursor, int(run.plan.sequences[update]))
-        yield update, cursor, arrays(run, ids)
+        yield update, cursor, run.task.arrays(ids)
         update += 1
-
-
-def arrays(run: Run, ids: np.ndarray) -> dict[str, np.ndarray]:
-    """The rows (B, T) of these samples."""
-    return examples.causal(
-        run.store.sources,
-        ids,
-        order=run.order,
-        context=run.config.model.context,
-        packed=run.config.data.packed,
-        end_of_text=run.store.tokenizer.end_of_text,
-    )
 
 
 def batches(run: Run, update: int, cursor: int, past: History | None = None) -> Generator[Fed, None, None]:
@@ -247,77 +257,34 @@ def _microbatches(array: np.ndarray, rows: int, most: int) -> np.ndarray:
 
 
 def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, bool], dict[str, float]]:
-    """A function (state, whole) -> val_loss (nats a token) and val_bits_per_byte on the validation split.
+    """A function (state, whole) -> the task's scores on the validation split: `val_loss`, and what it adds.
 
-    It reads every token once, or the first `train.evaluate_batches` (`final_batches`, with `whole`) microbatches. The
+    It reads the whole split, or the first `train.evaluate_batches` (`final_batches`, with `whole`) microbatches. The
     average of the parameters is used where the run keeps one. Interrupted: `stop` was requested on the way.
     """
-    config = run.config
-
-    @jax.jit
-    def sums(params: Any, arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        # Without z-loss: the number to compare.
-        loss, weight, _ = objectives.causal(run.model, params, arrays, config=CausalConfig(), train=False)
-        return loss, weight
+    config, task = run.config, run.task
+    sums = jax.jit(task.measure)
 
     def evaluate(state: State, whole: bool) -> dict[str, float]:
         params, most = averaged(state), config.train.final_batches if whole else config.train.evaluate_batches
-        found = []
-        for number, rows in enumerate(validation_batches(run)):
+        found, carry = [], task.begin((config.batch.microbatch,))
+        for number, rows in enumerate(task.validation()):
             faults.reach("evaluate.batch")
             if number == most > 0:
                 break
             if stop is not None and stop.name and parallel.alone():  # else the others would wait for this one
                 raise Interrupted("the evaluation was interrupted by a signal")
-            found.append(sums(params, parallel.put_batch(rows, run.mesh, leading=0)))
-        totals = np.sum(np.asarray(jax.device_get(found), np.float64), axis=0)
-        loss = float(totals[0] / totals[1])
-        return {"val_loss": loss, "val_bits_per_byte": bits_per_byte(run, loss)}
+            some, carry = sums(params, parallel.put_batch(rows, run.mesh, leading=0), carry)
+            found.append(some)
+        found = jax.device_get(found)
+        return task.scores({name: float(np.sum([np.float64(some[name]) for some in found])) for name in found[0]})
 
     return evaluate
-
-
-def validation_batches(run: Run) -> Iterator[dict[str, np.ndarray]]:
-    """The validation split as microbatches of the shape that training uses."""
-    context, rows = run.config.model.context, run.config.batch.microbatch
-    return examples.validation(run.store.validation, context=context, microbatch=rows, **_packing(run))
-
-
-def bits_per_byte(run: Run, nats_per_token: float) -> float:
-    """The information of all predicted validation tokens over the bytes of their text: no matter which tokenizer."""
-    tokens, packing = run.store.validation, _packing(run)
-    unpredicted = run.store.tokenizer.decode(tokens.ids[examples.unpredicted(tokens, **packing)])
-    nats = nats_per_token * examples.predicted(tokens, **packing)
-    return nats / math.log(2) / (tokens.bytes - len(unpredicted.encode()))
-
-
-def _packing(run: Run) -> dict[str, Any]:
-    return {"packed": run.config.data.packed, "end_of_text": run.store.tokenizer.end_of_text}
 
 
 def averaged(state: State) -> Any:
     """The parameters to measure and to use: their moving average where there is one."""
     return state.params if state.ema is None else state.ema
-
-
-def baselines(run: Run) -> dict[str, float]:
-    """Bits per byte of a byte unigram and of an interpolated Kneser-Ney 5-gram over the same tokens, same split.
-
-    They count at most `BASELINE_TOKENS`, the same number from the start of each source.
-    """
-    tokenizer, sources = run.store.tokenizer, run.store.sources
-    training = [np.asarray(tokens.ids[: BASELINE_TOKENS // len(sources)]) for tokens in sources]
-    validation, end = np.asarray(run.store.validation.ids), tokenizer.end_of_text
-
-    def text(ids: np.ndarray) -> bytes:
-        return tokenizer.decode(ids[ids != end] if end is not None else ids).encode()
-
-    unigram = ngram.unigram_bits_per_byte(b"".join(map(text, training)), text(validation))
-    nats = ngram.kneser_ney(training, validation, vocab_size=tokenizer.vocab_size, order=5, end_of_text=end)
-    return {
-        "unigram_bits_per_byte": unigram,
-        "kneser_ney_5gram_bits_per_byte": bits_per_byte(run, nats / (len(validation) - 1)),
-    }
 
 
 def peak_flops(run: Run) -> float:
@@ -333,7 +300,7 @@ class Trained:
     """A model to use: `model.apply({"params": params}, ids)`."""
 
     config: Config
-    model: GPT
+    model: Any
     params: Any
     tokenizer: Tokenizer
     update: int
@@ -344,14 +311,15 @@ def load(run_dir: Path) -> Trained:
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run: it has no config.json")
     config = typed.from_json((run_dir / "config.json").read_text(), Config)
-    model = GPT(config.model)
-    init = partial(states.init, model, optim.optimizer(config.optimizer), **_state_settings(config))
+    task = choose.without_data(config)
     device = SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), jax.eval_shape(partial(init, seed=0))
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        jax.eval_shape(partial(_initial, config, task, optim.optimizer(config.optimizer))),
     )
     found, state, _ = checkpoint.load(run_dir / "checkpoints", abstract)
-    return Trained(config, model, averaged(state), tokenizer.load(run_dir / "tokenizer.json"), found.meta["update"])
+    known = tokenizer.load(run_dir / "tokenizer.json")
+    return Trained(config, task.model, averaged(state), known, found.meta["update"])
 
 
 def expected_vocabulary(config: Config) -> int:
@@ -361,4 +329,4 @@ def expected_vocabulary(config: Config) -> int:
         return config.model.vocab_size
     if choice.kind == "file":
         return tokenizer.load(Path(choice.path)).vocab_size
-    return {"bpe": choice.vocab_size, "bytes": 257, "characters": 100}[choice.kind]
+    return {"bytes": 257, "characters": 100}.get(choice.kind, choice.vocab_size)

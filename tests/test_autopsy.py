@@ -269,7 +269,7 @@ def test_the_gradient_is_the_one_that_the_update_takes(tiny: Config) -> None:
         state, feed = runs.init(run), runs.batches(run, 0, 0)
         fed = next(feed)
         feed.close()
-        total, weight = gradient(run, state.params, fed)
+        total, weight = gradient(run, state, fed)
         _, values = runs.update_function(run)(state, fed.batch)
     norms = [norm for leaves in layer_norms(total).values() for norm in leaves.values()]
     # Float32; with other masks of the dropout the first digits would differ.

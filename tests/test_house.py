@@ -35,6 +35,7 @@ ORDER = [
     "plots",
     "autopsy",
     "report",
+    "transfer",
     "launch",
     "audit",
     "rehearse",

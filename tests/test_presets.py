@@ -7,7 +7,7 @@ import pytest
 from lmjax import presets
 from lmjax.checks import check
 from lmjax.config import Config, UserError
-from lmjax.models import flops
+from lmjax.models import families
 from lmjax.typed import from_json, to_json
 
 SOURCE = '''
@@ -32,7 +32,7 @@ def wrong():
 def test_every_preset_is_sound_and_documented(name: str) -> None:
     config = presets.load(name)
     check(config)
-    flops.check(config.model)
+    families.check(config.model)
     assert presets.names()[name][1].strip()
     assert from_json(to_json(config), Config) == config
 
@@ -46,10 +46,12 @@ def test_every_preset_is_sound_and_documented(name: str) -> None:
         ("gpt2_1558m", 1_557_611_200),
         ("llama_1b", 1_235_814_400),
         ("llama_7b", 6_738_415_616),
+        ("bert_base", 110_106_428),
+        ("bert_large", 336_226_108),
     ],
 )
 def test_published_models_have_their_published_size(name: str, count: int) -> None:
-    assert flops.parameters(presets.load(name).model)["total"] == count
+    assert families.parameters(presets.load(name).model)["total"] == count
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_published_models_have_their_published_size(name: str, count: int) -> No
      ("13b", 12.85), ("175b", 174.6)],
 )  # fmt: skip
 def test_gpt3_has_the_sizes_of_its_table(name: str, billions: float) -> None:
-    total = flops.parameters(presets.load(f"gpt3_{name}").model)["total"]
+    total = families.parameters(presets.load(f"gpt3_{name}").model)["total"]
     assert total / 1e9 == pytest.approx(billions, rel=0.01)  # the table's column n_params, with its rounding
 
 

@@ -14,12 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lmjax import objectives
-from lmjax.config import CausalConfig
-from lmjax.data import examples
-from lmjax.models.gpt import GPT
 from lmjax.pytrees import leaf_names
 from lmjax.run import Run
+from lmjax.tasks.task import Task
 from lmjax.train import metrics
 from lmjax.train.history import History, Record
 from lmjax.train.parts import Fed
@@ -85,9 +82,9 @@ class Case:
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """The arrays (R, T) that were computed with, which are not what the store holds if something broke."""
+        """The arrays (R, ...) that were computed with, which are not what the store holds if something broke."""
         arrays = jax.device_get(self.fed.batch["arrays"])
-        return {name: a.reshape(-1, a.shape[-1])[: self.fed.sequences] for name, a in arrays.items()}
+        return {name: a.reshape(-1, *a.shape[2:])[: self.fed.sequences] for name, a in arrays.items()}
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -98,7 +95,7 @@ class Case:
     def losses_R(self) -> np.ndarray:
         """Cross-entropy of each row in nats per token, without dropout."""
         batch, params = self.fed.batch, self.state.params
-        found = [_row_losses(self.run.model, params, batch["arrays"], i) for i in range(int(batch["microbatches"]))]
+        found = [_row_losses(self.run.task, params, batch["arrays"], i) for i in range(int(batch["microbatches"]))]
         return np.concatenate(jax.device_get(found)).astype(np.float64)
 
     @cached_property
@@ -111,31 +108,32 @@ class Case:
 
 
 @partial(jax.jit, static_argnums=0)
-def _row_losses(model: GPT, params: Any, arrays: dict[str, Array], i: Array) -> Array:
-    sums_m, weights_m = objectives.causal_by_row(model, params, {name: array[i] for name, array in arrays.items()})
+def _row_losses(task: Task, params: Any, arrays: dict[str, Array], i: Array) -> Array:
+    sums_m, weights_m = task.by_row(params, {name: array[i] for name, array in arrays.items()})
     return sums_m / jnp.where(weights_m == 0, 1, weights_m)
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _add_gradient(
-    model: GPT, config: CausalConfig, total: Any, params: Any, arrays: dict[str, Array], key: Array, i: Array
+    task: Task, total: Any, params: Any, arrays: dict[str, Array], carry: Any, key: Array, i: Array
 ) -> Any:
     """`total`, (gradient of the loss sum, weight sum), with microbatch i."""
 
     def objective(params: Any) -> tuple[Array, Array]:
         microbatch, rng = {name: array[i] for name, array in arrays.items()}, jax.random.fold_in(key, i)
-        loss, weight, _ = objectives.causal(model, params, microbatch, rng=rng, config=config, train=True)
-        return loss, weight
+        goes_on = jax.tree.map(lambda leaf: leaf[i], carry)
+        found = task.loss(params, microbatch, rng=rng, carry=goes_on, train=True)
+        return found.loss, found.weight
 
     return jax.tree.map(jnp.add, total, jax.grad(objective, has_aux=True)(params))
 
 
-def gradient(run: Run, params: Any, fed: Fed) -> tuple[Any, Array]:
+def gradient(run: Run, state: State, fed: Fed) -> tuple[Any, Array]:
     """The gradient of a batch as `step.make_update` takes it, dropout included, but not yet divided by the weight."""
     key = jax.random.fold_in(jax.random.key(run.config.seed), fed.update)
-    total: Any = jax.tree.map(jnp.zeros_like, params), jnp.float32(0)
+    total: Any = jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0)
     for i in range(int(fed.batch["microbatches"])):
-        total = _add_gradient(run.model, run.config.objective, total, params, fed.batch["arrays"], key, i)
+        total = _add_gradient(run.task, total, state.params, fed.batch["arrays"], state.carry, key, i)
     return total
 
 
@@ -186,39 +184,6 @@ def _band(values_W: Array, count: int, *, floor: float = 0.0, floor_share: float
     median = float(np.median(values))
     deviation = 1.4826 * float(np.median(np.abs(values - median)))  # of a normal distribution
     return median, max(deviation, floor, floor_share * abs(median))
-
-
-# ---- Where a sample comes from --------------------------------------------------------------------------------------
-
-
-def source_name(run: Run, source: int) -> str:
-    """What the store calls a source."""
-    return run.store.manifest["sources"][source]["name"]
-
-
-def documents_of(run: Run, sample: int) -> list[tuple[int, int]]:
-    """(source, document) of every document that a sample reads tokens of, counted from 0 in the training split."""
-    source, start = _start(run, sample)
-    starts, size = run.store.sources[source].starts, len(run.store.sources[source].ids)
-    stop = start + run.config.model.context  # the last token read, as a target
-    first, last = np.searchsorted(starts, [start, stop % size], side="right") - 1
-    documents = range(first, last + 1) if stop < size else (*range(first, len(starts)), *range(last + 1))
-    return [(source, int(document)) for document in documents]
-
-
-def _start(run: Run, sample: int) -> tuple[int, int]:
-    """Source and first token of a sample."""
-    source, start = examples.begin(run.store.sources, sample, order=run.order, context=run.config.model.context)
-    return int(source), int(start)
-
-
-def place(run: Run, sample: int) -> str:
-    """The documents of a sample in words, and where it begins in the first."""
-    found = documents_of(run, sample)
-    source, start = _start(run, sample)
-    offset = start - int(run.store.sources[source].starts[found[0][1]])
-    last = f" to document {found[-1][1]}" if len(found) > 1 else ""
-    return f"document {found[0][1]} from its token {offset:,}{last}"
 
 
 def _float(value: float | None) -> float:

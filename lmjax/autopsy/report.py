@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from lmjax import parallel
-from lmjax import run as runs
 from lmjax.autopsy import case as cases
 from lmjax.autopsy.case import Case
 from lmjax.autopsy.picture import figure
@@ -176,8 +175,7 @@ def _mean(case: Case, finite: np.ndarray, odd: int) -> str:
 def _sequences(case: Case) -> str:
     """The worst sequences decoded, with where they come from."""
     run, rows, losses = case.run, case.rows, case.losses_R
-    tokens_RW = np.concatenate([rows["inputs_BT"], rows["targets_BT"][:, -1:]], axis=1)
-    stored = runs.arrays(run, case.ids)
+    stored = run.task.arrays(case.ids)
     other = sum(any((rows[name][i] != stored[name][i]).any() for name in stored) for i in range(len(losses)))
     parts = [f"{len(losses)} sequences, at the positions {case.fed.before:,} to {case.fed.cursor:,}; the worst first."]
     if other:
@@ -188,10 +186,10 @@ def _sequences(case: Case) -> str:
         sample = int(case.ids[row])
         source, epoch, window = (int(part) for part in run.order.split_id(sample))
         parts.append(
-            f"**Loss {_n(losses[row])}**: sample {sample}, source {_inline(cases.source_name(run, source))}, "
-            f"epoch {epoch}, window {window}, {cases.place(run, sample)}"
+            f"**Loss {_n(losses[row])}**: sample {sample}, source {_inline(run.task.source_name(source))}, "
+            f"epoch {epoch}, window {window}, {run.task.place(sample)}"
         )
-        parts.append(_code(run.store.tokenizer.decode(tokens_RW[row])[:CHARACTERS]))
+        parts.append(_code(run.task.row_text(rows, row)[:CHARACTERS]))
     rest = losses[case.worst[SHOWN:]]
     if len(rest):
         parts.append(f"The other {len(rest)} sequences: loss {_n(rest[-1])} to {_n(rest[0])}.")
@@ -200,7 +198,7 @@ def _sequences(case: Case) -> str:
 
 def _layers(case: Case) -> str:
     """Norms of the batch's gradient and of the parameters, from the first layer to the last."""
-    total, weight = cases.gradient(case.run, case.state.params, case.fed)
+    total, weight = cases.gradient(case.run, case.state, case.fed)
     scale = abs(float(weight)) or 1.0
     gradients, params = cases.layer_norms(total), cases.layer_norms(case.state.params)
     norms = {group: math.hypot(*leaves.values()) / scale for group, leaves in gradients.items()}
@@ -234,15 +232,13 @@ def _documents(case: Case) -> str:
     tried = [[i for pair in record["samples"] for i in range(*pair)] for record in case.suspects] or [case.ids.tolist()]
     samples, batches = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
     for ids in tried:
-        found = Counter(place for sample in ids for place in cases.documents_of(run, sample))
+        found = Counter(place for sample in ids for place in run.task.documents_of(sample))
         samples.update(found)
         batches.update(found.keys())
     rows = []
     for place in sorted(samples, key=lambda place: (-batches[place], -samples[place], place))[:SHOWN]:
-        tokens = run.store.sources[place[0]]
-        start = int(tokens.starts[place[1]])
-        begins = _inline(run.store.tokenizer.decode(tokens.ids[start : start + BEGINNING])[:BEGINNING])
-        rows.append([_inline(cases.source_name(run, place[0])), place[1], batches[place], samples[place], begins])
+        begins = _inline(run.task.beginning(*place, BEGINNING)[:BEGINNING])
+        rows.append([_inline(run.task.source_name(place[0])), place[1], batches[place], samples[place], begins])
     head = f"{sum(map(len, tried)):,} samples of {len(tried)} batches lie in {len(samples):,} documents"
     most = "; those that most lie in:" if len(samples) > SHOWN else ":"
     return f"{head}{most}\n\n{_table('source|document|batches|samples|begins', rows)}"

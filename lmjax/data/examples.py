@@ -54,22 +54,42 @@ def causal(
     Returns `inputs_BT`, `targets_BT` int32 and `weights_BT` float32; if packed also `segments_BT` (from 1 in each
     row) and `positions_BT` (from 0 in each segment), int32. Rows stand in the order of `ids`.
     """
-    source_B, start_B = begin(sources, ids, order=order, context=context)
+    place = begin(sources, ids, order=order, context=context)
+    return rows(sources, *place, context=context, packed=packed, end_of_text=end_of_text)
+
+
+def rows(
+    sources: Sequence["Tokens"],
+    source_B: np.ndarray,
+    start_B: np.ndarray,
+    *,
+    context: int,
+    packed: bool = False,
+    end_of_text: int | None = None,
+) -> Batch:
+    """The rows whose windows begin at these tokens of these sources, as `causal` returns them."""
     block_BW = np.empty((len(start_B), context + 1), np.int32)
     begins_BW, unknown_BW = np.zeros((2, *block_BW.shape), bool) if packed else (None, None)
     for i, tokens in enumerate(sources):
-        rows = np.flatnonzero(source_B == i)
-        block_BW[rows] = _gather(tokens.ids, start_B[rows], context + 1)
+        mine = np.flatnonzero(source_B == i)
+        block_BW[mine] = _gather(tokens.ids, start_B[mine], context + 1)
         if packed:
-            _mark(begins_BW, unknown_BW, tokens, rows, start_B, end_of_text)
+            _mark(begins_BW, unknown_BW, tokens, mine, start_B, end_of_text)
     return _batch(block_BW, np.ones((len(start_B), context), np.float32), begins_BW, unknown_BW)
 
 
 def begin(sources: Sequence["Tokens"], ids: Any, *, order: Order, context: int) -> tuple[np.ndarray, np.ndarray]:
     """(source, first token of the window on the source's ring) of each sample; int64, of the shape of `ids`."""
     source, epoch, window = order.split_id(ids)
+    return source, window_start(sources, source, epoch, window, order=order, context=context)
+
+
+def window_start(
+    sources: Sequence["Tokens"], source: Any, epoch: Any, window: Any, *, order: Order, context: int
+) -> np.ndarray:
+    """The first token, on its source's ring, of each window of an epoch."""
     length = np.asarray([len(tokens.ids) for tokens in sources])[source]
-    return source, (window * context + order.shift(source, epoch, length)) % length
+    return (window * context + order.shift(source, epoch, length)) % length
 
 
 def validation(
@@ -79,8 +99,11 @@ def validation(
     microbatch: int,
     packed: bool = False,
     end_of_text: int | None = None,
+    streams: bool = False,
 ) -> Iterator[Batch]:
     """The whole split, from its start to its end, as batches of `microbatch` rows like `causal`'s.
+
+    streams: row r of all batches together reads the r-th part of the split in order, instead of batch by batch.
 
     Every token but the first is the target of exactly one place; weights are 0 behind the end (segment 0 there) and,
     if packed, at the targets of `unpredicted`. All batches have one shape. UserError: nothing to predict.
@@ -88,8 +111,10 @@ def validation(
     size = len(tokens.ids)
     if size < 2:
         raise UserError(f"the validation split has {size} tokens; add text or raise data.validation_fraction")
-    for row in range(0, -(-(size - 1) // context), microbatch):
-        start_B = (row + np.arange(microbatch)) * context
+    count = -(-(size - 1) // (context * microbatch))
+    for number in range(count):
+        window_B = np.arange(microbatch) * count + number if streams else np.arange(microbatch) + number * microbatch
+        start_B = window_B * context
         place_BW = start_B[:, None] + np.arange(context + 1)
         real_BW = place_BW < size
         block_BW = np.where(real_BW, tokens.ids[np.minimum(place_BW, size - 1)], 0).astype(np.int32)

@@ -1,8 +1,8 @@
-"""Closed forms of a GPT: its sizes, parameters, floating-point operations and memory. Needs no JAX."""
+"""Closed forms of a GPT: its sizes, parameters, floating-point operations and activations. Needs no JAX."""
 
 from dataclasses import replace
 
-from lmjax.config import GPTConfig, OptimizerConfig, UserError
+from lmjax.config import GPTConfig, UserError
 
 
 def resolve(config: GPTConfig) -> GPTConfig:
@@ -94,42 +94,7 @@ def _keys(config: GPTConfig) -> float:
     return sum((end - start) * seen for start, end, seen in query_blocks(T, T, True)) / T
 
 
-def memory(
-    config: GPTConfig, microbatch: int, *, optimizer: OptimizerConfig | None = None, accumulate: bool = False
-) -> dict[str, float]:
-    """Bytes that an update needs on a device that computes `microbatch` sequences of a full context at once.
-
-    Nothing is sharded. `accumulate`: a second gradient, the sum over microbatches. Parameters, gradients and the
-    optimizer's state are exact; activations and logits are what the backward pass of `remat` keeps, an estimate that
-    compiled programs meet within a factor of 1.5.
-    """
-    count, optimizer = parameters(config)["total"], optimizer or OptimizerConfig()
-    tokens = microbatch * config.context
-    parts = {
-        "parameters": 4.0 * count,
-        "gradients": 4.0 * count * (1 + accumulate),
-        "optimizer": 4.0 * _optimizer_values(config, optimizer),
-        "average": 4.0 * count * (optimizer.ema > 0),
-        "activations": tokens * _activation_bytes(config),
-        "logits": tokens * 8.0 * config.vocab_size,
-    }
-    return {name: size for name, size in parts.items() if size} | {"total": sum(parts.values())}
-
-
-def _optimizer_values(config: GPTConfig, optimizer: OptimizerConfig) -> float:
-    """How many float32 values the optimizer keeps."""
-    sizes = parameters(config)
-    match optimizer.name:
-        case "lion":
-            return sizes["total"]
-        case "adafactor":  # one value a row and a column of each matrix
-            return 2 * sizes["total"] / config.width
-        case "muon":  # one moment for the matrices of the blocks, Adam's two for the rest
-            return 2 * sizes["total"] - sizes["attention"] - sizes["mlp"]
-    return 2 * sizes["total"]
-
-
-def _activation_bytes(config: GPTConfig) -> float:
+def activation_bytes(config: GPTConfig) -> float:
     """Bytes a token: what every layer keeps for the backward pass, and what the layer being computed has in hand."""
     c = resolve(config)
     D, narrow = c.width, 2 if c.dtype == "bfloat16" else 4

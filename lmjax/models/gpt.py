@@ -117,8 +117,9 @@ class GPT(nn.Module):
         segments_BT: Array | None = None,
         positions_BT: Array | None = None,
         train: bool = False,
+        head: bool = True,
     ) -> Array:
-        """Logits (B, T, V), float32.
+        """Logits (B, T, V), float32; without `head` the features (B, T, D) that they are made of.
 
         segments_BT: positions see each other only within a segment (packed documents). positions_BT: default 0, 1, ...
         train: applies dropout, from the "dropout" generator. With `capture` and mutable=["intermediates"], the
@@ -141,9 +142,11 @@ class GPT(nn.Module):
             x_BTD = dropout(x_BTD, c.dropout, embed_key)
         x_BTD = self._blocks(c, x_BTD, key, turn, segments_BT)
         x_BTD = Norm(c.norm, c.norm_epsilon, c.bias, name="final_norm")(x_BTD)
+        if not head:
+            return x_BTD
         with jax.named_scope("logits"):
-            head = tokens.logits if c.tied else Dense(c.vocab_size, c.init_std, False, c.dtype, name="head")
-            return head(x_BTD)
+            output = tokens.logits if c.tied else Dense(c.vocab_size, c.init_std, False, c.dtype, name="head")
+            return output(x_BTD)
 
     @nn.nowrap
     def _blocks(

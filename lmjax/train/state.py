@@ -1,5 +1,6 @@
 """The training state: everything an update changes."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ from lmjax.train.guard import Window, empty
 @struct.dataclass
 class State:
     """params and ema: pytrees of the model's parameters (ema: their running average, or None). opt_state:
-    optax's. window: what the guard remembers of accepted updates.
+    optax's. window: what the guard remembers of accepted updates. carry: what the rows of the next batch go on with
+    (a recurrent model's state), or None.
 
     update: int32, how many updates have been applied. It, with the seed, also stands for the state of the
     random generator: keys are derived from the two, never stored.
@@ -26,9 +28,7 @@ class State:
     ema: Any
     update: jax.Array
     window: Window
-
-
-ONE_TOKEN = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    carry: Any = None
 
 
 def init(
@@ -38,18 +38,20 @@ def init(
     seed: int,
     ema: bool = False,
     guard: GuardConfig,
-    inputs: jax.ShapeDtypeStruct = ONE_TOKEN,
+    inputs: Sequence[Any] = (),
+    named: Mapping[str, Any] | None = None,
+    carry: Any = None,
 ) -> State:
     """The state before the first update, a pure function of its arguments.
 
-    `inputs` is the shape that the model is called with; no parameter's shape depends on it in a language
-    model. Call it under `jit`, where the model's forward pass is never computed, with `out_shardings` made
-    from `jax.eval_shape` of it: then no parameter ever exists unsharded.
+    `inputs` and `named` are arrays that the model can be called with (default: one token id); no parameter's shape
+    depends on theirs in a language model. Call it under `jit`, where the model's forward pass is never computed, with
+    `out_shardings` made from `jax.eval_shape` of it: then no parameter ever exists unsharded.
     """
-    variables = model.init(jax.random.key(seed), jnp.zeros(inputs.shape, inputs.dtype))
+    variables = model.init(jax.random.key(seed), *(inputs or (jnp.zeros((1, 1), jnp.int32),)), **(named or {}))
     params = nn.unbox(variables["params"])
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return State(params, optimizer.init(params), average, jnp.int32(0), empty(guard))
+    return State(params, optimizer.init(params), average, jnp.int32(0), empty(guard), carry)
 
 
 def abstract(state: Any) -> Any:

@@ -15,7 +15,7 @@ from lmjax.config import GuardConfig
 from lmjax.train import guard as guards
 from lmjax.train.state import State
 
-Loss = Callable[[Any, dict[str, Array], Array], tuple[Array, Array, dict[str, Array]]]
+Loss = Callable[..., tuple[Any, ...]]
 Update = Callable[[State, dict[str, Any]], tuple[State, dict[str, Array]]]
 
 
@@ -24,7 +24,9 @@ def make_update(
 ) -> Update:
     """The function `update(state, batch) -> (state, metrics)`, to be jitted with `donate_argnums=0`.
 
-    loss: (params, microbatch, key) -> (loss sum, weight sum, dict of further sums), all float32 scalars.
+    loss: (params, microbatch, key) -> (loss sum, weight sum, dict of further sums), all float32 scalars. Where the
+    state has a `carry`, whose leaves are (K, ...), the loss also takes that of its microbatch and returns the next,
+    both last.
     batch: `arrays`, a dict of (K, m, ...); `microbatches`, int32 k with 1 <= k <= K: only the first k are
     read, and one compiled program serves every k; `learning_rate`, float32; and, if given, `stretch`, int32: how many
     announced changes came before (the guard starts anew at each), and `update`, int32: the number of applied updates
@@ -45,7 +47,7 @@ def make_update(
     def update(state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.update)
         with jax.named_scope("gradients"):
-            gradients, (loss_sum, weight, sums) = _accumulate(loss, state.params, batch, key)
+            (gradients, (loss_sum, weight, sums)), carry = _accumulate(loss, state.params, batch, key, state.carry)
             scale = 1 / jnp.where(weight > 0, weight, 1)
             gradients = jax.tree.map(lambda g: g * scale, gradients)
             norm = optax.tree.norm(gradients)
@@ -63,7 +65,7 @@ def make_update(
             finite = jnp.isfinite(loss_mean) & jnp.isfinite(norm) & jnp.isfinite(param_norm)
             signs = guards.assess(state.window, loss_mean, log_norm, finite, stretch, guard)
             window, diverged = guards.accept(state.window, loss_mean, log_norm, stretch, guard)
-            after = State(params, opt_state, average, state.update + 1, window)
+            after = State(params, opt_state, average, state.update + 1, window, carry)
             apply = batch.get("update", state.update) == state.update
             if guard.policy != "off":
                 apply &= ~signs.suspect
@@ -91,20 +93,29 @@ def make_update(
 
 
 def _accumulate(
-    loss: Loss, params: Any, batch: dict[str, Any], key: Array
-) -> tuple[Any, tuple[Array, Array, dict[str, Array]]]:
-    """Over the first k microbatches: gradient of the loss sum, and (loss sum, weight sum, further sums)."""
+    loss: Loss, params: Any, batch: dict[str, Any], key: Array, carry: Any
+) -> tuple[tuple[Any, tuple[Array, Array, dict[str, Array]]], Any]:
+    """Over the first k microbatches: (gradient of the loss sum, (loss sum, weight sum, further sums)); the carry."""
 
-    def one(i: Any) -> Any:
+    def one(i: Any, carry: Any) -> Any:
         def objective(params: Any) -> tuple[Array, Any]:
             microbatch = {name: array[i] for name, array in batch["arrays"].items()}
-            loss_sum, weight, sums = loss(params, microbatch, jax.random.fold_in(key, i))
-            return loss_sum, (loss_sum, weight, sums)
+            goes_on = () if carry is None else (jax.tree.map(lambda leaf: leaf[i], carry),)
+            loss_sum, weight, sums, *after = loss(params, microbatch, jax.random.fold_in(key, i), *goes_on)
+            return loss_sum, ((loss_sum, weight, sums), after)
 
-        return jax.grad(objective, has_aux=True)(params)
+        gradients, (sums, after) = jax.grad(objective, has_aux=True)(params)
+        if carry is not None:
+            carry = jax.tree.map(lambda leaf, new: leaf.at[i].set(new), carry, after[0])
+        return (gradients, sums), carry
+
+    def add(i: Any, so_far: Any) -> Any:
+        total, carry = so_far
+        more, carry = one(i, carry)
+        return jax.tree.map(jnp.add, total, more), carry
 
     most = len(next(iter(batch["arrays"].values())))
     if most == 1:
-        return one(0)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, 0))
-    return lax.fori_loop(0, batch["microbatches"], lambda i, total: jax.tree.map(jnp.add, total, one(i)), zeros)
+        return one(0, carry)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, 0, carry)[0])
+    return lax.fori_loop(0, batch["microbatches"], add, (zeros, carry))

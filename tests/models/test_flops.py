@@ -8,7 +8,7 @@ import pytest
 
 from lmjax import objectives, pytrees
 from lmjax.config import CausalConfig, GPTConfig, OptimizerConfig, UserError
-from lmjax.models import flops
+from lmjax.models import families, flops
 from lmjax.models.gpt import GPT, init_params
 
 GPT2 = GPTConfig(vocab_size=50_257)
@@ -134,7 +134,7 @@ def test_memory_is_near_that_of_the_compiled_program(remat, dtype):
     """Scanned: without a scan XLA merges on CPU what remat computes twice. It also keeps bfloat16 as float32 there."""
     config = GPTConfig(layers=6, width=256, heads=4, context=256, vocab_size=512, remat=remat, dtype=dtype)
     compiled = lowered(config, 8).compile().memory_analysis()
-    estimate = flops.memory(config, 8)
+    estimate = families.memory(config, 8)
     assert compiled.argument_size_in_bytes == pytest.approx(estimate["parameters"], rel=0.01)
     assert compiled.output_size_in_bytes == pytest.approx(estimate["gradients"], rel=0.01)
     ratio = compiled.temp_size_in_bytes / (estimate["activations"] + estimate["logits"])
@@ -144,15 +144,15 @@ def test_memory_is_near_that_of_the_compiled_program(remat, dtype):
 def test_memory_of_the_optimizer_and_of_accumulation():
     config = dataclasses.replace(GPT2, layers=2, width=64)
     count = flops.parameters(config)["total"]
-    adam = flops.memory(config, 1)
+    adam = families.memory(config, 1)
     assert (adam["parameters"], adam["gradients"], adam["optimizer"]) == (4 * count, 4 * count, 8 * count)
     assert adam["total"] == sum(size for name, size in adam.items() if name != "total")
-    assert flops.memory(config, 1, accumulate=True)["gradients"] == 8 * count
-    assert flops.memory(config, 1, optimizer=OptimizerConfig(name="lion", ema=0.99))["optimizer"] == 4 * count
-    assert flops.memory(config, 1, optimizer=OptimizerConfig(ema=0.99))["average"] == 4 * count
-    assert flops.memory(config, 2)["activations"] == 2 * adam["activations"]
-    assert count < flops.memory(config, 1, optimizer=OptimizerConfig(name="muon"))["optimizer"] / 4 < 2 * count
-    assert flops.memory(config, 1, optimizer=OptimizerConfig(name="adafactor"))["optimizer"] < count
+    assert families.memory(config, 1, accumulate=True)["gradients"] == 8 * count
+    assert families.memory(config, 1, optimizer=OptimizerConfig(name="lion", ema=0.99))["optimizer"] == 4 * count
+    assert families.memory(config, 1, optimizer=OptimizerConfig(ema=0.99))["average"] == 4 * count
+    assert families.memory(config, 2)["activations"] == 2 * adam["activations"]
+    assert count < families.memory(config, 1, optimizer=OptimizerConfig(name="muon"))["optimizer"] / 4 < 2 * count
+    assert families.memory(config, 1, optimizer=OptimizerConfig(name="adafactor"))["optimizer"] < count
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""BERT (Devlin et al. 2019): its two sizes, one for a laptop, and the fine-tuning of a classifier."""
+
+from lmjax.config import (
+    BatchConfig,
+    BERTConfig,
+    CheckpointConfig,
+    ClassificationConfig,
+    Config,
+    DataConfig,
+    MaskedConfig,
+    OptimizerConfig,
+    RecordsConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+
+def bert_tiny() -> Config:
+    """A small BERT on the English that comes with Python."""
+    return Config(
+        name="bert_tiny",
+        data=DataConfig(
+            tokenizer=TokenizerConfig(kind="wordpiece", vocab_size=4096), validation_fraction=0.1, document="file"
+        ),
+        model=BERTConfig(
+            layers=4, width=192, heads=4, mlp_width=512, context=128, dropout=0.0, scan=False, dtype="bfloat16"
+        ),
+        objective=MaskedConfig(),
+        optimizer=OptimizerConfig(name="muon"),
+        schedule=ScheduleConfig(peak=2e-3, warmup=0.05, unit="updates"),
+        batch=BatchConfig(tokens=((0, 4096),), microbatch=32),
+        train=TrainConfig(updates=1500, evaluate_every=150, log_every=10),
+        checkpoint=CheckpointConfig(every=250),
+    )
+
+
+def bert_base() -> Config:
+    """BERT base: 12 layers, 768 wide, 110,106,428 parameters with both heads; for a TPU slice or 8 GPUs."""
+    return _paper("bert_base", layers=12, width=768, heads=12)
+
+
+def bert_large() -> Config:
+    """BERT large: 24 layers, 1024 wide, 336,226,108 parameters with both heads; for a TPU slice or 8 GPUs."""
+    return _paper("bert_large", layers=24, width=1024, heads=16)
+
+
+def _paper(name: str, *, layers: int, width: int, heads: int) -> Config:
+    # Appendix A.2: 256 sequences of 512 tokens, 1,000,000 updates, 10,000 of them rising, then linearly to 0.
+    return Config(
+        name=name,
+        data=DataConfig(
+            source="hub:wikimedia/wikipedia:20231101.en",
+            document="file",
+            tokenizer=TokenizerConfig(kind="wordpiece", vocab_size=30_522),
+        ),
+        model=BERTConfig(layers=layers, width=width, heads=heads, vocab_size=30_522, remat="dots", dtype="bfloat16"),
+        objective=MaskedConfig(),
+        optimizer=OptimizerConfig(beta2=0.999, epsilon=1e-6, weight_decay=0.01),
+        schedule=ScheduleConfig(peak=1e-4, warmup=0.01, shape="linear", final=0.0, unit="updates"),
+        batch=BatchConfig(tokens=((0, 256 * 512),), microbatch=32),
+        train=TrainConfig(updates=1_000_000, evaluate_every=10_000, evaluate_batches=64, log_every=100),
+        checkpoint=CheckpointConfig(every=10_000),
+    )
+
+
+def classify() -> Config:
+    """A classifier on a pretrained model: give `init_from=RUN`; which part of Python a passage is about."""
+    return Config(
+        name="classify",
+        data=RecordsConfig(
+            source="docstrings",
+            texts=("text",),
+            label="label",
+            tokenizer=TokenizerConfig(kind="wordpiece", vocab_size=4096),
+            validation_fraction=0.2,
+        ),
+        model=BERTConfig(layers=4, width=192, heads=4, mlp_width=512, context=128, dropout=0.1, scan=False),
+        objective=ClassificationConfig(),
+        # Appendix A.3: 3 epochs, rates from 2e-5 to 5e-5 for the large models; small ones learn faster.
+        optimizer=OptimizerConfig(beta2=0.999, epsilon=1e-6, weight_decay=0.01),
+        schedule=ScheduleConfig(peak=3e-4, warmup=0.1, shape="linear", final=0.0, unit="updates"),
+        batch=BatchConfig(tokens=((0, 16 * 128),), microbatch=16),
+        train=TrainConfig(updates=150, evaluate_every=50, log_every=10),
+        checkpoint=CheckpointConfig(every=50),
+    )

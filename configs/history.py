@@ -1,0 +1,60 @@
+"""The models that came before GPT, at the size of a laptop: feed-forward and recurrent, character by character."""
+
+from lmjax.config import (
+    BatchConfig,
+    CausalConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    NNLMConfig,
+    OptimizerConfig,
+    RNNConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+
+def nnlm() -> Config:
+    """Bengio et al. 2003: a feed-forward model of the next word from the four before it, on English of Python."""
+    return Config(
+        name="nnlm",
+        data=DataConfig(tokenizer=TokenizerConfig(kind="bpe", vocab_size=4096), validation_fraction=0.1),
+        model=NNLMConfig(order=5, width=60, hidden=100, context=64, dropout=0.1),
+        objective=CausalConfig(),
+        # The paper decays weights by 1e-4 and trains by stochastic gradient descent for weeks; AdamW takes minutes.
+        optimizer=OptimizerConfig(beta2=0.99, weight_decay=0.1),
+        schedule=ScheduleConfig(peak=2e-3, warmup=0.02, unit="updates"),
+        batch=BatchConfig(tokens=((0, 2048),), microbatch=32),
+        train=TrainConfig(updates=1500, evaluate_every=250, log_every=10),
+        checkpoint=CheckpointConfig(every=250),
+    )
+
+
+def char_rnn() -> Config:
+    """A character-level recurrent network of two layers (Karpathy 2015): the simple tanh cell."""
+    return _characters("char_rnn", "tanh", peak=2e-3)
+
+
+def lstm() -> Config:
+    """The same with LSTM cells."""
+    return _characters("lstm", "lstm", peak=4e-3)
+
+
+def gru() -> Config:
+    """The same with GRU cells."""
+    return _characters("gru", "gru", peak=4e-3)
+
+
+def _characters(name: str, cell: str, *, peak: float) -> Config:
+    return Config(
+        name=name,
+        data=DataConfig(tokenizer=TokenizerConfig(kind="bytes"), validation_fraction=0.1),
+        model=RNNConfig(cell=cell, layers=2, width=256, context=64),  # type: ignore[arg-type]
+        # Gradients of recurrent networks explode: the clip is theirs (Pascanu et al. 2013).
+        optimizer=OptimizerConfig(beta2=0.99, weight_decay=0.0, clip=1.0),
+        schedule=ScheduleConfig(peak=peak, warmup=0.02, unit="updates"),
+        batch=BatchConfig(tokens=((0, 64 * 64),), microbatch=64),
+        train=TrainConfig(updates=1500, evaluate_every=250, log_every=10, sample_tokens=300),
+        checkpoint=CheckpointConfig(every=250),
+    )

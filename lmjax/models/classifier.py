@@ -1,0 +1,47 @@
+"""A pretrained encoder or decoder with one more layer, which tells the class of a row.
+
+Shapes: B batch, T positions, D width, C classes.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from lmjax.config import BERTConfig, GPTConfig, ModelConfig
+from lmjax.models.bert import BERT
+from lmjax.models.gpt import GPT
+from lmjax.models.layers import Dense, dropout
+
+
+class Classifier(nn.Module):
+    """Token ids to logits of classes (B, C), float32.
+
+    On BERT the layer reads what the pooler makes of [CLS] (Devlin et al. 2019, section 4.1), on GPT the last token's
+    features (Radford et al. 2018, section 3.2). The parameters have the names they have in the pretrained model, but
+    for `classifier/kernel` (D, C), normal(init_std), and `classifier/bias` (C), 0; heads that are not used are absent.
+    """
+
+    config: ModelConfig
+    classes: int
+
+    def setup(self) -> None:
+        c: Any = self.config
+        assert isinstance(c, BERTConfig | GPTConfig)
+        self.encoder: Any = BERT(c) if isinstance(c, BERTConfig) else GPT(c)
+        nn.share_scope(self, self.encoder)  # or a pretrained model's parameters would need other names
+        self.classifier = Dense(self.classes, c.init_std)
+
+    def __call__(self, inputs_BT: Array, *, kinds_BT: Array, real_BT: Array, train: bool = False) -> Array:
+        """kinds_BT: 0 in the first text, 1 in the second (BERT). real_BT: 1 for tokens, 0 for padding behind them."""
+        c: Any = self.config
+        if isinstance(c, BERTConfig):
+            real_BT = real_BT.astype(jnp.int32)
+            _, x_BD = self.encoder.encode(inputs_BT, kinds_BT=kinds_BT, real_BT=real_BT, train=train)
+        else:
+            x_BTD = self.encoder(inputs_BT, train=train, head=False)
+            last_B = jnp.maximum(jnp.sum(real_BT > 0, axis=-1) - 1, 0)
+            x_BD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
+        x_BD = dropout(x_BD, c.dropout, self.make_rng("dropout") if train and c.dropout else None)
+        return self.classifier(x_BD)

@@ -1,0 +1,117 @@
+"""Starting from what another run has learned: its parameters, where their names and shapes match."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from lmjax import run as runs
+from lmjax import typed
+from lmjax.config import Config, TokenizerConfig, UserError
+from lmjax.data import tokenizer
+from lmjax.pytrees import digest, path_name
+from lmjax.run import Run
+from lmjax.train.state import State
+
+_OWN = ("dropout", "scan", "remat", "dtype")  # how the new run computes, not what the old one has learned
+
+
+def adopt(config: Config) -> Config:
+    """With `init_from` a run: the configuration with that run's model and tokenizer, or parameters would not fit.
+
+    Of the model, how it computes stays as configured (dropout, scan, remat, dtype), where the families agree.
+    UserError: no such run or file.
+    """
+    source = Path(config.init_from)
+    if not config.init_from or source.suffix == ".safetensors":
+        return config
+    if not (source / "config.json").is_file():
+        raise UserError(f"init_from={source} is not a run (it has no config.json) and not a .safetensors file")
+    theirs, ours = typed.from_json((source / "config.json").read_text(), Config).model, config.model
+    if theirs.family == ours.family:
+        own = {name: getattr(ours, name) for name in _OWN if hasattr(ours, name)}
+        theirs = dataclasses.replace(theirs, **own)
+    choice = TokenizerConfig(kind="file", path=str(source / "tokenizer.json"))
+    return dataclasses.replace(config, model=theirs, data=dataclasses.replace(config.data, tokenizer=choice))
+
+
+def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, Any]]:
+    """The state before update 0, and what the journal says of where it comes from.
+
+    With `init_from` its parameters (the average, where the source keeps one) replace the initial ones of the same name
+    and shape; what was taken, what is new and what was left is reported. UserError: the source cannot be read, has
+    another tokenizer or shape, or nothing matches.
+    """
+    state: Any = runs.init(run)
+    source = Path(run.config.init_from)
+    if not run.config.init_from:
+        return state, {}
+    found = _parameters(run, source)
+    named = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+    wrong = [name for name in named if name in found and found[name].shape != named[name].shape]
+    if wrong:
+        sizes = ", ".join(f"{name} is {named[name].shape}, there {found[name].shape}" for name in wrong[:3])
+        raise UserError(f"init_from={source} has parameters of other shapes: {sizes}; give the model its sizes")
+    taken = [name for name in named if name in found]
+    if not taken:
+        raise UserError(
+            f"init_from={source} has no parameter of this model; it has {', '.join(sorted(found)[:5])}, ..."
+        )
+
+    def leaf(path: tuple[Any, ...], ours: jax.Array) -> jax.Array:
+        name = path_name(path)
+        return jax.device_put(found[name].astype(ours.dtype), ours.sharding) if name in found else ours
+
+    params = jax.tree_util.tree_map_with_path(leaf, state.params)
+    values = sum(named[name].size for name in taken)
+    report(f"{source}: {len(taken)} of {len(named)} parameters taken, {values:,} values")
+    for what, names in (("begin anew", set(named) - set(taken)), ("are not used", set(found) - set(named))):
+        if names:
+            report(f"  {what}: {', '.join(sorted(names))}")
+    average = None if state.ema is None else jax.tree.map(lambda x: x.copy(), params)
+    return state.replace(params=params, ema=average), {"init_from": str(source), "init_sha256": digest(params)}
+
+
+def _parameters(run: Run, source: Path) -> dict[str, np.ndarray]:
+    """Leaves by name, as this run's model has them: stacked over layers if it scans, else not."""
+    if source.suffix == ".safetensors":
+        try:
+            found = {name.replace(".", "/"): leaf for name, leaf in load_file(source).items()}
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"init_from={source} cannot be read: {error}") from None
+    else:
+        theirs = tokenizer.load(source / "tokenizer.json").sha256
+        if theirs != run.store.tokenizer.sha256:
+            raise UserError(
+                f"init_from={source} was trained with another tokenizer; set data.tokenizer.kind=file "
+                f"data.tokenizer.path={source / 'tokenizer.json'}"
+            )
+        params = runs.load(source).params
+        found = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    model: Any = run.config.model
+    return _stacked(found) if getattr(model, "scan", False) else _unstacked(found)
+
+
+def _unstacked(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    result = {}
+    for name, leaf in leaves.items():
+        if name.startswith("blocks/"):
+            result |= {f"block_{i}/{name[len('blocks/') :]}": layer for i, layer in enumerate(leaf)}
+        else:
+            result[name] = leaf
+    return result
+
+
+def _stacked(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    result = {name: leaf for name, leaf in leaves.items() if not re.match(r"block_\d+/", name)}
+    layers: dict[str, dict[int, np.ndarray]] = {}
+    for name, leaf in leaves.items():
+        if match := re.match(r"block_(\d+)/(.*)", name):
+            layers.setdefault(f"blocks/{match[2]}", {})[int(match[1])] = leaf
+    return result | {name: np.stack([parts[i] for i in sorted(parts)]) for name, parts in layers.items()}
