@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for name, add, summary in (
         ("train", _train_arguments, "train a model, or resume a run"),
         ("plan", _plan_arguments, "what a run will do and need; nothing is trained"),
-        ("generate", _generate_arguments, "continue a prompt with a trained model"),
+        ("generate", _generate_arguments, "let a trained model continue, translate, fill in or classify a text"),
         ("plot", _plot_arguments, "draw the curves of one or several runs"),
         ("audit", _audit_arguments, "check a run and say what happened to it"),
         ("rehearse", _rehearse_arguments, "prove on a small copy of a configuration that its run survives faults"),
@@ -216,7 +216,12 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run directory")
-    parser.add_argument("--prompt", required=True, help="the text to continue")
+    what = "the text to continue, translate or classify, or with a [MASK] for each word to fill in (BERT)"
+    parser.add_argument("--prompt", required=True, help=what)
+        "--prompt",
+        required=True,
+        help="the text to continue or translate, with [MASK]s to fill in (BERT), or to classify",
+    )
     parser.add_argument("--max-tokens", type=int, default=200, metavar="N")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the most likely token")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K most likely tokens (0: all)")
@@ -227,7 +232,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in ("max_tokens", "temperature", "top_k", "top_p", "seed")}
-    return _with_jax(lambda launch: launch.print_continuation(options.model, options.prompt, **settings))
+    return _with_jax(lambda launch: launch.print_answer(options.model, options.prompt, **settings))
 
 
 def _plot_arguments(parser: argparse.ArgumentParser) -> None:

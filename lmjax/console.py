@@ -313,6 +313,11 @@ def evaluation_line(record: Mapping[str, Any]) -> str:
         f"update {record['update']}",
         f"validation loss {_digits(record.get('val_loss'))}",
         _known(record.get("val_bits_per_byte"), lambda value: f"{value:.3f} bits per byte"),
+        *(
+            f"{key.removeprefix('val_').replace('_', ' ')} {_digits(value)}"
+            for key, value in record.items()
+            if key.startswith("val_") and key not in ("val_loss", "val_bits_per_byte")
+        ),
     ]
     return "  ".join(part for part in parts if part)
 

@@ -24,7 +24,6 @@ from lmjax.config import ClassificationConfig, Config, DataConfig, TrackConfig, 
 from lmjax.console import Console
 from lmjax.data import store as stores
 from lmjax.files import locked, write_text
-from lmjax.generate import generate
 from lmjax.models import families
 from lmjax.run import Run
 from lmjax.train import checkpoint, guard, loop, metrics, rollback
@@ -357,9 +356,8 @@ def show_plan(config: Config) -> int:
     return FINISHED
 
 
-def print_continuation(run_dir: Path, prompt: str, **settings: Any) -> int:
-    """Prints `prompt` continued by the newest checkpoint of a run."""
+def print_answer(run_dir: Path, prompt: str, **settings: Any) -> int:
+    """Prints what the newest checkpoint of a run makes of `prompt`: continued, translated, filled in or classified."""
     trained = runs.load(run_dir)
-    ids = trained.tokenizer.encode(prompt)
-    print(prompt + trained.tokenizer.decode(generate(trained.model, trained.params, prompt=ids, **settings)))
+    print(trained.task.answer(trained.params, prompt, tokenizer=trained.tokenizer, **settings))
     return FINISHED

@@ -44,13 +44,13 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, state: State, co
     write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     with console.phase("drawing"):
         pictures = plots.draw([run_dir], run_dir / "plots")
-    console.final(summary, sample=sample, plots=pictures, commands=next_commands(run_dir))
+    console.final(summary, sample=sample, plots=pictures, commands=next_commands(run_dir, prompt=run.task.prompt))
 
 
-def next_commands(run_dir: Path) -> list[str]:
+def next_commands(run_dir: Path, *, prompt: str) -> list[str]:
     """What a person can do with a finished run."""
     return [
-        f'lmjax generate {run_dir} --prompt "Return the"',
+        f'lmjax generate {run_dir} --prompt "{prompt}"',
         f"lmjax audit {run_dir}",
         f"python train.py {run_dir / 'config.json'} seed=1 --run-dir {run_dir.with_name('again')}",
     ]

@@ -300,10 +300,15 @@ class Trained:
     """A model to use: `model.apply({"params": params}, ids)`."""
 
     config: Config
-    model: Any
+    task: Task
     params: Any
     tokenizer: Tokenizer
     update: int
+
+    @property
+    def model(self) -> Any:
+        """The Linen module."""
+        return self.task.model
 
 
 def load(run_dir: Path) -> Trained:
@@ -319,7 +324,7 @@ def load(run_dir: Path) -> Trained:
     )
     found, state, _ = checkpoint.load(run_dir / "checkpoints", abstract)
     known = tokenizer.load(run_dir / "tokenizer.json")
-    return Trained(config, task.model, averaged(state), known, found.meta["update"])
+    return Trained(config, task, averaged(state), known, found.meta["update"])
 
 
 def expected_vocabulary(config: Config) -> int:

@@ -243,7 +243,7 @@ def test_a_trained_model_continues_a_prompt(tiny: Config, tmp_path: Path, capsys
     texts = []
     for seed in (0, 0, 1):
         capsys.readouterr()
-        launch.print_continuation(tmp_path / "run", "the cat", max_tokens=40, seed=seed)
+        launch.print_answer(tmp_path / "run", "the cat", max_tokens=40, seed=seed)
         texts.append(capsys.readouterr().out)
     assert texts[0].startswith("the cat")
     assert texts[0] == texts[1] != texts[2]

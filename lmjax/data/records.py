@@ -15,7 +15,7 @@ or of any class above it, hold the row.
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,6 +274,17 @@ def validation(store: "Store", *, plan: Buckets, microbatch: int) -> Iterator[Ba
         weights = batch["weights_B" if _has_labels(store) else "weights_BT"]
         weights[start + np.arange(microbatch) >= len(records)] = 0
         yield batch
+
+
+def row(tokenizer: Tokenizer, texts: Sequence[str], *, context: int) -> Batch:
+    """One record that no store holds, as `labelled` gives it, its label 0."""
+    from lmjax.data.store import Store, Tokens  # which itself reads records through this file
+
+    one = np.zeros(1, np.int64)
+    ids = [np.asarray(encoded) for encoded in tokenizer.encode_batch(texts)]
+    streams = {f"train-{column}": Tokens(array, one, 0, "") for column, array in enumerate(ids)}
+    store = Store(Path(), tokenizer, streams | {"train-label": Tokens(one, one, 0, "")}, "", {})
+    return _labelled(store, "train", one, (context,), context=context)
 
 
 def _pairs(store: "Store", side: Side, records: np.ndarray, widths: tuple[int, ...]) -> Batch:

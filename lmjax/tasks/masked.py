@@ -8,24 +8,28 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from lmjax import objectives
-from lmjax.config import Config, MaskedConfig
+from lmjax.config import Config, MaskedConfig, UserError
 from lmjax.data import masking
 from lmjax.data.store import Store
+from lmjax.data.tokenizer import Tokenizer
 from lmjax.models import families
 from lmjax.tasks.task import Batch, Loss
 from lmjax.tasks.text import TextTask, sample_order
 
-SHOWN = 3  # rows of the sample
+SHOWN, GUESSES = 3, 5  # rows of the sample, tokens for a gap
 
 
 @dataclass(frozen=True, eq=False)
 class Masked(TextTask):
     """Masked language model and next sentence (Devlin et al. 2019)."""
+
+    prompt = "Return a [MASK] of the file."
 
     @classmethod
     def build(cls, config: Config, store: Store) -> "Masked":
@@ -107,6 +111,28 @@ class Masked(TextTask):
             lines.append(self.row_text(batch, row))
             pairs = zip(guesses_BP[row, used].tolist(), batch["targets_BP"][row, used].tolist(), strict=True)
             lines.append("  fills in: " + ", ".join(self._guess(guess, target) for guess, target in pairs))
+        return "\n".join(lines)
+
+    def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
+        """The likeliest tokens for each [MASK] in the prompt. UserError: there is none, or the prompt is too long."""
+        known = masking.facts(tokenizer)
+        pieces = tokenizer.encode_batch(prompt.split("[MASK]"))
+        ids = [known.cls, *pieces[0], *(id for piece in pieces[1:] for id in (known.mask, *piece)), known.sep]
+        places = [place for place, id in enumerate(ids) if id == known.mask]
+        if not places:
+            raise UserError("this model fills gaps: write [MASK] where a word is missing in the prompt")
+        if len(ids) > self.config.model.context:
+            raise UserError(f"the prompt has {len(ids)} tokens, model.context is {self.config.model.context}")
+        row: Any = np.zeros((1, self.config.model.context), np.int32)
+        row[0, : len(ids)] = ids
+        real_BT = (np.arange(row.shape[1]) < len(ids)).astype(np.int32)[None]
+        named: dict[str, Any] = {"kinds_BT": np.zeros_like(row), "real_BT": real_BT, "places_BP": np.asarray([places])}
+        outputs: Any = self.model.apply({"params": params}, row, **named)
+        chances_PV = np.asarray(jax.nn.softmax(outputs.logits_BPV[0]))
+        lines = []
+        for number, chances_V in enumerate(chances_PV, 1):
+            best = np.argsort(-chances_V)[:GUESSES].tolist()
+            lines.append(f"[MASK] {number}: " + ", ".join(f"{tokenizer.token(i)} {chances_V[i]:.1%}" for i in best))
         return "\n".join(lines)
 
     def _guess(self, guess: int, target: int) -> str:

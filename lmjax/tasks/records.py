@@ -14,9 +14,10 @@ from jax import Array
 
 from lmjax import objectives
 from lmjax.beam import translate
-from lmjax.config import ClassificationConfig, Config, RecordsConfig, TranslationConfig
+from lmjax.config import ClassificationConfig, Config, RecordsConfig, TranslationConfig, UserError
 from lmjax.data import records
 from lmjax.data.store import Store
+from lmjax.data.tokenizer import Tokenizer
 from lmjax.models import families
 from lmjax.models.classifier import Classifier
 from lmjax.optim import batch_plan
@@ -61,6 +62,11 @@ class RecordsTask(Task):
     def validation(self) -> Iterator[Batch]:
         return records.validation(self.store, plan=self.buckets, microbatch=self.config.batch.microbatch)
 
+    @property
+    def _lowercase(self) -> bool:
+        assert isinstance(self.config.data, RecordsConfig)
+        return self.config.data.lowercase
+
     def _record(self, sample: int) -> int:
         return int(self.buckets.find(np.asarray([sample]), self.order)[1][0])
 
@@ -68,6 +74,8 @@ class RecordsTask(Task):
 @dataclass(frozen=True, eq=False)
 class Translation(RecordsTask):
     """Source text to target text (Vaswani et al. 2017)."""
+
+    prompt = "3 March 1987"
 
     @classmethod
     def build(cls, config: Config, store: Store) -> "Translation":
@@ -122,27 +130,41 @@ class Translation(RecordsTask):
         """(source, target, what the model makes of it) of the validation split's records, evenly spread if `most`."""
         count = int(sum(map(len, self.buckets.validation)))
         wanted = set(np.linspace(0, count - 1, min(most, count) or count).astype(int).tolist()) if most else None
-        number, end, objective = 0, self.store.tokenizer.end_of_text or 0, self._objective
+        number, end = 0, self.store.tokenizer.end_of_text or 0
         for batch in self.validation():
             rows = [row for row in range(len(batch["source_BS"])) if batch["weights_BT"][row].any()]
             if wanted is None or wanted & set(range(number, number + len(rows))):
-                ids_BT = translate(
-                    self.model,
-                    params,
-                    batch["source_BS"],
-                    batch["source_mask_BS"],
-                    begin=end,
-                    end=end,
-                    max_length=self.config.model.context,
-                    beams=objective.beam,
-                    length_penalty=objective.length_penalty,
-                )
+                ids_BT = self._decode(params, batch["source_BS"], batch["source_mask_BS"], end)
                 for row in rows:
                     if wanted is None or number + row in wanted:
                         target = batch["targets_BT"][row][batch["weights_BT"][row] > 0]
                         source = batch["source_BS"][row][batch["source_mask_BS"][row] > 0]
                         yield self._text(source), self._text(target), self._text(ids_BT[row])
             number += len(rows)
+
+    def _decode(self, params: Any, source_BS: np.ndarray, mask_BS: np.ndarray, end: int) -> np.ndarray:
+        objective = self._objective
+        return translate(
+            self.model,
+            params,
+            source_BS,
+            mask_BS,
+            begin=end,
+            end=end,
+            max_length=self.config.model.context,
+            beams=objective.beam,
+            length_penalty=objective.length_penalty,
+        )
+
+    def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
+        """The prompt, translated as `objective.beam` says. UserError: it is too long."""
+        end, text = tokenizer.end_of_text or 0, prompt.lower() if self._lowercase else prompt
+        ids = [*tokenizer.encode(text), end]
+        if len(ids) > self.config.model.context:
+            raise UserError(f"the prompt has {len(ids)} tokens, model.context is {self.config.model.context}")
+        source_BS = np.asarray([ids], np.int32)
+        made_T = self._decode(params, source_BS, np.ones(source_BS.shape, np.float32), end)[0]
+        return tokenizer.decode(made_T[made_T != end])
 
     def _text(self, ids: np.ndarray) -> str:
         return self.store.tokenizer.decode(ids[ids != self.store.tokenizer.end_of_text])
@@ -232,6 +254,14 @@ class Classification(RecordsTask):
             verdict = names[given] if names[given] == label else f"{names[given]} (is {label})"
             lines.append(f"{verdict}: {self._row(batch, row)}")
         return "\n".join(lines)
+
+    def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
+        """The chance of each label, highest first; a tab parts the two texts of a pair."""
+        texts = (prompt.lower() if self._lowercase else prompt).split("\t")
+        batch = records.row(tokenizer, texts, context=self.config.model.context)
+        chances_C = np.asarray(jax.nn.softmax(self.logits(params, batch, train=False)[0]))
+        order = np.argsort(-chances_C).tolist()
+        return "\n".join(f"{chances_C[i]:6.1%}  {self._objective.labels[i]}" for i in order)
 
     def row_text(self, rows: Batch, row: int) -> str:
         return f"{self._objective.labels[int(rows['labels_B'][row])]}: {self._row(rows, row)}"

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,7 @@ from jax import Array
 from lmjax.config import Config
 from lmjax.data.order import Order
 from lmjax.data.store import Store
+from lmjax.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
 Sums = dict[str, Array]
@@ -101,6 +102,14 @@ class Task(ABC):
         store = self.store
         tokens = f"{self.epoch:,} for training, {len(store.validation.ids):,} for validation"
         return [f"tokens: {tokens}, {store.tokenizer.vocab_size:,} in the vocabulary"]
+
+    # ---- Using -------------------------------------------------------------------------------------------------
+
+    prompt: ClassVar[str] = "Return the"  # an example for `answer`
+
+    @abstractmethod
+    def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
+        """What the trained model makes of a text; reads no data. `settings` are those of `generate`."""
 
     # ---- Where samples come from -------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from lmjax.config import CausalConfig, Config, DataConfig, RNNConfig, UserError
 from lmjax.data import examples
 from lmjax.data.order import Order
 from lmjax.data.store import Store
+from lmjax.data.tokenizer import Tokenizer
 from lmjax.generate import generate
 from lmjax.models import families, ngram, rnn
 from lmjax.tasks.task import Batch, Loss, Task
@@ -143,11 +144,14 @@ class Causal(TextTask):
 
     def sample(self, params: Any) -> str:
         """`train.sample_prompt`, or the end of a document, continued."""
-        tokenizer, config = self.store.tokenizer, self.config
-        prompt = tokenizer.encode(config.train.sample_prompt) or [tokenizer.end_of_text or 0]
-        settings = {"max_tokens": config.train.sample_tokens, "temperature": 0.8, "seed": config.seed}
-        ids = generate(self.model, params, prompt=prompt, **settings)
-        return config.train.sample_prompt + tokenizer.decode(ids)
+        train, tokenizer = self.config.train, self.store.tokenizer
+        settings = {"max_tokens": train.sample_tokens, "temperature": 0.8, "seed": self.config.seed}
+        return self.answer(params, train.sample_prompt, tokenizer=tokenizer, **settings)
+
+    def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
+        """The prompt (empty: the beginning of a document), continued."""
+        ids = tokenizer.encode(prompt) or [tokenizer.end_of_text or 0]
+        return prompt + tokenizer.decode(generate(self.model, params, prompt=ids, **settings))
 
     def _packing(self) -> dict[str, Any]:
         return {"packed": data_of(self.config).packed, "end_of_text": self.store.tokenizer.end_of_text}
