@@ -218,10 +218,6 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run directory")
     what = "the text to continue, translate or classify, or with a [MASK] for each word to fill in (BERT)"
     parser.add_argument("--prompt", required=True, help=what)
-        "--prompt",
-        required=True,
-        help="the text to continue or translate, with [MASK]s to fill in (BERT), or to classify",
-    )
     parser.add_argument("--max-tokens", type=int, default=200, metavar="N")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the most likely token")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K most likely tokens (0: all)")
