@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         ("plot", _plot_arguments, "draw the curves of one or several runs"),
         ("audit", _audit_arguments, "check a run and say what happened to it"),
         ("rehearse", _rehearse_arguments, "prove on a small copy of a configuration that its run survives faults"),
+        ("ladder", _ladder_arguments, "the history of language models, side by side at equal compute"),
         ("tokenizer", _tokenizer_arguments, "train a tokenizer"),
     ):
         add(
@@ -293,6 +294,32 @@ def _rehearse(options: argparse.Namespace) -> int:
         from lmjax import rehearse
 
         return rehearse.show(config, keep=options.keep)
+
+    return _with_jax(call)
+
+
+def _ladder_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="*", metavar="key.path=value", help="changes to every rung (the presets ladder_NAME)"
+    )
+    parser.add_argument("--compute", type=float, metavar="FLOPS", help="training FLOPs of each rung (default: 3e13)")
+    parser.add_argument("--out", type=Path, default=Path("runs/ladder"), metavar="DIR", help="default: runs/ladder")
+    parser.add_argument("--rungs", metavar="A,B", help="only these of ngram,nnlm,rnn,lstm,gpt")
+    parser.add_argument("--bert", type=Path, metavar="RUN", help="put the pseudo-likelihood of this run of BERT beside")
+    parser.set_defaults(function=_ladder)
+
+
+def _ladder(options: argparse.Namespace) -> int:
+    def call(launch: Any) -> int:
+        from lmjax import ladder
+
+        return ladder.show(
+            options.rungs.split(",") if options.rungs is not None else ladder.ALL,
+            options.out,
+            compute=ladder.COMPUTE if options.compute is None else options.compute,
+            changes=options.words,
+            bert=options.bert,
+        )
 
     return _with_jax(call)
 

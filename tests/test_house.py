@@ -39,6 +39,7 @@ ORDER = [
     "launch",
     "audit",
     "rehearse",
+    "ladder",
     "runtime",
     "cli",
 ]
