@@ -1,7 +1,6 @@
 """Every family of models is a pure function of its configuration: stopped, killed, given bad data, it ends with the
 same bits, and the audit finds nothing."""
 
-import signal
 from pathlib import Path
 
 import pytest
