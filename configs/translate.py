@@ -19,11 +19,11 @@ def translate() -> Config:
     return Config(
         name="translate",
         data=RecordsConfig(source="dates", tokenizer=TokenizerConfig(kind="bytes")),
-        model=TransformerConfig(layers=2, width=128, heads=4, context=64, dropout=0.0),
+        model=TransformerConfig(layers=2, width=128, heads=4, context=48, dropout=0.0),
         objective=TranslationConfig(label_smoothing=0.0, beam=1, scored=1000),
         optimizer=OptimizerConfig(beta2=0.98, epsilon=1e-9, weight_decay=0.0),
         schedule=ScheduleConfig(peak=1e-3, warmup=0.05, unit="updates"),
-        batch=BatchConfig(tokens=((0, 64 * 128),), microbatch=64),
+        batch=BatchConfig(tokens=((0, 64 * 96),), microbatch=64),
         train=TrainConfig(updates=1500, evaluate_every=250, log_every=10, expect=(("val_exact", 0.99, 1.0),)),
         checkpoint=CheckpointConfig(every=250),
     )

@@ -268,13 +268,14 @@ class GuardConfig:
         `off` applies everything. All three give the same bits as long as nothing is suspect.
     window: accepted losses and log gradient norms remembered. armed: how many are needed before a batch can be suspect;
         armed_hard: before it can be suspect for a hard reason. An announced change (batch size, mixture) starts anew.
-    loss_z, loss_floor: suspect above this z; the deviation counts as at least this share of the median.
+    loss_z, loss_floor, loss_floor_nats: suspect above this z; the deviation counts as at least this share of the median,
+        and as so many nats (a task that is learned to the end has losses near zero, which differ by large factors).
     grad_z, grad_floor, grad_loss_z: suspect if the log gradient norm is above grad_z (deviation at least grad_floor)
         and the loss above grad_loss_z. hard_z: above this, or not finite, a suspect is hard.
     in_a_row, hard_in_a_row, several, among: a rollback is triggered by so many suspects in a row, so many hard ones in
         a row, or `several` of the last `among` batches; parameters that are not finite trigger at once.
     divergence_window, divergence_mads, divergence_share: and so does a median of the last so many losses that exceeds
-        the best such median by so many MADs and by this share.
+        the best such median by so many MADs, by this share, and by loss_z x loss_floor_nats.
     margin, horizon: a checkpoint is healthy with no suspect from `margin` updates before it to min(horizon,
         checkpoint.every) after it; a rollback goes to the newest that lies `margin` updates before the onset.
     attribute: first replay the same data once, and skip it only if the spike comes again.
@@ -294,6 +295,7 @@ class GuardConfig:
     armed_hard: int = 8
     loss_z: float = 6.0
     loss_floor: float = 0.005
+    loss_floor_nats: float = 0.02
     grad_z: float = 8.0
     grad_floor: float = 0.1
     grad_loss_z: float = 2.0

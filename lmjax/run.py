@@ -227,7 +227,7 @@ def _fed(run: Run, update: int, before: int, cursor: int, rate: np.floating, row
         "arrays": parallel.put_batch({name: _microbatches(a, microbatch, most) for name, a in rows.items()}, run.mesh),
         **parallel.put(scalars, parallel.replicated(run.mesh)),
     }
-    return Fed(update, before, cursor, count, float(rate), stretch, batch)
+    return Fed(update, before, cursor, count, float(rate), stretch, batch, run.task.share(rows))
 
 
 def stretch_of(run: Run, update: int, cursor: int) -> int:

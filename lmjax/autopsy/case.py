@@ -77,7 +77,7 @@ class Case:
         """Median and robust deviation of the losses and of the log gradient norms in the window, as the guard's z is
         counted; NaN where there are none."""
         config, window = self.run.config.guard, self.state.window
-        losses = _band(window.losses_W, self.count, floor_share=config.loss_floor)
+        losses = _band(window.losses_W, self.count, floor=config.loss_floor_nats, floor_share=config.loss_floor)
         return losses, _band(window.log_norms_W, self.count, floor=config.grad_floor)
 
     @cached_property

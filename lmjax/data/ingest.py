@@ -103,8 +103,8 @@ class _Ingestion:
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, split: Split, progress: Progress, number: int) -> None:
         self.folder, self.tokenizer, self.split, self.progress = folder, tokenizer, split, progress
-        self.train = _Stream(folder, f"train-{number}", tokenizer.vocab_size)
-        self.validation = _Stream(folder, "validation", tokenizer.vocab_size)
+        self.train = Stream(folder, f"train-{number}", tokenizer.vocab_size)
+        self.validation = Stream(folder, "validation", tokenizer.vocab_size)
         self.current = {s.name: s for s in (self.train, self.validation)}.get(progress.stream)
         self.end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
 
@@ -198,7 +198,7 @@ def _read_ahead(batches: Iterator[_Batch]) -> Generator[_Batch, None, None]:
 # ---- Writing ----------------------------------------------------------------------------------------------------
 
 
-class _Stream:
+class Stream:
     """A stream of token ids that grows: `NAME.ids`, and the documents' offsets in `NAME.starts`."""
 
     def __init__(self, folder: Path, name: str, vocab_size: int) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from lmjax.config import RecordsConfig, UserError
 from lmjax.data import rows
-from lmjax.data.ingest import BATCH, Report, _Stream, dtype
+from lmjax.data.ingest import BATCH, Report, Stream, dtype
 from lmjax.data.order import Order
 from lmjax.data.rows import SIDES, Record, Side
 from lmjax.data.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ def ingest(
     numbers: dict[str, int] = {}  # of the labels, as they come
     labels: dict[Side, array[int]] = {side: array("L") for side in SIDES}
     with ExitStack() as stack:
-        streams = {name: stack.enter_context(closing(_Stream(folder, name, tokenizer.vocab_size))) for name in names}
+        streams = {name: stack.enter_context(closing(Stream(folder, name, tokenizer.vocab_size))) for name in names}
         for batch in _batches(rows.records(config)):
             encoded = iter(tokenizer.encode_batch([text for _, record in batch for text in record.texts]))
             for side, record in batch:

@@ -123,7 +123,7 @@ class BERT(nn.Module):
         self.kind_embedding = table(c.segments)
         self.position_embedding = table(c.context)
         self.embedding_norm = Norm("layernorm", c.norm_epsilon)
-        block = _rematerialised(c)
+        block = gpt.rematerialised(Block, c.remat, c.scan)
         if c.scan:
             in_axes: Any = (0, nn.broadcast)  # keys; real_BT
             scanned = nn.scan(
@@ -185,14 +185,6 @@ class BERT(nn.Module):
             return x_BTD, jnp.tanh(self.pooler(x_BTD[:, 0]))
 
 
-def _rematerialised(c: BERTConfig) -> type[Block]:
-    """As in GPT: the block with the backward pass of `remat`."""
-    if c.remat == "none":
-        return Block
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
-    return nn.remat(Block, policy=policy, prevent_cse=not c.scan)
-
-
 # ---- Parameters -------------------------------------------------------------------------------------------------
 
 
@@ -221,13 +213,8 @@ def _init_params(c: BERTConfig, seed: Array) -> dict[str, Any]:
 
 
 def logical_axes(params: Any) -> Any:
-    """For each leaf the tuple of its axes' names, by LOGICAL_AXES; of the same structure as `params`."""
-
-    def axes(path: tuple[Any, ...], _: Any) -> tuple[str, ...]:
-        names = [part.key for part in path]
-        return ("layers",) * ("blocks" in names) + LOGICAL_AXES["/".join(names[-2:])]
-
-    return jax.tree_util.tree_map_with_path(axes, params)
+    """As `gpt.logical_axes`, by this file's table."""
+    return gpt.logical_axes(params, LOGICAL_AXES)
 
 
 # ---- Closed forms -----------------------------------------------------------------------------------------------

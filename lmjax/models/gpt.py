@@ -24,6 +24,7 @@ The spread and the scaling by depth are GPT-2's (section 2.3). Biases exist with
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -158,7 +159,7 @@ class GPT(nn.Module):
         segments_BT: Array | None,
     ) -> Array:
         keys = None if key is None else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(c.layers))
-        block = _rematerialised(Block, c)
+        block = rematerialised(Block, c.remat, c.scan)
         if c.scan:
             in_axes: Any = (0, nn.broadcast, nn.broadcast)  # keys; turn, segments_BT
             scanned = nn.scan(
@@ -175,15 +176,16 @@ class GPT(nn.Module):
         return x_BTD
 
 
-def _rematerialised(block: type[Block], c: GPTConfig) -> type[Block]:
-    """The block with the backward pass of `remat`: `dots` keeps the results of products with weights, no scores.
+def rematerialised(block: Any, remat: str, scan: bool) -> Any:
+    """A module of one layer with the backward pass of `remat`: `dots` keeps the results of products with weights, no
+    scores.
 
     On CPU it takes a scan to save memory: in one program XLA merges what is computed twice.
     """
-    if c.remat == "none":
+    if remat == "none":
         return block
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
-    return nn.remat(block, policy=policy, prevent_cse=not c.scan)
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return nn.remat(block, policy=policy, prevent_cse=not scan)
 
 
 # ---- Parameters -------------------------------------------------------------------------------------------------
@@ -227,11 +229,11 @@ def unstack(params: dict[str, Any]) -> dict[str, Any]:
     return {name: leaf for name, leaf in params.items() if name != "blocks"} | unrolled
 
 
-def logical_axes(params: Any) -> Any:
-    """For each leaf the tuple of its axes' names, by LOGICAL_AXES; of the same structure as `params`."""
+def logical_axes(params: Any, table: Mapping[str, tuple[str, ...]] = LOGICAL_AXES) -> Any:
+    """For each leaf the tuple of its axes' names, by the table; of the same structure as `params`."""
 
     def axes(path: tuple[Any, ...], _: Any) -> tuple[str, ...]:
         names = [part.key for part in path]
-        return ("layers",) * ("blocks" in names) + LOGICAL_AXES["/".join(names[-2:])]
+        return ("layers",) * ("blocks" in names) + table["/".join(names[-2:])]
 
     return jax.tree_util.tree_map_with_path(axes, params)

@@ -56,6 +56,10 @@ class RecordsTask(Task):
     def epoch(self) -> int:
         return sum(map(len, self.buckets.members)) * families.tokens(self.config.model)
 
+    def share(self, rows: Batch) -> float:
+        places = sum(rows[name].shape[1] for name in ("source_BS", "inputs_BT") if name in rows)
+        return places / families.tokens(self.config.model)
+
     def describe(self) -> list[str]:
         return records.describe(self.store, plan=self.buckets)
 

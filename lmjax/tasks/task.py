@@ -51,6 +51,10 @@ class Task(ABC):
     def arrays(self, ids: np.ndarray) -> Batch:
         """The rows (B, ...) of these samples."""
 
+    def share(self, rows: Batch) -> float:
+        """The share of a whole sample's tokens that these rows have places for."""
+        return 1.0
+
     @abstractmethod
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool

@@ -63,7 +63,7 @@ def assess(window: Window, loss: Array, log_norm: Array, finite: Array, stretch:
     finite: whether loss, gradient and the parameters after the update are.
     """
     count = jnp.where(stretch == window.stretch, window.count, 0)
-    z_loss = _z(window.losses_W, loss, count, floor_share=config.loss_floor)
+    z_loss = _z(window.losses_W, loss, count, floor=config.loss_floor_nats, floor_share=config.loss_floor)
     z_norm = _z(window.log_norms_W, log_norm, count, floor=config.grad_floor)
     hard = (z_loss > config.hard_z) | ((z_norm > config.hard_z) & (z_loss > config.grad_loss_z))
     soft = (z_loss > config.loss_z) | ((z_norm > config.grad_z) & (z_loss > config.grad_loss_z))
@@ -83,6 +83,7 @@ def accept(window: Window, loss: Array, log_norm: Array, stretch: Array, config:
     mad = _median(jnp.abs(recent - median), len(recent))
     full = count >= config.divergence_window
     limit = jnp.maximum(config.divergence_mads * mad, config.divergence_share * jnp.abs(best))
+    limit = jnp.maximum(limit, config.loss_z * config.loss_floor_nats)
     diverged = full & (count >= config.armed) & (median - best > limit)
     best = jnp.where(full, jnp.minimum(best, median), best)
     return Window(losses_W, jnp.append(window.log_norms_W[1:], log_norm), count, best, stretch), diverged

@@ -242,7 +242,8 @@ def _record(
     loss, grad_norm = values["loss"], values["grad_norm"]
     parts.journal.note(update=position.update, cursor=fed.cursor, loss=loss, grad_norm=grad_norm)
     tokens = parts.tokens(position.update)
-    speed = (tokens - parts.tokens(position.update - 1)) / max(seconds, 1e-9) if steady else math.nan
+    computed = (tokens - parts.tokens(position.update - 1)) * fed.share
+    speed = computed / max(seconds, 1e-9) if steady else math.nan
     record = {
         "update": position.update,
         "loss": loss,

@@ -21,7 +21,8 @@ from lmjax.train.state import State
 @dataclass(frozen=True)
 class Fed:
     """One batch on the devices: the `update` it is meant for, the cursors before and behind it, its size in
-    sequences, and how many announced changes came before it (`stretch`)."""
+    sequences, how many announced changes came before it (`stretch`), and the share of a whole sample's tokens that its
+    rows have places for."""
 
     update: int
     before: int
@@ -30,6 +31,7 @@ class Fed:
     learning_rate: float
     stretch: int
     batch: dict[str, Any]
+    share: float = 1.0
 
 
 @dataclass(frozen=True)

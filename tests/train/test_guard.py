@@ -128,7 +128,7 @@ def test_z_is_that_of_the_accepted_values_of_the_stretch(
     current = int(before < len(values))
     own = values[before:] if current else values
     own = np.asarray(own[-config.window :] if stretch == current else [], np.float64)
-    share = config.loss_floor * abs(np.median(own)) if len(own) else 1.0
+    share = max(config.loss_floor * abs(np.median(own)), config.loss_floor_nats) if len(own) else 1.0
     for got, x, seen, floor in (
         (float(signs.z_loss), loss, own, max(share, 1e-30)),
         (float(signs.z_grad_norm), log_norm, -own, config.grad_floor),
