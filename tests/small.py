@@ -2,9 +2,15 @@
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
+
+from lmjax import run
 from lmjax.config import (
     BatchConfig,
     BERTConfig,
@@ -26,6 +32,9 @@ from lmjax.config import (
     TransformerConfig,
     TranslationConfig,
 )
+from lmjax.data import store
+from lmjax.tasks.task import Task
+from lmjax.typed import apply_overrides
 
 MODELS: dict[str, ModelConfig] = {
     "nnlm": NNLMConfig(order=3, width=16, hidden=16, context=16, dropout=0.1),
@@ -91,3 +100,22 @@ def labelled(corpus: Path) -> Path:
     if not path.exists():  # it counts by its time of change
         path.write_text("\n".join(map(json.dumps, rows)))
     return path
+
+
+def build(name: str, corpus: Path, *changes: str) -> run.Run:
+    """The parts of the run, with changes of its configuration."""
+    changed = apply_overrides(config(name, corpus), changes)
+    return run.build(changed, store.prepare(changed.data))
+
+
+def rough(task: Task, seed: int = 0) -> Any:
+    """Parameters of the task's model in which every leaf matters, made without a program to compile."""
+    inputs, named = task.example()
+    shapes: Any = jax.eval_shape(task.model.init, jax.random.key(0), *inputs, **named)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes["params"])
+
+
+def rows(task: Task, count: int = 4, cursor: int = 0) -> Mapping[str, np.ndarray]:
+    """The first batch of samples from a position on."""
+    return task.arrays(task.order.take(cursor, count)[0])

@@ -103,7 +103,7 @@ class Masked(TextTask):
         """Some rows of the validation split with what the model fills in."""
         batch = {name: array[:SHOWN] for name, array in next(iter(self.validation())).items()}
         settings: dict[str, Any] = {name: batch[name] for name in ("kinds_BT", "real_BT", "places_BP")}
-        outputs: Any = self.model.apply({"params": params}, batch["inputs_BT"], **settings)
+        outputs: Any = jax.jit(self.model.apply)({"params": params}, batch["inputs_BT"], **settings)
         guesses_BP = np.asarray(jnp.argmax(outputs.logits_BPV, axis=-1))
         lines = []
         for row in range(len(guesses_BP)):

@@ -5,6 +5,7 @@ Shapes: B rows, S positions of a source, T positions.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -216,7 +217,8 @@ class Classification(RecordsTask):
 
     def by_row(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
         log_BC = jax.nn.log_softmax(self.logits(params, batch, train=False))
-        return -jnp.take_along_axis(log_BC, batch["labels_B"][:, None], axis=-1)[:, 0], batch["weights_B"]
+        target_B, weights_B = jnp.take_along_axis(log_BC, batch["labels_B"][:, None], axis=-1)[:, 0], batch["weights_B"]
+        return -weights_B * target_B, weights_B
 
     def measure(self, params: Any, batch: Mapping[str, Array], carry: Any) -> tuple[dict[str, Array], Any]:
         """Also, for each label c, how many rows have it (`has_c`), are given it (`given_c`), and both (`both_c`)."""
@@ -251,7 +253,8 @@ class Classification(RecordsTask):
     def sample(self, params: Any) -> str:
         batch = next(iter(self.validation()))
         names = self._objective.labels
-        given_B = np.asarray(jnp.argmax(self.logits(params, batch, train=False), axis=-1))[:SHOWN]
+        logits_BC = jax.jit(partial(self.logits, train=False))(params, batch)
+        given_B = np.asarray(jnp.argmax(logits_BC, axis=-1))[:SHOWN]
         lines = []
         for row, given in enumerate(given_B.tolist()):
             label = names[int(batch["labels_B"][row])]
