@@ -24,7 +24,22 @@ def translate() -> Config:
         optimizer=OptimizerConfig(beta2=0.98, epsilon=1e-9, weight_decay=0.0),
         schedule=ScheduleConfig(peak=1e-3, warmup=0.05, unit="updates"),
         batch=BatchConfig(tokens=((0, 64 * 96),), microbatch=64),
-        train=TrainConfig(updates=1500, evaluate_every=250, log_every=10, expect=(("val_exact", 0.99, 1.0),)),
+        train=TrainConfig(updates=2000, evaluate_every=500, log_every=10, expect=(("val_exact", 0.99, 1.0),)),
+        checkpoint=CheckpointConfig(every=250),
+    )
+
+
+def translate_pairs() -> Config:
+    """A small encoder-decoder with a BPE of its own for your pairs: data.files=[train.en,train.de]."""
+    return Config(
+        name="translate_pairs",
+        data=RecordsConfig(tokenizer=TokenizerConfig(kind="bpe", vocab_size=8000), validation_fraction=0.02),
+        model=TransformerConfig(layers=2, width=256, heads=4, context=64, dropout=0.2, dtype="bfloat16"),
+        objective=TranslationConfig(label_smoothing=0.1, beam=4),
+        optimizer=OptimizerConfig(beta2=0.98, epsilon=1e-9, weight_decay=0.0),
+        schedule=ScheduleConfig(peak=1e-3, warmup=0.1, shape="inverse_sqrt", unit="updates"),
+        batch=BatchConfig(tokens=((0, 64 * 128),), microbatch=64),
+        train=TrainConfig(updates=1500, evaluate_every=250, log_every=10),
         checkpoint=CheckpointConfig(every=250),
     )
 
