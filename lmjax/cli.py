@@ -219,6 +219,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a run directory")
     what = "the text to continue, translate or classify, or with a [MASK] for each word to fill in (BERT)"
     parser.add_argument("--prompt", required=True, help=what)
+    parser.add_argument("--checkpoint", default="newest", metavar="C", help="newest, best, or the number of an update")
     parser.add_argument("--max-tokens", type=int, default=200, metavar="N")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the most likely token")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K most likely tokens (0: all)")
@@ -228,7 +229,9 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(options: argparse.Namespace) -> int:
-    settings = {name: getattr(options, name) for name in ("max_tokens", "temperature", "top_k", "top_p", "seed")}
+    settings = {
+        name: getattr(options, name) for name in ("checkpoint", "max_tokens", "temperature", "top_k", "top_p", "seed")
+    }
     return _with_jax(lambda launch: launch.print_answer(options.model, options.prompt, **settings))
 
 

@@ -268,8 +268,8 @@ class GuardConfig:
         `off` applies everything. All three give the same bits as long as nothing is suspect.
     window: accepted losses and log gradient norms remembered. armed: how many are needed before a batch can be suspect;
         armed_hard: before it can be suspect for a hard reason. An announced change (batch size, mixture) starts anew.
-    loss_z, loss_floor, loss_floor_nats: suspect above this z; the deviation counts as at least this share of the median,
-        and as so many nats (a task that is learned to the end has losses near zero, which differ by large factors).
+    loss_z, loss_floor, loss_floor_nats: suspect above this z; the deviation counts as at least this share of the
+        median, and as so many nats (what is learned to the end has losses near zero, which differ by large factors).
     grad_z, grad_floor, grad_loss_z: suspect if the log gradient norm is above grad_z (deviation at least grad_floor)
         and the loss above grad_loss_z. hard_z: above this, or not finite, a suspect is hard.
     in_a_row, hard_in_a_row, several, among: a rollback is triggered by so many suspects in a row, so many hard ones in

@@ -157,6 +157,8 @@ class Console:
         rows = score_rows(summary)
         if rows:
             self.table("Results", rows, header=("", "this model", "simple baseline", "expected"))
+        if best := summary.get("best"):
+            self._print(f"\nbest checkpoint: update {best['update']}, validation loss {_digits(best['val_loss'])}")
         if sample:
             self.text("Sample", sample)
         for title, lines in (("Plots", plots), ("Next", commands)):

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
 
 from lmjax import launch, optim, plots, presets, typed
 from lmjax import run as runs
@@ -340,12 +340,11 @@ def figure(levels: Sequence[Level], out: Path) -> Figure:
     margin = 0.05 * (top - min(lowest))
     left.set_ylim(min(lowest) - margin, top)
     if trained:
-        left.set_xscale("log")
         left.legend(loc="upper right", fontsize="small", framealpha=0.9)
-        right.set_xscale("log")
         right.margins(x=0.25)
+        _logarithmic(left, FuncFormatter(lambda value, _: f"{value:.0e}".replace("+", "")))
+        _logarithmic(right, EngFormatter(sep=""))
     _draw_counted(left, right, [one for one in counted if one.bits_per_byte < top])
-    right.xaxis.set_major_formatter(EngFormatter(sep=""))
     left.set_ylabel("validation bits per byte")
     return result
 
@@ -357,6 +356,14 @@ def _draw_counted(left: Axes, right: Axes, counted: Sequence[Level]) -> None:
             axes.axhline(one.bits_per_byte, **style)
         across = left.get_yaxis_transform()
         left.text(0.01, one.bits_per_byte, one.rung, transform=across, fontsize="small", va="bottom", color="0.3")
+
+
+def _logarithmic(axes: Axes, form: Formatter) -> None:
+    """Marks at 1, 2 and 5, since all runs may lie within one power of ten."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(form)
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _name(axes: Axes, name: str, x: float, y: float) -> None:

@@ -41,6 +41,8 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, state: State, co
         summary |= run.task.finish(runs.averaged(state))
     with console.phase("writing a sample"):
         sample = run.task.sample(runs.averaged(state))
+    if found := runs.best(run_dir):
+        summary["best"] = {"update": found[0], "val_loss": found[1]}
     write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     with console.phase("drawing"):
         pictures = plots.draw([run_dir], run_dir / "plots")

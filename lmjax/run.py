@@ -22,7 +22,7 @@ from lmjax.data.tokenizer import Tokenizer
 from lmjax.models import families
 from lmjax.tasks import choose
 from lmjax.tasks.task import Task
-from lmjax.train import checkpoint
+from lmjax.train import checkpoint, metrics
 from lmjax.train import state as states
 from lmjax.train import step as steps
 from lmjax.train.history import History
@@ -311,20 +311,35 @@ class Trained:
         return self.task.model
 
 
-def load(run_dir: Path) -> Trained:
-    """The newest whole checkpoint of a run. UserError: not a run. CheckpointError: no checkpoint can be read."""
+def load(run_dir: Path, update: int | None = None) -> Trained:
+    """The newest whole checkpoint of a run, or the one after so many updates.
+
+    UserError: not a run, or no such checkpoint. CheckpointError: none can be read.
+    """
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run: it has no config.json")
     config = typed.from_json((run_dir / "config.json").read_text(), Config)
+    saved = {int(folder.name) for folder in checkpoint.folders(run_dir / "checkpoints")}
+    if update is not None and update not in saved:
+        raise UserError(f"{run_dir} has no checkpoint of update {update}, but of {', '.join(map(str, sorted(saved)))}")
     task = choose.without_data(config)
     device = SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         jax.eval_shape(partial(_initial, config, task, optim.optimizer(config.optimizer))),
     )
-    found, state, _ = checkpoint.load(run_dir / "checkpoints", abstract)
+    found, state, _ = checkpoint.load(run_dir / "checkpoints", abstract, update=update)
     known = tokenizer.load(run_dir / "tokenizer.json")
     return Trained(config, task, averaged(state), known, found.meta["update"])
+
+
+def best(run_dir: Path) -> tuple[int, float] | None:
+    """The checkpoint with the lowest validation loss, of those that are kept and evaluated: (update, loss)."""
+    saved = {int(folder.name) for folder in checkpoint.folders(run_dir / "checkpoints")}
+    records = metrics.read(run_dir / "metrics.jsonl")
+    scores = {r["update"]: r["val_loss"] for r in records if r.get("val_loss") and r["update"] in saved}
+    update = min(scores, key=lambda update: scores[update], default=None)
+    return None if update is None else (update, scores[update])
 
 
 def expected_vocabulary(config: Config) -> int:

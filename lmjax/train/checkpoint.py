@@ -178,14 +178,19 @@ def _delete(folder: Path) -> None:
 # ---- Reading --------------------------------------------------------------------------------------------------------
 
 
-def load(root: Path, abstract: Any, *, digests: Mapping[int, str] | None = None) -> tuple[Checkpoint, Any, list[str]]:
+def load(
+    root: Path, abstract: Any, *, digests: Mapping[int, str] | None = None, update: int | None = None
+) -> tuple[Checkpoint, Any, list[str]]:
     """The newest checkpoint that is whole, its state, and what is wrong with those that were passed over.
 
-    abstract: shapes, dtypes and shardings. digests: by update, what the journal says, where it says anything.
+    abstract: shapes, dtypes and shardings. digests: by update, what the journal says, where it says anything. update:
+    only the checkpoint after so many updates.
     CheckpointError: there is none; the message names what is wrong with each.
     """
     problems = []
     for folder in reversed(folders(root)):
+        if update not in (None, int(folder.name)):
+            continue
         problem = verify(folder)
         if problem is None:
             found = read(folder)
