@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.console import Console, Progress, duration, printable, quantity
+from lmjax.console import Console, Progress, duration, printable, quantity, score_rows
 
 
 class Clock:
@@ -284,6 +284,27 @@ def test_a_final_report_without_baselines_or_evaluation() -> None:
     out = io.StringIO()
     Console(out, width=80).final({"status": "stopped", "updates": 3, "seconds": None, "val_loss": None})
     assert out.getvalue() == "\nstopped: 3 updates\n"
+
+
+def test_scores_stand_beside_a_simple_baseline_and_what_is_expected() -> None:
+    summary = {
+        "val_loss": 5.2,
+        "val_bits_per_byte": None,
+        "val_masked_accuracy": 0.224,
+        "val_next_accuracy": 0.825,
+        "expect": [["val_next_accuracy", 0.8, 0.9]],
+        "baselines": {"most_frequent_token_masked_accuracy": 0.062},
+        "best": {"update": 7, "val_loss": 5.1},
+    }
+    assert score_rows(summary) == [
+        ("loss", "5.200", "", ""),
+        ("masked accuracy", "0.224", "most frequent token 0.062", ""),
+        ("next accuracy", "0.825", "", "0.800 to 0.900"),
+    ]
+    assert score_rows({"val_loss": 3.0, "val_bits_per_byte": 1.5}) == []  # the table of bits per byte says it all
+    out = io.StringIO()
+    Console(out, width=80).final(summary)
+    assert "best checkpoint: update 7, validation loss 5.100" in out.getvalue()
 
 
 def test_tables_fold_rather_than_cut() -> None:

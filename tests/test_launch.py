@@ -257,6 +257,26 @@ def test_the_loaded_parameters_are_those_of_the_newest_checkpoint(tiny: Config, 
     assert logits.shape == (1, 4, 257)
 
 
+def test_any_checkpoint_can_be_used(tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    digest_of(tiny, folder)
+    scores = {r["update"]: r["val_loss"] for r in metrics.read(folder / "metrics.jsonl") if "val_loss" in r}
+    saved = {int(path.name) for path in checkpoint.folders(folder / "checkpoints")}
+    update = min(scores.keys() & saved, key=lambda n: scores[n])
+    assert run.best(folder) == (update, scores[update])
+    assert json.loads((folder / "summary.json").read_text())["best"] == {"update": update, "val_loss": scores[update]}
+    assert run.load(folder, 8).update == 8
+    texts = {}
+    for choice in ("best", str(update), "newest"):
+        capsys.readouterr()
+        launch.print_answer(folder, "the", checkpoint=choice, max_tokens=5)
+        texts[choice] = capsys.readouterr().out
+    assert texts["best"] == texts[str(update)]
+    for choice, wrong in (("5", "no checkpoint of update 5, but of 0"), ("last", "give newest, best")):
+        with pytest.raises(UserError, match=wrong):
+            launch.print_answer(folder, "the", checkpoint=choice)
+
+
 def test_the_evaluator_measures_what_a_plain_forward_pass_does(tiny: Config) -> None:
     """The whole validation split, by the run's evaluator and by one plain forward pass."""
     from lmjax.data import store

@@ -96,6 +96,17 @@ def quiet(count: int, *, seed: int = 0, noise: str = "gaussian", scale: float = 
     return curve + scale * draw(count), 0.3 * np.exp(0.1 * draw(count))
 
 
+def test_what_is_learned_to_the_end_may_have_losses_that_differ_by_large_factors() -> None:
+    """Rows told wrong at times, 40 times the median, as in a translator's last batches; 0.2 nats more are a spike."""
+    losses = np.random.default_rng(0).gamma(0.3, 0.02, 400)
+    losses[300:] = np.minimum(losses[300:], 0.1)
+    assert np.median(losses) < 0.004
+    assert np.sort(losses)[-20:].min() > 0.01
+    assert not watch(losses).metrics["suspect"].any()
+    losses[350] += 0.2
+    assert np.flatnonzero(watch(losses).metrics["suspect"]).tolist() == [350]
+
+
 # ---- z against NumPy ------------------------------------------------------------------------------------------------
 
 finite = st.floats(-1e3, 1e3, width=32)
