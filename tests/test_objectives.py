@@ -1,4 +1,5 @@
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ from jax.test_util import check_grads
 
 from lmjax import objectives
 from lmjax.config import CausalConfig
+from lmjax.models.bert import Outputs
 
 FIXTURES = Path(__file__).parent / "fixtures"
 WITHOUT_Z, WITH_Z = CausalConfig(), CausalConfig(z_loss=1e-2)
@@ -148,3 +150,113 @@ def test_dropout_depends_on_the_key_and_on_train():
 
     assert loss(True, 0) == loss(True, 0) != loss(True, 1)
     assert loss(False, 0) == loss(False, 1)
+
+
+# ---- The other objectives: the model hands out its parameters as logits --------------------------------------------
+
+
+class Pairs(Table):
+    def __call__(self, source_BS, inputs_BT, *, source_mask_BS, train=False):
+        return Table.__call__(self, inputs_BT, train=train)
+
+
+class Masks(nn.Module):
+    """Logits of 5 tokens at 3 places of 4 rows, and of the next sentence."""
+
+    @nn.compact
+    def __call__(self, inputs_BT, *, kinds_BT, real_BT, places_BP, train=False):
+        rows = inputs_BT[:, 0]
+        shapes = {"tokens": (4, 3, 5), "next": (4, 2)}
+        logits = [jnp.asarray(self.param(name, nn.initializers.zeros, shape)) for name, shape in shapes.items()]
+        return Outputs(inputs_BT, inputs_BT, *(x[rows] for x in logits))
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def test_smoothed_translation_equals_its_closed_form_and_pytorch():
+    """sum over tokens of -(1 - s) log p(target) - s mean of log p (Szegedy et al. 2016, section 7)."""
+    rng = np.random.default_rng(3)
+    logits, targets = rng.normal(0, 2, (2, 5, 7)).astype(np.float32), rng.integers(0, 7, (2, 5)).astype(np.int32)
+    weights = (np.arange(5) < [[5], [3]]).astype(np.float32)
+    batch = {"source_BS": targets, "inputs_BT": targets, "targets_BT": targets, "weights_BT": weights}
+    batch["source_mask_BS"] = weights
+    call = partial(objectives.translation, Pairs(logits.shape), {"logits": logits}, train=False)
+    smoothed, plain = jax.jit(lambda b: [call(b, label_smoothing=share) for share in (0.1, 0.0)])(batch)
+    loss, weight, sums = smoothed
+    log_p = log_softmax(logits)
+    target = np.take_along_axis(log_p, targets[..., None], -1)[..., 0]
+    expected = -(weights * (0.9 * target + 0.1 * log_p.mean(-1))).sum()
+    hits = weights * (logits.argmax(-1) == targets)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)  # float32
+    np.testing.assert_allclose(sums["cross_entropy"], -(weights * target).sum(), rtol=1e-6)
+    assert (weight, sums["accuracy"]) == (8, hits.sum())
+    assert plain[0] == sums["cross_entropy"]
+    rows, of_rows = objectives.translation_by_row(Pairs(logits.shape), {"logits": logits}, batch)
+    np.testing.assert_allclose(rows, -(weights * target).sum(-1), rtol=1e-6)
+    np.testing.assert_array_equal(of_rows, weights.sum(-1))
+    torch = pytest.importorskip("torch")
+    theirs = torch.nn.CrossEntropyLoss(label_smoothing=0.1, reduction="none")
+    losses = theirs(torch.tensor(logits).reshape(-1, 7), torch.tensor(targets, dtype=torch.long).reshape(-1))
+    np.testing.assert_allclose(loss, (losses.numpy() * weights.ravel()).sum(), rtol=1e-6)
+
+
+def test_classes_are_weighed_and_smoothed():
+    rng = np.random.default_rng(4)
+    logits, labels = rng.normal(0, 2, (6, 3)).astype(np.float32), rng.integers(0, 3, 6).astype(np.int32)
+    weights = np.asarray([1, 1, 0, 1, 0, 1], np.float32)
+    loss, hits = objectives.classified(logits, labels, weights, label_smoothing=0.3)
+    log_p = log_softmax(logits)
+    expected = -(weights * (0.7 * log_p[np.arange(6), labels] + 0.3 * log_p.mean(-1))).sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)  # float32
+    assert hits == (weights * (logits.argmax(-1) == labels)).sum()
+
+
+def test_masked_tokens_and_the_next_sentence_in_any_portions():
+    """Each row's next-sentence loss counts once for every place that it has, so that portions add up to the whole."""
+    rng = np.random.default_rng(5)
+    params = {
+        name: rng.normal(0, 2, shape).astype(np.float32) for name, shape in (("tokens", (4, 3, 5)), ("next", (4, 2)))
+    }
+    targets, follows = rng.integers(0, 5, (4, 3)).astype(np.int32), rng.integers(0, 2, 4).astype(np.int32)
+    weights, real = (np.arange(3) < [[3], [1], [2], [0]]).astype(np.float32), np.asarray([1, 1, 1, 0], np.float32)
+    inputs = np.arange(4, dtype=np.int32)[:, None]
+    batch = dict.fromkeys(("inputs_BT", "kinds_BT", "real_BT", "places_BP"), inputs)
+    batch |= {"targets_BP": targets, "weights_BP": weights, "next_B": follows, "rows_B": real}
+    parts = [{name: x[some] for name, x in batch.items()} for some in (slice(0, 1), slice(1, 4))]
+    measure = partial(objectives.masked, Masks(), params, train=False)
+    (loss, weight, sums), *split = jax.jit(lambda *batches: [measure(each) for each in batches])(batch, *parts)
+    masked = -(weights * np.take_along_axis(log_softmax(params["tokens"]), targets[..., None], -1)[..., 0]).sum()
+    following = -(real * log_softmax(params["next"])[np.arange(4), follows]).sum()
+    hits = (real * (params["next"].argmax(-1) == follows)).sum()
+    expected = {"masked_loss": masked, "next_loss": following / 3 * 6, "next_accuracy": hits / 3 * 6}
+    expected["masked_accuracy"] = (weights * (params["tokens"].argmax(-1) == targets)).sum()
+    assert weight == 6
+    np.testing.assert_allclose(loss, masked + 3 * following, rtol=1e-6)  # float32
+    assert {name: float(x) for name, x in sums.items()} == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(np.sum([part[:2] for part in split], axis=0), (loss, weight), rtol=1e-6)
+
+
+def test_the_penalty_pulls_matrices_and_embeddings_to_zero():
+    """Its gradient is 2 x penalty x weight x the parameter; biases and scales go free (Bengio et al. 2003)."""
+    inputs, _ = given("fixture")
+    batch, rng = as_batch(inputs), np.random.default_rng(6)
+    others = {"head": {"kernel": (3, 4), "bias": (4,)}, "token": {"embedding": (5, 2)}, "norm": {"scale": (3,)}}
+    params = jax.tree.map(
+        lambda s: rng.normal(size=s).astype(np.float32), others, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    params["logits"] = inputs["logits"]
+
+    def total(params, penalty):
+        config = CausalConfig(penalty=penalty)
+        return objectives.causal(Table(inputs["logits"].shape), params, batch, config=config, train=False)[0]
+
+    without, with_it = jax.jit(lambda p: [jax.grad(total)(p, penalty) for penalty in (0.0, 0.25)])(params)
+    weight = inputs["weights"].sum()
+    for part, leaves in others.items():
+        for name in leaves:
+            pull = 0.5 * weight * params[part][name] if name in ("kernel", "embedding") else 0
+            np.testing.assert_allclose(with_it[part][name], pull + without[part][name], rtol=1e-6)  # float32
+    np.testing.assert_array_equal(with_it["logits"], without["logits"])

@@ -451,3 +451,41 @@ def test_a_wrong_optimizer_setting_is_named(wrong):
     ((key, value),) = wrong.items()
     with pytest.raises(UserError, match=rf"optimizer\.{key} = {value}"):
         optim.optimizer(OptimizerConfig(**wrong))
+
+
+# ---- Freezing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_frozen_parameters_keep_their_bits_and_the_others_learn_as_if_alone(name):
+    """Their gradients are not in the norm that is clipped either."""
+    rng = np.random.default_rng(7)
+    shapes = {"block_0": {"kernel": (4, 6), "bias": (6,)}, "block_1": {"kernel": (6, 4)}, "head": {"kernel": (4, 3)}}
+    fill = lambda scale: jax.tree.map(  # noqa: E731
+        lambda shape: scale * rng.standard_normal(shape).astype(np.float32), shapes, is_leaf=lambda x: type(x) is tuple
+    )
+    params, gradients = fill(1), [fill(10) for _ in range(2)]
+    patterns = ("block_0/*", "*/none", "head/kernel")
+    frozen = optim.optimizer(OptimizerConfig(name=name, freeze=(patterns[0], patterns[2])))
+    alone = optim.optimizer(OptimizerConfig(name=name))
+
+    @jax.jit
+    def both(params, gradients):
+        some = [{"block_1": tree["block_1"]} for tree in (params, *gradients)]
+        kept, states = (params, some[0]), (frozen.init(params), alone.init(some[0]))
+        for whole, part in zip(gradients, some[1:], strict=True):
+            found, first = frozen.update(whole, states[0], kept[0])
+            expected, second = alone.update(part, states[1], kept[1])
+            kept, states = (
+                (optax.apply_updates(kept[0], found), optax.apply_updates(kept[1], expected)),
+                (first, second),
+            )
+        return kept
+
+    after, expected = both(params, gradients)
+    for part in ("block_0", "head"):
+        jax.tree.map(np.testing.assert_array_equal, after[part], params[part])
+    np.testing.assert_allclose(after["block_1"]["kernel"], expected["block_1"]["kernel"], rtol=1e-6)  # float32
+    assert (np.asarray(after["block_1"]["kernel"]) != params["block_1"]["kernel"]).all()
+    with pytest.raises(UserError, match=r"freeze: no parameter matches '\*/none'; there are block_0/bias, block_0/ker"):
+        optim.optimizer(OptimizerConfig(name=name, freeze=patterns)).init(params)

@@ -74,8 +74,8 @@ def memory(
     """Bytes that an update needs on a device that computes `microbatch` whole samples at once.
 
     Nothing is sharded. `accumulate`: a second gradient, the sum over microbatches. Parameters, gradients and the
-    optimizer's state are exact; activations and logits are what the backward pass keeps, an estimate that compiled
-    GPTs meet within a factor of 1.5.
+    optimizer's state are exact, but for Adafactor's and Muon's state, which are estimates; activations and logits are
+    what the backward pass keeps, an estimate that compiled GPTs meet within a factor of 1.5.
     """
     sizes, optimizer = parameters(config), optimizer or OptimizerConfig()
     count, places = sizes["total"], microbatch * tokens(config)

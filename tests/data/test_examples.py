@@ -205,3 +205,38 @@ def test_a_block_longer_than_the_corpus():
 def test_nothing_to_validate():
     with pytest.raises(UserError, match=r"1 tokens; .*validation_fraction"):
         next(examples.validation(corpus([0]), context=4, microbatch=2))
+
+
+@fast
+@given(lengths_of_documents, st.integers(1, 9), st.lists(st.integers(0, 10_000), min_size=1, max_size=6))
+def test_rows_begin_wherever_they_are_asked_to(lengths, context, starts):
+    sources = [corpus([*lengths, context], seed=i) for i in range(2)]
+    source = np.arange(len(starts)) % 2
+    start = np.asarray([at % len(sources[i].ids) for i, at in zip(source, starts, strict=True)])
+    batch = examples.rows(sources, source, start, context=context, packed=True, end_of_text=END)
+    for row, (i, at) in enumerate(zip(source, start.tolist(), strict=True)):
+        check(batch, row, slow_row(sources[i], at, context, END), packed=True)
+
+
+def test_windows_of_an_epoch_lie_side_by_side_from_its_shift_on():
+    sources = [corpus([21, 9]), corpus([50])]
+    order = Order(tuple(examples.windows(tokens, 8) for tokens in sources), 3, weights=((0, (1, 1)),))
+    for source, epoch in ((0, 0), (0, 5), (1, 2)):
+        size, window = len(sources[source].ids), np.arange(order.windows[source])
+        start = examples.window_start(sources, source, epoch, window, order=order, context=8)
+        np.testing.assert_array_equal(start, (int(order.shift(source, epoch, size)) + 8 * window) % size)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@fast
+@given(lengths_of_documents, st.integers(1, 9), st.integers(1, 5))
+def test_streams_of_validation_are_its_parts_in_order(packed, lengths, context, microbatch):
+    """Row by row the batches hold what they hold without streams, one part behind the other."""
+    arguments = {"context": context, "microbatch": microbatch, "packed": packed, "end_of_text": END}
+    tokens = corpus([*lengths, 2])
+    plain, streams = (list(examples.validation(tokens, streams=s, **arguments)) for s in (False, True))
+    assert len(plain) == len(streams)
+    for name in plain[0]:
+        windows = np.concatenate([batch[name] for batch in plain])
+        parts = np.stack([batch[name] for batch in streams], axis=1)  # row, batch, T
+        np.testing.assert_array_equal(parts.reshape(windows.shape), windows)

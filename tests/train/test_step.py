@@ -238,3 +238,28 @@ def test_training_lowers_the_loss():
         state, metrics = update(state, batch(rows, microbatch=ROWS, most=K, rate=0.03))
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_each_microbatch_goes_on_with_its_own_carry_and_a_suspect_batch_with_none():
+    """The carry of a microbatch counts the tokens that it has seen; those that are not computed keep theirs."""
+
+    def loss(params, microbatch, rng, carry):
+        total, weight, sums = poisoned(params, microbatch, rng)
+        return total, weight, sums | {"seen": jnp.sum(carry)}, carry + microbatch["weights_BT"].sum(-1)
+
+    carry = 100.0 * jnp.arange(K * ROWS).reshape(K, ROWS)
+    optimizer = optim.optimizer(OptimizerConfig())
+    begin = partial(states.init, TINY, optimizer, seed=0, guard=GuardConfig(), carry=carry)
+    update = jax.jit(steps.make_update(loss, optimizer, guard=GuardConfig(policy="skip"), seed=0))
+    state, expected = jax.jit(begin)(), np.array(carry)
+    for count in (2, 4, 1):
+        rows = arrays(count * ROWS, seed=count)
+        seen = expected[:count].sum()
+        expected[:count] += rows["weights_BT"].sum(-1).reshape(count, ROWS)
+        state, metrics = update(state, batch(rows, microbatch=ROWS, most=K))
+        np.testing.assert_array_equal(state.carry, expected)
+        assert metrics["seen"] * metrics["weight"] == pytest.approx(seen, rel=1e-6)
+    rows["inputs_BT"][0, 0] = POISON["nan"]
+    state, metrics = update(state, batch(rows, microbatch=ROWS, most=K))
+    assert int(metrics["skipped"]) == 1
+    np.testing.assert_array_equal(state.carry, expected)
