@@ -13,7 +13,8 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Jupyter client, not ours
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LMJAX_RUN", raising=False)
+    for name in ("LMJAX_RUN", "LMJAX_LADDER", "LMJAX_BERT"):  # of runs to look at in place of new ones
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     monkeypatch.setenv("PYTHONPATH", str(path.parents[1]))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the notebook shows its figures inline
