@@ -10,6 +10,7 @@ from flax import linen as nn
 from lmjax import objectives, optim, pytrees
 from lmjax.config import CausalConfig, GPTConfig, GuardConfig, OptimizerConfig
 from lmjax.models.gpt import GPT
+from lmjax.train import guard as guards
 from lmjax.train import state as states
 from lmjax.train import step as steps
 
@@ -244,21 +245,25 @@ def test_each_microbatch_goes_on_with_its_own_carry_and_a_suspect_batch_with_non
     """The carry of a microbatch counts the tokens that it has seen; those that are not computed keep theirs."""
 
     def loss(params, microbatch, rng, carry):
-        total, weight, sums = poisoned(params, microbatch, rng)
-        return total, weight, sums | {"seen": jnp.sum(carry)}, carry + microbatch["weights_BT"].sum(-1)
+        weights_BT, bad = microbatch["weights_BT"], jnp.any(microbatch["inputs_BT"] == POISON["nan"])
+        total = params["w"] ** 2 * jnp.sum(weights_BT) + jnp.where(bad, jnp.nan, 0.0)
+        return total, jnp.sum(weights_BT), {"seen": jnp.sum(carry)}, carry + weights_BT.sum(-1)
 
-    carry = 100.0 * jnp.arange(K * ROWS).reshape(K, ROWS)
-    optimizer = optim.optimizer(OptimizerConfig())
-    begin = partial(states.init, TINY, optimizer, seed=0, guard=GuardConfig(), carry=carry)
-    update = jax.jit(steps.make_update(loss, optimizer, guard=GuardConfig(policy="skip"), seed=0))
-    state, expected = jax.jit(begin)(), np.array(carry)
+    carry, guard, params = (
+        100 * np.arange(K * ROWS, dtype=np.float32).reshape(K, ROWS),
+        GuardConfig(),
+        {"w": jnp.ones(())},
+    )
+    update = jax.jit(steps.make_update(loss, optax.identity(), guard=guard, seed=0))
+    state = states.State(params, optax.EmptyState(), None, jnp.int32(0), guards.empty(guard), jnp.asarray(carry))
+    expected = carry.copy()
     for count in (2, 4, 1):
         rows = arrays(count * ROWS, seed=count)
         seen = expected[:count].sum()
         expected[:count] += rows["weights_BT"].sum(-1).reshape(count, ROWS)
         state, metrics = update(state, batch(rows, microbatch=ROWS, most=K))
         np.testing.assert_array_equal(state.carry, expected)
-        assert metrics["seen"] * metrics["weight"] == pytest.approx(seen, rel=1e-6)
+        assert metrics["seen"] * metrics["weight"] == pytest.approx(seen, rel=1e-6)  # float32
     rows["inputs_BT"][0, 0] = POISON["nan"]
     state, metrics = update(state, batch(rows, microbatch=ROWS, most=K))
     assert int(metrics["skipped"]) == 1
