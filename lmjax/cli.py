@@ -305,7 +305,7 @@ def _ladder_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words", nargs="*", metavar="key.path=value", help="changes to every rung (the presets ladder_NAME)"
     )
-    parser.add_argument("--compute", type=float, metavar="FLOPS", help="training FLOPs of each rung (default: 3e13)")
+    parser.add_argument("--compute", type=float, metavar="FLOPS", help="training FLOPs of each rung (default: 2e13)")
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"), metavar="DIR", help="default: runs/ladder")
     parser.add_argument("--rungs", metavar="A,B", help="only these of ngram,nnlm,rnn,lstm,gpt")
     parser.add_argument("--bert", type=Path, metavar="RUN", help="put the pseudo-likelihood of this run of BERT beside")

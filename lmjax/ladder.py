@@ -9,8 +9,9 @@ Shapes: B rows, T positions, P places that are predicted.
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from math import log
+from math import inf, log
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,13 @@ COUNTED = "ngram"
 RUNGS = ("nnlm", "rnn", "lstm", "gpt")  # what trains, oldest first; the preset of each is ladder_NAME
 ALL = (COUNTED, *RUNGS)
 ORDERS = (1, 2, 3, 4, 5)
-COMPUTE = 3e13
+COMPUTE = 2e13
 PASSAGES = 16  # of the validation split, that BERT is measured on
 HEADER = ("rung", "parameters", "compute", "tokens", "bits per byte", "time")
+COUNTS = (
+    "Compute is that of the matrix products of model and gradient, by their closed form; what the optimizer and the "
+    "evaluations do comes on top. Bits per byte are those of the validation split."
+)
 APART = (
     "BERT sees both sides of each token that it is asked for, and its tokenizer forgets case and spacing: this is no "
     "probability of the text, and does not compare with the others."
@@ -76,10 +81,13 @@ def show(names: Sequence[str], out: Path, *, compute: float, changes: Sequence[s
     for change in changes:
         if change.partition("=")[0] in ("train.updates", "train.tokens"):
             raise UserError(f"{change}: the compute decides how long a rung trains; give --compute FLOPS")
-    every = {name: typed.apply_overrides(presets.load(f"ladder_{name}"), changes) for name in RUNGS}
-    chosen = {name: config for name, config in every.items() if name in names}
-    text = every[RUNGS[-1]] if COUNTED in names else None
-    return climb(chosen, out, compute=compute, text=text, bert=bert)
+
+    def changed(name: str) -> Config:
+        return typed.apply_overrides(presets.load(f"ladder_{name}"), changes)
+
+    chosen = {name: changed(name) for name in RUNGS if name in names}
+    text = next(iter(chosen.values()), None) or changed(RUNGS[-1])
+    return climb(chosen, out, compute=compute, text=text if COUNTED in names else None, bert=bert)
 
 
 def climb(
@@ -93,19 +101,13 @@ def climb(
     `out` was made with another configuration, or anything wrong with one.
     """
     whole = [*rungs.values(), *([text] if text else [])]
-    if not whole:
-        raise UserError("a ladder needs a rung: give --rungs")
-    if compute <= 0:
-        raise UserError(f"--compute {compute:g} must be greater than 0")
-    for config in whole:
-        check(config)
-        runs.check(config)
-    if any(config.data != whole[0].data for config in whole):
-        raise UserError("the rungs of a ladder must read the same text: give them equal data.*")
+    _check(whole, compute)
     with Console() as console:
-        apart = [pseudo(bert)] if bert else []
         store = stores.prepare(whole[0].data, report=console.report)
-        counted = [count(text, store, order) for order in ORDERS] if text else []
+        with console.phase("counting"):
+            counted = [count(text, store, order) for order in ORDERS] if text else []
+        with console.phase("measuring BERT") if bert else nullcontext():
+            apart = [pseudo(bert)] if bert else []
     ready = {name: spend(runs.resolve(c, store.tokenizer.vocab_size), compute) for name, c in rungs.items()}
     for name, config in ready.items():
         _same(config, out / name)
@@ -117,6 +119,19 @@ def climb(
     levels = sorted([*counted, *(level(out / name, name) for name in ready)], key=lambda found: found.bits_per_byte)
     _write(out, levels, apart, compute=compute)
     return launch.FINISHED
+
+
+def _check(configs: Sequence[Config], compute: float) -> None:
+    """What can be refused before anything is read."""
+    if not configs:
+        raise UserError("a ladder needs a rung: give --rungs")
+    if not 0 < compute < inf:
+        raise UserError(f"--compute {compute:g} must be greater than 0, and finite")
+    for config in configs:
+        check(config)
+        runs.check(config)
+    if any(config.data != configs[0].data for config in configs):
+        raise UserError("the rungs of a ladder must read the same text: give them equal data.*")
 
 
 def spend(config: Config, compute: float) -> Config:
@@ -308,7 +323,7 @@ def markdown(levels: Sequence[Level], apart: Sequence[Level] = ()) -> str:
         yield f"|---|{'---:|' * (len(HEADER) - 1)}"
         yield from (f"| {' | '.join(_cells(one))} |" for one in rows)
 
-    lines = [*table(levels), *(["", APART, "", *table(apart)] if apart else [])]
+    lines = [*table(levels), "", COUNTS, *(["", APART, "", *table(apart)] if apart else [])]
     return "\n".join(lines) + "\n"
 
 
