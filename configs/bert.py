@@ -24,14 +24,14 @@ def bert_tiny() -> Config:
             tokenizer=TokenizerConfig(kind="wordpiece", vocab_size=4096), validation_fraction=0.1, document="file"
         ),
         model=BERTConfig(
-            layers=4, width=192, heads=4, mlp_width=512, context=128, dropout=0.0, scan=False, dtype="bfloat16"
+            layers=2, width=128, heads=4, mlp_width=512, context=64, dropout=0.0, scan=False, dtype="bfloat16"
         ),
         objective=MaskedConfig(),
         optimizer=OptimizerConfig(name="muon"),
-        schedule=ScheduleConfig(peak=2e-3, warmup=0.05, unit="updates"),
-        batch=BatchConfig(tokens=((0, 4096),), microbatch=32),
-        train=TrainConfig(updates=1500, evaluate_every=150, log_every=10),
-        checkpoint=CheckpointConfig(every=250),
+        schedule=ScheduleConfig(peak=4e-3, warmup=0.05, unit="updates"),
+        batch=BatchConfig(tokens=((0, 4096),), microbatch=64),
+        train=TrainConfig(updates=3000, evaluate_every=500, log_every=10),
+        checkpoint=CheckpointConfig(every=500),
     )
 
 
@@ -75,12 +75,12 @@ def classify() -> Config:
             tokenizer=TokenizerConfig(kind="wordpiece", vocab_size=4096),
             validation_fraction=0.2,
         ),
-        model=BERTConfig(layers=4, width=192, heads=4, mlp_width=512, context=128, dropout=0.1, scan=False),
+        model=BERTConfig(layers=2, width=128, heads=4, mlp_width=512, context=64, dropout=0.1, scan=False),
         objective=ClassificationConfig(),
         # Appendix A.3: 3 epochs, rates from 2e-5 to 5e-5 for the large models; small ones learn faster.
         optimizer=OptimizerConfig(beta2=0.999, epsilon=1e-6, weight_decay=0.01),
         schedule=ScheduleConfig(peak=3e-4, warmup=0.1, shape="linear", final=0.0, unit="updates"),
-        batch=BatchConfig(tokens=((0, 16 * 128),), microbatch=16),
+        batch=BatchConfig(tokens=((0, 16 * 64),), microbatch=16),
         train=TrainConfig(updates=150, evaluate_every=50, log_every=10),
         checkpoint=CheckpointConfig(every=50),
     )

@@ -88,6 +88,11 @@ def _replace(node: Any, path: list[str], value: str, key: str, root: Any = None)
     child = getattr(node, name, None) if name in hints else None
     if name not in hints or (len(path) > 1 and not is_dataclass(child)):
         raise UserError(f"unknown key '{key}'{nearest(key, keys(root))}")
+    if path[1:] == ["family"] and value != getattr(child, "family", value):  # another member of the union, with its own defaults
+        members = _members(typing.get_args(hints[name]))
+        if value not in members:
+            raise UserError(f"{key}: '{value}' is unknown{nearest(value, members)}")
+        return dataclasses.replace(node, **{name: members[value]()})
     if len(path) > 1:
         return dataclasses.replace(node, **{name: _replace(child, path[1:], value, key, root)})
     if is_dataclass(child):
@@ -159,7 +164,7 @@ def _decode(value: Any, hint: Any, key: str) -> Any:
     """`value` (as JSON gives it) as an instance of the type `hint`; UserError where it is not one."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        members = {typing.get_args(typing.get_type_hints(arg)["family"])[0]: arg for arg in args}
+        members = _members(args)
         family = value.get("family", next(iter(members))) if isinstance(value, dict) else None
         if family not in members:
             raise UserError(f"{key}.family: '{family}' is unknown{nearest(str(family), members)}")
@@ -185,6 +190,11 @@ def _decode(value: Any, hint: Any, key: str) -> Any:
     elif (hint is float and isinstance(value, int) and not isinstance(value, bool)) or type(value) is hint:
         return hint(value)
     raise UserError(f"{key}: expected {_describe(hint)}, got {value!r}")
+
+
+def _members(union: Iterable[Any]) -> dict[str, type]:
+    """The dataclasses of a union by their `family`."""
+    return {typing.get_args(typing.get_type_hints(member)["family"])[0]: member for member in union}
 
 
 def _describe(hint: Any) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmjax import typed
-from lmjax.config import Config, SourceConfig
+from lmjax.config import Config, RNNConfig, SourceConfig
 from lmjax.typed import UserError, apply_overrides, from_json, to_json
 
 
@@ -55,6 +55,13 @@ def test_an_override_sets_one_key_and_reads_back_what_json_prints(config: Config
         changed = getattr(changed, name)
     if not isinstance(value, tuple) or not any(isinstance(item, str | SourceConfig) for item in value):
         assert changed == value
+
+
+def test_another_family_comes_with_its_own_defaults() -> None:
+    changed = apply_overrides(Config(), ["model.layers=7", "model.family=rnn", "model.cell=gru", "data.family=text"])
+    assert changed == dataclasses.replace(Config(), model=RNNConfig(cell="gru"))
+    with pytest.raises(UserError, match=r"model.family: 'rn' is unknown; did you mean 'rnn'\?"):
+        apply_overrides(Config(), ["model.family=rn"])
 
 
 @dataclasses.dataclass
