@@ -25,6 +25,12 @@ def leaves(params: Any) -> dict[str, np.ndarray]:
     return {path_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
 
 
+def blank(made: run.Run) -> Any:
+    """A state that takes no time to compile."""
+    state: Any = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), run.abstract(made)))
+    return state.replace(params=jax.device_put(small.rough(made.task)))
+
+
 @pytest.fixture(scope="module")
 def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of two layers, stacked, as a run leaves it behind."""
@@ -33,8 +39,7 @@ def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.json").write_text(typed.to_json(made.config))
     made.store.tokenizer.save(folder / "tokenizer.json")
-    state = run.init(made)
-    state = state.replace(ema=jax.tree.map(lambda x: x + 0.5, state.ema))  # the average is what is used
+    state = blank(made).replace(ema=jax.device_put(small.rough(made.task, seed=1)))  # the average is what is used
     saves = checkpoint.Checkpoints(folder / "checkpoints", config=made.config.checkpoint)
     saves.save(state, {"update": 7, "cursor": 56, "wall_step": 7, "digest": digest(state)})
     saves.close()
@@ -56,7 +61,9 @@ def prepared(corpus: Path, source: Path, *changes: str, name: str = "bert labels
 
 def begun(made: run.Run) -> tuple[Any, dict[str, Any], list[str]]:
     said: list[str] = []
-    state, origin = transfer.begin(made, report=said.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "init", blank)
+        state, origin = transfer.begin(made, report=said.append)
     return state, origin, said
 
 
@@ -67,7 +74,7 @@ def test_a_classifier_takes_the_encoder_and_begins_its_own_head_anew(
     made = prepared(corpus, source, "model.dropout=0.3")
     model: Any = made.config.model
     assert (model.layers, model.scan, model.dropout) == (2, False, 0.3)
-    fresh = leaves(run.init(made).params)
+    fresh = leaves(small.rough(made.task))
     state, origin, said = begun(made)
     ours = leaves(state.params)
     new = {"classifier/kernel", "classifier/bias"}
