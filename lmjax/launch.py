@@ -92,7 +92,7 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
         if _complete(run_dir) and not changed:
             console.event(f"{run_dir} is complete; to train on, add train.updates=N --allow-change train.updates")
             return FINISHED
-        run = _prepare(config, console)
+        run = _prepare(config, console, kept=run_dir / "tokenizer.json")
         journal = _journal(run_dir)
         if not journal.records:
             if checkpoint.folders(run_dir / "checkpoints"):
@@ -173,10 +173,16 @@ def _absolute_files(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(os.path.abspath(os.path.expanduser(name)) for name in names)
 
 
-def _prepare(config: Config, console: Console) -> Run:
-    """The parts of a run; what is wrong with the configuration is found before the data are read."""
+def _prepare(config: Config, console: Console, *, kept: Path | None = None) -> Run:
+    """The parts of a run; what is wrong with the configuration is found before the data are read.
+
+    kept: the run's own copy of its tokenizer, which is read where the file that the configuration names is gone.
+    """
     runs.check(config)
-    store = stores.prepare(config.data, report=console.report)
+    data, choice = config.data, config.data.tokenizer
+    if kept is not None and kept.is_file() and choice.kind == "file" and not Path(choice.path).exists():
+        data = dataclasses.replace(data, tokenizer=dataclasses.replace(choice, path=str(kept)))
+    store = stores.prepare(data, report=console.report)
     run = runs.build(config, store)
     for line in runs.describe_data(run):
         console.event(line)
