@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax import optim
-from lmjax.config import Config
+from lmjax.config import ClassificationConfig, Config
 from lmjax.console import duration, quantity
-from lmjax.models import families
+from lmjax.models import classifier, families
 from lmjax.optim import BatchPlan
 
 EXPECTED_UTILISATION = 0.4  # of the machine's peak; what a well-tuned run reaches (PaLM, table 3: 0.46)
@@ -32,7 +32,7 @@ def tables(config: Config, *, peak_flops: float, devices: int, corpus_tokens: in
     return [
         Table(
             "Parameters",
-            [(name, f"{count:,}") for name, count in families.parameters(config.model).items()],
+            [(name, f"{count:,}") for name, count in _parameters(config).items()],
             ("", "count"),
         ),
         Table("Run", _run(config, plan, peak_flops=peak_flops, devices=devices, corpus_tokens=corpus_tokens)),
@@ -43,6 +43,12 @@ def tables(config: Config, *, peak_flops: float, devices: int, corpus_tokens: in
             ("", "closed form"),
         ),
     ]
+
+
+def _parameters(config: Config) -> dict[str, int]:
+    if isinstance(config.objective, ClassificationConfig):
+        return classifier.parameters(config.model, len(config.objective.labels))
+    return families.parameters(config.model)
 
 
 def _memory(config: Config, devices: int) -> dict[str, float]:

@@ -88,7 +88,7 @@ def _replace(node: Any, path: list[str], value: str, key: str, root: Any = None)
     child = getattr(node, name, None) if name in hints else None
     if name not in hints or (len(path) > 1 and not is_dataclass(child)):
         raise UserError(f"unknown key '{key}'{nearest(key, keys(root))}")
-    if path[1:] == ["family"] and value != getattr(child, "family", value):  # another member of the union, with its own defaults
+    if path[1:] == ["family"] and value != getattr(child, "family", value):  # another member, with its own defaults
         members = _members(typing.get_args(hints[name]))
         if value not in members:
             raise UserError(f"{key}: '{value}' is unknown{nearest(value, members)}")

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import Array
 
 from lmjax.config import BERTConfig, GPTConfig, ModelConfig
+from lmjax.models import families
 from lmjax.models.bert import BERT
 from lmjax.models.gpt import GPT
 from lmjax.models.layers import Dense, dropout
@@ -45,3 +46,11 @@ class Classifier(nn.Module):
             x_BD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
         x_BD = dropout(x_BD, c.dropout, self.make_rng("dropout") if train and c.dropout else None)
         return self.classifier(x_BD)
+
+
+def parameters(config: ModelConfig, classes: int) -> dict[str, int]:
+    """The number of parameters of each part, and their `total`: those of the pretrained model without its heads."""
+    heads = ("masked head", "next sentence head", "output layer", "total")
+    parts = {name: count for name, count in families.parameters(config).items() if name not in heads}
+    parts["classifier"] = (config.width + 1) * classes
+    return parts | {"total": sum(parts.values())}

@@ -9,9 +9,9 @@ import pytest
 import small
 
 from lmjax.config import ModelConfig
-from lmjax.models import families
+from lmjax.models import classifier, families
 from lmjax.models.classifier import Classifier
-from lmjax.pytrees import leaf_names
+from lmjax.pytrees import count, leaf_names
 
 V, T, CLASSES = 19, 8, 3
 GPT, BERT = (
@@ -57,6 +57,7 @@ def test_parameters_have_the_names_they_have_in_the_pretrained_model(config: Mod
     one = np.zeros((1, 1), np.int32)
     named = {"kinds_BT": one, "real_BT": one} if config.family == "bert" else {}
     pretrained: Any = jax.eval_shape(families.build(config).init, jax.random.key(0), one, **named)["params"]
+    assert classifier.parameters(config, CLASSES)["total"] == count(rough(config))
     ours, theirs = set(leaf_names(rough(config))), set(leaf_names(pretrained))
     assert ours - theirs == {"classifier/kernel", "classifier/bias"}
     assert {name.partition("/")[0] for name in theirs - ours} <= {"head", "masked_head", "next_sentence"}
