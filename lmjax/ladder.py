@@ -156,7 +156,7 @@ def _same(config: Config, run_dir: Path) -> None:
     path = run_dir / "config.json"
     if not path.is_file():
         return
-    changed = typed.differences(typed.from_json(path.read_text(), Config), launch._absolute(config))
+    changed = typed.differences(typed.from_json(path.read_text(), Config), launch.absolute(config))
     if changed:
         raise UserError(
             f"{run_dir} was made with another configuration ({'; '.join(changed)}); climb a new ladder with --out DIR"

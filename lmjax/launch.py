@@ -50,7 +50,7 @@ def start(config: Config, run_dir: Path) -> int:
         raise UserError(
             f"{run_dir} exists: go on with it by --resume {run_dir}, or choose another place with --run-dir DIR"
         )
-    config = transfer.adopt(_absolute(config))
+    config = transfer.adopt(absolute(config))
     with _console() as console:
         if main:
             _make(run_dir)
@@ -86,7 +86,7 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
     parallel.connect(config.parallel)
     with locked(run_dir) if parallel.is_main() else nullcontext(), _console() as console:
         saved = typed.from_json((run_dir / "config.json").read_text(), Config)
-        config = _absolute(config)
+        config = absolute(config)
         config = _resolved_like(config, saved)
         changed = _allowed_changes(saved, config, allow)
         if _complete(run_dir) and not changed:
@@ -153,7 +153,7 @@ def _resolved_like(config: Config, saved: Config) -> Config:
     return config
 
 
-def _absolute(config: Config) -> Config:
+def absolute(config: Config) -> Config:
     """The same configuration with absolute paths, so that a run can be resumed from any folder."""
     data = config.data
     choice = data.tokenizer
