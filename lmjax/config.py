@@ -275,7 +275,7 @@ class GuardConfig:
     in_a_row, hard_in_a_row, several, among: a rollback is triggered by so many suspects in a row, so many hard ones in
         a row, or `several` of the last `among` batches; parameters that are not finite trigger at once.
     divergence_window, divergence_mads, divergence_share: and so does a median of the last so many losses that exceeds
-        the best such median by so many MADs, by this share, and by loss_z x loss_floor_nats.
+        the best such median by so many MADs (each at least loss_floor_nats) and by this share.
     margin, horizon: a checkpoint is healthy with no suspect from `margin` updates before it to min(horizon,
         checkpoint.every) after it; a rollback goes to the newest that lies `margin` updates before the onset.
     attribute: first replay the same data once, and skip it only if the spike comes again.

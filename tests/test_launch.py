@@ -85,7 +85,14 @@ def test_a_run_continued_from_any_checkpoint_ends_with_the_same_bits(tiny: Confi
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_process_stopped_by_a_signal_resumes_with_the_same_bits(
     tiny: Config, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -120,6 +120,7 @@ def test_a_signal_to_one_process_saves_and_ends_both(
     assert json.loads((folder / "summary.json").read_text())["status"] == "stopped"
 
 
+@pytest.mark.exhaustive
 def test_a_stopped_run_of_two_goes_on_bit_for_bit(configured: str, tmp_path: Path) -> None:
     words = ["train.updates=40", "checkpoint.every=10"]
     with processes(2, configured, *words, "--run-dir", str(tmp_path / "whole")) as started:

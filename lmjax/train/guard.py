@@ -80,10 +80,9 @@ def accept(window: Window, loss: Array, log_norm: Array, stretch: Array, config:
     losses_W = jnp.append(window.losses_W[1:], loss)
     recent = losses_W[-config.divergence_window :]
     median = _median(recent, len(recent))
-    mad = _median(jnp.abs(recent - median), len(recent))
+    mad = jnp.maximum(_median(jnp.abs(recent - median), len(recent)), config.loss_floor_nats)
     full = count >= config.divergence_window
     limit = jnp.maximum(config.divergence_mads * mad, config.divergence_share * jnp.abs(best))
-    limit = jnp.maximum(limit, config.loss_z * config.loss_floor_nats)
     diverged = full & (count >= config.armed) & (median - best > limit)
     best = jnp.where(full, jnp.minimum(best, median), best)
     return Window(losses_W, jnp.append(window.log_norms_W[1:], log_norm), count, best, stretch), diverged
