@@ -17,7 +17,13 @@ from lmjax.config import (
 
 
 def bert_tiny() -> Config:
-    """A small BERT on the English that comes with Python."""
+    """A small BERT on the English that comes with Python: fills in words and tells whether a passage goes on.
+
+    Hardware: any CPU. Time: 4m18s on 2 cores (AMD EPYC, Zen 5), everything included; memory 1.5 GB.
+    Expect, with Python 3.11: 0.44 of the masked tokens right (the most frequent token: 0.06) and 0.87 of the next
+    sentences (always the same answer: 0.51). Context 64 and Muon, since longer rows and fewer updates stayed on a
+    plateau on which the model guesses full stops; docs/lab.md has the runs.
+    """
     return Config(
         name="bert_tiny",
         data=DataConfig(
@@ -30,7 +36,12 @@ def bert_tiny() -> Config:
         optimizer=OptimizerConfig(name="muon"),
         schedule=ScheduleConfig(peak=4e-3, warmup=0.05, unit="updates"),
         batch=BatchConfig(tokens=((0, 4096),), microbatch=64),
-        train=TrainConfig(updates=3000, evaluate_every=500, log_every=10),
+        train=TrainConfig(
+            updates=3000,
+            evaluate_every=500,
+            log_every=10,
+            expect=(("val_masked_accuracy", 0.40, 0.47), ("val_next_accuracy", 0.83, 0.90)),
+        ),
         checkpoint=CheckpointConfig(every=500),
     )
 
