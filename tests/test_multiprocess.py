@@ -165,6 +165,7 @@ def test_when_one_process_is_lost_the_other_ends_and_the_run_can_go_on(
     assert updates(folder) == reached
 
 
+@pytest.mark.exhaustive
 def test_a_spike_takes_both_processes_back(configured: str, tmp_path: Path) -> None:
     """Bad data are replayed, then left out, with one journal and one quarantine."""
     words = [configured, "batch.tokens=((0,64),)", "train.updates=110", "checkpoint.every=20"]

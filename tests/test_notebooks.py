@@ -7,11 +7,15 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+LATER = ("01_pretraining", "04_a_spike")  # run with the exhaustive tests: each trains for a while
+RUN = [
+    pytest.param(path, marks=pytest.mark.exhaustive if path.stem in LATER else (), id=path.stem) for path in NOTEBOOKS
+]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Jupyter client, not ours
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RUN)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LMJAX_RUN", "LMJAX_LADDER", "LMJAX_BERT"):  # of runs to look at in place of new ones
         monkeypatch.delenv(name, raising=False)

@@ -221,7 +221,7 @@ def test_a_folder_in_use_is_refused(tiny: Config, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.faults
 def test_the_product_survives_its_rehearsal(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
