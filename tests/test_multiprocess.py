@@ -140,10 +140,11 @@ def test_a_stopped_run_of_two_goes_on_bit_for_bit(configured: str, tmp_path: Pat
     ("number", "lost"),
     [
         (signal.SIGKILL, 1),
-        pytest.param(signal.SIGKILL, 0, marks=pytest.mark.exhaustive),
-        pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.exhaustive),
+        (signal.SIGKILL, 0),
+        (signal.SIGSTOP, 1),
     ],
 )
+@pytest.mark.exhaustive
 def test_when_one_process_is_lost_the_other_ends_and_the_run_can_go_on(
     configured: str, tmp_path: Path, number: signal.Signals, lost: int
 ) -> None:
