@@ -105,5 +105,7 @@ def _check_families(config: Config) -> None:
             raise UserError("data.label is empty: name the column with the label")
         if objective == "translation" and (len(config.data.texts) != 2 or config.data.label):
             raise UserError(f"data.texts = {config.data.texts}: translation needs a source and a target, and no label")
+    if isinstance(config.objective, MaskedConfig) and not config.objective.rate:
+        raise UserError("objective.rate = 0 predicts nothing; 0.15 is BERT's")
     if isinstance(config.objective, MaskedConfig) and config.objective.masked + config.objective.random > 1:
         raise UserError("objective.masked and objective.random together are more than 1")

@@ -17,5 +17,23 @@ def test_values_out_of_range_name_their_key(override: str) -> None:
         check(apply_overrides(Config(), [override]))
 
 
+@pytest.mark.parametrize("override", ["objective.rate=0", "objective.rate=1.5", "objective.masked=0.95"])
+def test_shares_of_masking_that_make_no_sense_name_their_key(override: str) -> None:
+    with pytest.raises(UserError, match=override.partition("=")[0]):
+        check(apply_overrides(Config(), ["model.family=bert", "objective.family=masked", override]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("model.family=rnn objective.family=masked", "model.family = rnn learns with objective.family = causal"),
+        ("model.family=transformer objective.family=translation", "needs data.family = records, not text"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(overrides: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(apply_overrides(Config(), overrides.split()))
+
+
 def test_the_default_passes() -> None:
     check(Config())

@@ -67,17 +67,6 @@ def predictions(context: int, rate: float = MaskedConfig.rate) -> int:
     return int(rate * context) + 1
 
 
-def check(config: MaskedConfig) -> None:
-    """UserError: a share that is none."""
-    for key in ("rate", "masked", "random", "next_sentence", "short"):
-        if not 0 <= getattr(config, key) <= 1:
-            raise UserError(f"objective.{key}={getattr(config, key)} must be at least 0 and at most 1")
-    if not config.rate:
-        raise UserError("objective.rate=0.0 predicts nothing; 0.15 is BERT's")
-    if config.masked + config.random > 1:
-        raise UserError(f"objective.masked={config.masked} and objective.random={config.random} exceed 1 together")
-
-
 def masked(
     sources: Sequence["Tokens"],
     ids: Any,

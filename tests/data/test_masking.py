@@ -263,17 +263,6 @@ def test_facts_of_a_tokenizer():
         masking.facts(tokenizer.build(TokenizerConfig("bytes"), lambda: iter(texts)))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"rate": 0.0}, "objective.rate=0.0 predicts nothing"),
-        ({"rate": 1.5}, "objective.rate=1.5 must be"),
-        ({"masked": 0.95}, "exceed 1 together"),
-        ({"short": -0.1}, "objective.short=-0.1 must be"),
-    ],
-)
-def test_shares_that_are_none_are_refused(change, message):
-    with pytest.raises(UserError, match=message):
-        masking.check(dataclasses.replace(BERT, **change))
+def test_a_row_without_room_for_its_marks_is_refused():
     with pytest.raises(UserError, match=r"model.context=4 must be at least 5"):
         batch_of(LONG, [0], context=4)
