@@ -13,7 +13,10 @@ class GPTConfig:
     """A decoder-only Transformer, GPT-2 style or LLaMA style.
 
     vocab_size: 0 takes the tokenizer's. key_heads: 0 means one per head. head_dim: 0 means width / heads.
-    mlp_width: 0 means 4 x width. scan: one compiled block scanned over the layers (fast to compile) or unrolled.
+    mlp_width: 0 means 4 x width.
+    rope_scaling: how rotary positions stretch to a longer context than they were trained for: empty not at all,
+        (factor,) divides all of them (Chen et al. 2023), (factor, low, high, context) only the slow ones (Llama 3.1).
+    scan: one compiled block scanned over the layers (fast to compile) or unrolled.
     remat: what the backward pass recomputes: nothing, everything but matrix products, everything.
     dtype: of the matrix products; parameters, softmax and loss are always float32.
     """
@@ -31,6 +34,7 @@ class GPTConfig:
     norm_epsilon: float = 1e-5
     positions: Literal["learned", "rotary"] = "learned"
     rope_theta: float = 10_000.0
+    rope_scaling: tuple[float, ...] = ()
     activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu_tanh"
     bias: bool = True
     tied: bool = True

@@ -13,94 +13,12 @@ from lmjax.architectures import ModelConfig as ModelConfig
 from lmjax.architectures import NNLMConfig as NNLMConfig
 from lmjax.architectures import RNNConfig as RNNConfig
 from lmjax.architectures import TransformerConfig as TransformerConfig
+from lmjax.corpora import DataConfig as DataConfig
+from lmjax.corpora import InContextConfig as InContextConfig
+from lmjax.corpora import RecordsConfig as RecordsConfig
+from lmjax.corpora import SourceConfig as SourceConfig
+from lmjax.corpora import TokenizerConfig as TokenizerConfig
 from lmjax.typed import UserError as UserError  # for every room that refuses a value
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """How text becomes token ids.
-
-    kind: `bpe` trains a byte-level BPE of `vocab_size` entries on the corpus; `wordpiece` BERT's pieces of lower-case
-        words; `bytes` needs no training (256 + 1); `characters` takes every character of the corpus; `file` loads
-        `path`.
-    path: a tokenizer.json, a folder with GPT-2's `encoder.json` + `vocab.bpe` (or `vocab.json` + `merges.txt`),
-        a `.tiktoken` rank file, or a WordPiece `vocab.txt`.
-    """
-
-    kind: Literal["bpe", "wordpiece", "bytes", "characters", "file"] = "bpe"
-    vocab_size: int = 2048
-    path: str = ""
-
-
-@dataclass(frozen=True)
-class SourceConfig:
-    """One source of a mixture; the fields mean what they mean in `DataConfig`."""
-
-    source: str = "docstrings"
-    files: tuple[str, ...] = ()
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Text to read.
-
-    source: `docstrings` (English that comes with Python), or `hub:NAME` / `hub:NAME:SUBSET` (a dataset of the hub).
-    files: local text, jsonl, json or parquet files, folders or globs, plain or .gz/.zst; given, `source` is unused.
-    text_field: the column that holds the text in jsonl, parquet and hub data.
-    document: what one document of a plain text file is: a blank-line separated paragraph, a line, or the file.
-    mixture: several sources with weights, instead of `source` and `files`; exact over every window of samples.
-    mixture_changes: announced changes, ((from_token, (weight, ...)), ...).
-    validation: `hash` sends a document to validation by a hash of its content; `tail` cuts the last tokens off.
-    shuffle: read the windows of each epoch in a random order, or as the text has them.
-    packed: attention stays inside documents (segment ids); otherwise windows cut from the stream attend across.
-    exclude: half-open ranges of sample ids that are never trained on.
-    cache: where prepared tokens are kept; default: the user's cache directory.
-    """
-
-    family: Literal["text"] = "text"
-    source: str = "docstrings"
-    files: tuple[str, ...] = ()
-    text_field: str = "text"
-    document: Literal["paragraph", "line", "file"] = "paragraph"
-    mixture: tuple[SourceConfig, ...] = ()
-    mixture_changes: tuple[tuple[int, tuple[float, ...]], ...] = ()
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    validation: Literal["hash", "tail"] = "hash"
-    validation_fraction: float = 0.05
-    shuffle: bool = True
-    packed: bool = False
-    exclude: tuple[tuple[int, int], ...] = ()
-    cache: str = ""
-
-
-@dataclass(frozen=True)
-class RecordsConfig:
-    """Records to learn from: pairs of texts, or texts with a label.
-
-    source: generated pairs, `numbers` (words to digits) or `dates` (many forms to one), when `files` is empty;
-        or generated labelled texts, `docstrings` (which part of Python's library a passage is from).
-    files: jsonl files, or two text files whose lines belong together. validation_files: the same for validation;
-        empty keeps a share of the records by a hash of their content.
-    texts: the columns with text, one or two. label: the column with the label (empty: none).
-    limit: the first so many training records only (0: all). lowercase: of every text.
-    buckets: classes of length; records of one class are computed together, so that little is padding.
-    """
-
-    family: Literal["records"] = "records"
-    source: Literal["numbers", "dates", "docstrings"] = "dates"
-    files: tuple[str, ...] = ()
-    validation_files: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ("source", "target")
-    label: str = ""
-    limit: int = 0
-    lowercase: bool = False
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    validation_fraction: float = 0.05
-    buckets: int = 4
-    shuffle: bool = True
-    exclude: tuple[tuple[int, int], ...] = ()
-    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,6 +160,19 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """In-context evaluation at every evaluation of the run: metrics `TASK_SHOTS_shot`, and a picture of them.
+
+    tasks: bundled tasks or folders (empty: none); items that `data.in_context` holds out, where it has the task.
+    shots: numbers of examples. limit: documents of each task.
+    """
+
+    tasks: tuple[str, ...] = ()
+    shots: tuple[int, ...] = (0, 1, 8)
+    limit: int = 100
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """Which checkpoints are made and kept. Update 0 and two healthy ones are always kept.
 
@@ -349,7 +280,8 @@ class TrackConfig:
 class Config:
     """A whole run: with `seed` and the journal it determines every bit.
 
-    init_from: another run's directory, or a .safetensors file, whose parameters are taken where the names match.
+    init_from: whose parameters are taken where the names match: another run, a directory of a Hugging Face model, a
+        .gguf or a .safetensors file.
     """
 
     name: str = "run"
@@ -364,6 +296,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -3,6 +3,7 @@
 Legend: B prompts, T context, V vocabulary.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import UserError
+from lmjax.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A model of the next token with its tokenizer, wherever it came from: what generation and evaluation work with.
+
+    model: a Linen module, ids (B, T) to logits (B, T, V), whose `config` is one of `ModelConfig`. name: to be shown.
+    first: the id in front of a text where the model was trained so (LLaMA's <s>); None: nothing.
+    stops: further ids that end a text, beside the tokenizer's `end_of_text`.
+    """
+
+    model: Any
+    params: Any
+    tokenizer: Tokenizer
+    name: str = ""
+    first: int | None = None
+    stops: tuple[int, ...] = ()
 
 
 def generate(
