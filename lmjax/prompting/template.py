@@ -1,0 +1,63 @@
+"""Templates: text with {field} for a field of a row, and {{ and }} for braces. There is nothing else in them.
+
+A field is a key and never an expression: `{a.b}` is the field named "a.b", so a template can reach nothing but its row.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lmjax.config import UserError
+
+_PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+def fields(template: str) -> tuple[str, ...]:
+    """The names of the fields in a template, in order. UserError: a brace on its own."""
+    names = []
+    for match in _PART.finditer(template):
+        if match[0] in ("{", "}"):
+            raise UserError(f"the template {template!r} has a '{match[0]}' on its own; write '{match[0] * 2}' for one")
+        if match[1] is not None:
+            names.append(match[1])
+    return tuple(names)
+
+
+def render(template: str, row: Mapping[str, Any]) -> str:
+    """The template with the row's values in it. UserError: a brace on its own, an unknown field, a value of no text."""
+    fields(template)
+    return _PART.sub(lambda match: match[0][0] if match[1] is None else value(row, match[1]), template)
+
+
+def variants(template: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """`render` for each item of the field that is a list, if one is; so several accepted answers share a template."""
+    lists = [name for name in dict.fromkeys(fields(template)) if isinstance(row.get(name), list | tuple)]
+    if len(lists) != 1:
+        return (render(template, row),)
+    return tuple(render(template, {**row, lists[0]: item}) for item in row[lists[0]])
+
+
+def value(row: Mapping[str, Any], name: str) -> str:
+    """A field as text. UserError: the row has no such field, with those it has; or its value is of no use as text."""
+    if name not in row:
+        raise UserError(f"there is no field '{name}', only {', '.join(map(repr, row)) or 'nothing'}")
+    try:
+        return text(row[name])
+    except UserError as error:
+        raise UserError(f"the field '{name}' {error}") from None
+
+
+def text(item: Any) -> str:
+    """Text, a number, true or false, or a list of these joined by ", ", as text. UserError: anything else."""
+    if isinstance(item, list | tuple):
+        return ", ".join(map(text, item))
+    if not isinstance(item, str | int | float):
+        raise UserError(f"is no text, number or list of these but {'null' if item is None else type(item).__name__}")
+    try:
+        result = str(item)
+        result.encode()
+    except UnicodeEncodeError:
+        raise UserError("holds half a character (a lone surrogate)") from None
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        raise UserError("is an integer with too many digits") from None
+    return result
