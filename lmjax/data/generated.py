@@ -12,15 +12,14 @@ import re
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from lmjax.config import UserError
 from lmjax.data import corpus
+from lmjax.prompting.choices import Choices
 
 FORMAT = 1  # part of the fingerprint: raise it when a record below changes
 RECORDS = 40_000  # of numbers and of dates
 
-T = TypeVar("T")
 Row = tuple[dict[str, str], str]  # the columns, and what decides the side of a split: equal keys, one side
 
 
@@ -42,20 +41,6 @@ def fingerprint(source: str) -> dict[str, str | int]:
     return {"source": source, "records": FORMAT}
 
 
-class _Choices:
-    """Choices that hang on nothing but a name: digits of a hash in mixed radix, 256 bits of them."""
-
-    def __init__(self, name: str) -> None:
-        self.left = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
-
-    def below(self, n: int) -> int:
-        self.left, digit = divmod(self.left, n)
-        return digit
-
-    def of(self, items: Sequence[T]) -> T:
-        return items[self.below(len(items))]
-
-
 # ---- Numbers ----------------------------------------------------------------------------------------------------
 
 _UNITS, _TENS = (
@@ -75,7 +60,7 @@ def number(index: int) -> tuple[str, str]:
     is then missing. Forms: "and" or none, hyphens or blanks, "a hundred" or "one hundred", "twelve hundred" or "one
     thousand two hundred".
     """
-    choices = _Choices(f"numbers {index}")
+    choices = Choices(f"numbers {index}")
     digits = 3 + choices.below(7) if choices.below(20) else 1 + choices.below(2)
     value = 10 ** (digits - 1) + choices.below(9 * 10 ** (digits - 1)) if digits > 1 else choices.below(10)
     if digits > 4 and choices.below(3) == 0:
@@ -85,7 +70,7 @@ def number(index: int) -> tuple[str, str]:
     return (text.capitalize() if choices.below(8) == 0 else text), str(value)
 
 
-def _spoken(value: int, choices: _Choices) -> str:
+def _spoken(value: int, choices: Choices) -> str:
     link, join = choices.of((" ", " and ")), choices.of((" ", "-"))
 
     def tens(n: int) -> str:
@@ -137,7 +122,7 @@ _FORMS = """{d} {M} {y}|{d} {M}, {y}|{nth} {M} {y}|{nth} of {M} {y}|the {nth} of
 
 def date(index: int) -> tuple[str, str]:
     """(a day of 1900 to 2049 in one of three dozen written forms, the same as YYYY-MM-DD)."""
-    choices = _Choices(f"dates {index}")
+    choices = Choices(f"dates {index}")
     when = datetime.date.fromordinal(_FIRST + choices.below(_LAST - _FIRST + 1))
     month, day = _MONTHS[when.month - 1], _DAYS[when.weekday()]
     ending = {1: "st", 2: "nd", 3: "rd"}.get(when.day % 10, "th") if when.day not in (11, 12, 13) else "th"
