@@ -1,0 +1,187 @@
+"""The container format GGUF, version 2 and 3: a header of metadata and tensor descriptions, then the tensors' bytes.
+
+Every count, length and offset in the header is checked against the size of the file before anything of that size is
+read, so that a file that is damaged or made up costs no more time and memory than its size is worth.
+"""
+
+import math
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from lmjax.config import UserError
+from lmjax.data import text
+
+_MAGIC, _VERSIONS = b"GGUF", (2, 3)
+_ALIGNMENT = 32  # of the tensors' bytes, unless the metadata say otherwise
+_AXES = 4  # of a tensor, at most
+
+# The types of metadata by number: scalars as `struct` and NumPy know them, and the two kinds that have a length.
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """An array as the file has it. shape: in NumPy's order (rows first). type: ggml's number of its format.
+
+    rows: its bytes, uint8 (rows, bytes of a row), where a row runs along the last axis; a view of the mapped file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    rows: np.ndarray
+
+    def floats(self, rows: slice = slice(None)) -> np.ndarray:
+        """Some rows as float32, (rows, last axis) or a vector. UserError: an unknown format; values not finite."""
+        quants = library().quants
+        format = library().GGMLQuantizationType(self.type)
+        try:
+            with np.errstate(all="ignore"):
+                x = quants.dequantize(self.rows[rows], format)
+        except NotImplementedError:
+            raise UserError(
+                f"tensor '{self.name}' is stored as {format.name}, which the gguf library cannot read; convert the "
+                "file to Q8_0 or F16"
+            ) from None
+        if not np.isfinite(x).all():
+            raise UserError(f"tensor '{self.name}' has values that are not finite; the file is damaged")
+        return x[0] if len(self.shape) == 1 else x
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """metadata: numbers, booleans, strings, lists of strings and NumPy arrays, by key. tensors: by name."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def library() -> ModuleType:
+    """The package gguf. UserError: it is not installed."""
+    try:
+        import gguf
+    except ImportError:
+        raise UserError("GGUF files need the package gguf: pip install 'lmjax[gguf]'") from None
+    return gguf
+
+
+def read(path: Path) -> Content:
+    """The content of a file, its tensors mapped and not yet read. UserError: no such file, or not a sound GGUF file."""
+    if not path.is_file():
+        raise text.missing(path) if not path.exists() else UserError("this is not a file")
+    if path.stat().st_size < 24:
+        raise UserError("this is not a GGUF file: it is too short")
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    cursor = _Cursor(data)
+    if cursor.take(4) != _MAGIC:
+        raise UserError("this is not a GGUF file: it does not start with 'GGUF'")
+    version = cursor.number("I")
+    if version not in _VERSIONS:
+        known = " and ".join(map(str, _VERSIONS))
+        raise UserError(f"it is of version {version} (or big-endian); versions {known} can be read: convert it anew")
+    tensors, entries = cursor.number("Q"), cursor.number("Q")
+    cursor.expect(tensors, 24, "tensors")
+    cursor.expect(entries, 13, "entries of metadata")
+    metadata = _unique(((cursor.string(), cursor.value(cursor.number("I"))) for _ in range(entries)), "metadata key")
+    described = _unique((cursor.tensor() for _ in range(tensors)), "tensor")
+    return Content(
+        metadata,
+        _placed(described, np.frombuffer(data, np.uint8), cursor.at, metadata.get("general.alignment", _ALIGNMENT)),
+    )
+
+
+def _unique(pairs: Iterator[tuple[str, Any]], what: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise UserError(f"it has the {what} '{name}' twice")
+        found[name] = value
+    return found
+
+
+def _placed(described: dict[str, Any], data: np.ndarray, end: int, alignment: Any) -> dict[str, Tensor]:
+    """The tensors, each with its bytes: offsets count from the end of the header, rounded up."""
+    if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
+        raise UserError(f"general.alignment={alignment!r} is not a power of two")
+    start = -(-end // alignment) * alignment
+    sizes, known = library().GGML_QUANT_SIZES, {int(type) for type in library().GGMLQuantizationType}
+    tensors, total = {}, 0
+    for name, (shape, type_, offset) in described.items():
+        if type_ not in known:
+            raise UserError(f"tensor '{name}' is stored in a format that the gguf library does not know: {type_}")
+        block, size = sizes[library().GGMLQuantizationType(type_)]
+        if shape[-1] % block:
+            raise UserError(f"tensor '{name}' has rows of {shape[-1]}, not a multiple of its blocks of {block}")
+        count, width = math.prod(shape[:-1]), shape[-1] // block * size
+        total += count * width
+        first = start + offset
+        if first + count * width > len(data) or total > len(data):
+            raise UserError(f"tensor '{name}' lies beyond the end of the file; it is cut short or damaged")
+        tensors[name] = Tensor(name, shape, type_, data[first : first + count * width].reshape(count, width))
+    return tensors
+
+
+class _Cursor:
+    """Reads one value of the header after the other, little-endian."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, size: int) -> bytes:
+        self.expect(size, 1, "bytes")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def expect(self, count: int, size: int, what: str) -> None:
+        """UserError unless what is left of the file has room for `count` things of at least `size` bytes."""
+        left = len(self.data) - self.at
+        if count * size > left:
+            raise UserError(
+                f"its header promises {count} {what}, but has {left} bytes left; it is cut short or damaged"
+            )
+
+    def number(self, code: str) -> Any:
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+
+    def string(self) -> str:
+        try:
+            return str(self.take(self.number("Q")), "utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"the text that ends at byte {self.at} is not UTF-8") from None
+
+    def value(self, type: int) -> Any:
+        """A metadata value; arrays of numbers as NumPy arrays."""
+        if type == _STRING:
+            return self.string()
+        if type in _SCALARS:
+            return self.number(_SCALARS[type])
+        if type != _ARRAY:
+            raise UserError(f"there is no type {type} of metadata (at byte {self.at})")
+        type, count = self.number("I"), self.number("Q")
+        if type == _STRING:
+            self.expect(count, 8, "strings")
+            return [self.string() for _ in range(count)]
+        if type not in _SCALARS:
+            raise UserError(f"metadata of arrays of type {type} cannot be read (at byte {self.at})")
+        dtype = np.dtype("<" + _SCALARS[type])
+        self.expect(count, dtype.itemsize, "numbers")
+        return np.frombuffer(self.take(count * dtype.itemsize), dtype).copy()
+
+    def tensor(self) -> tuple[str, tuple[tuple[int, ...], int, int]]:
+        """Name -> (shape, format, offset). The file has the axes in the order opposite to NumPy's."""
+        name, axes = self.string(), self.number("I")
+        if not 1 <= axes <= _AXES:
+            raise UserError(f"tensor '{name}' has {axes} axes; 1 to {_AXES} are possible")
+        shape = tuple(self.number("Q") for _ in range(axes))[::-1]
+        if 0 in shape:
+            raise UserError(f"tensor '{name}' is empty")
+        return name, (shape, self.number("I"), self.number("Q"))
