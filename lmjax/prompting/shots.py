@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lmjax.config import UserError
+from lmjax.prompting.choices import Choices
 
 if typing.TYPE_CHECKING:  # `task` is made with `held_out`
     from lmjax.prompting.task import Document, Task
@@ -38,7 +39,7 @@ def examples(
     if balanced:
         order = _in_turn(grouped(own) if own else task.groups, name, keep)
     else:
-        order = filter(keep, _shuffled(own or task.pool, name))
+        order = filter(keep, shuffled(own or task.pool, name))
     found = tuple(itertools.islice(order, count))
     if len(found) < count:
         raise UserError(
@@ -51,12 +52,12 @@ def examples(
 def prompt(
     task: "Task", document: "Document", count: int, *, seed: int = 0, balanced: bool = False, described: bool = True
 ) -> str:
-    """The text that the model continues: description, `count` examples with their answers, and the question.
+    """The text that the model continues: prefix, description, `count` examples with their answers, and the question.
 
     It ends with the question; `separator` and the answer are what follows. Errors as in `examples`.
     """
     config = task.config
-    parts = [config.description + config.joint] if described and config.description else []
+    parts = [config.prefix, config.description + config.joint if described and config.description else ""]
     for example in examples(task, document, count, seed=seed, balanced=balanced):
         parts += [example.prompt, config.separator if example.prompt else "", example.answers[0], config.joint]
     return "".join([*parts, document.prompt])
@@ -64,7 +65,8 @@ def prompt(
 
 def held_out(key: str, share: float) -> bool:
     """Whether an item is in the share that is held out: a hash of its key alone decides, and a larger share adds."""
-    return _hash(["held out", key]) < share * 2**64
+    digest = hashlib.sha256(json.dumps(["held out", key]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def grouped(documents: "Iterable[Document]") -> "dict[str, tuple[Document, ...]]":
@@ -79,16 +81,14 @@ def _question(document: "Document") -> str:
     return document.prompt or document.answers[0]
 
 
-def _hash(name: Any) -> int:
-    """64 bits of the SHA-256 of anything that JSON can say."""
-    return int.from_bytes(hashlib.sha256(json.dumps(name).encode()).digest()[:8], "big")
+def shuffled(items: Sequence[T], name: Sequence[Any]) -> Iterator[T]:
+    """The items in an order that `name` (what JSON can say) decides, one step for each that is taken.
 
-
-def _shuffled(items: Sequence[T], name: tuple[Any, ...]) -> Iterator[T]:
-    """The items in an order that `name` decides: Fisher-Yates from the front, with only what has moved kept."""
-    moved: dict[int, int] = {}
+    Fisher and Yates's shuffle from the front, which keeps only what has moved.
+    """
+    draw, moved = Choices(json.dumps(name)), {}
     for i in range(len(items)):
-        j = i + _hash([*name, i]) % (len(items) - i)  # 64 bits: uneven by less than len / 2^64
+        j = i + draw.below(len(items) - i)
         yield items[moved.get(j, j)]
         moved[j] = moved.pop(i, i)
 
@@ -97,11 +97,11 @@ def _in_turn(
     groups: "Mapping[str, Sequence[Document]]", name: tuple[Any, ...], keep: "Callable[[Document], bool] | None"
 ) -> "Iterator[Document]":
     """One item of each group in turn, as long as they last; the order of the groups differs from round to round."""
-    left = {group: filter(keep, _shuffled(items, (*name, "group", group))) for group, items in groups.items()}
+    left = {group: filter(keep, shuffled(items, (*name, "group", group))) for group, items in groups.items()}
     for turn in itertools.count():
         if not left:
             return
-        for group in _shuffled(tuple(left), (*name, "turn", turn)):
+        for group in shuffled(tuple(left), (*name, "turn", turn)):
             item = next(left[group], None)
             if item is None:
                 del left[group]

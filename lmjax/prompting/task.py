@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ class TaskConfig:
     name: default: the name of the folder or file. measures: what the task measures, in one line.
     kind: `choose` the likeliest of several answers, `match` the one answer token by token, `generate` text, `pairs` the
         likelier of a good and a bad text, `perplexity` of a text.
-    description: the task in words, in front of the examples and followed by `joint`.
+    prefix: in front of everything. description: the task in words, behind it if wanted, and followed by `joint`.
     prompt: template of the question: {field} of a row, {{ and }} for braces; of `perplexity` the text.
     answer: template of the right answer; where its one field is a list, each item is accepted and the first is shown.
         Of `choose` the text of a choice or its index from 0 (a number is always an index).
@@ -29,13 +29,14 @@ class TaskConfig:
     stop: texts that end what is generated. max_tokens: of it.
     filters: regular expressions applied to it in turn; each keeps the first group, or all, of its first match.
     ignore_case, ignore_punctuation: when generated text is compared with the answers.
-    chance: the accuracy of guessing.
+    chance: the accuracy of guessing; 0 stands for one over the number of choices where there are some.
     rows, examples: where the rows, and the pool that examples are drawn from, are: a file beside task.json, or
         `hub:NAME[:SUBSET[:SPLIT]]`; default: `rows.jsonl`, and `examples.jsonl` if it is there.
     """
 
     name: str = ""
     kind: Literal["choose", "match", "generate", "pairs", "perplexity"] = "choose"
+    prefix: str = ""
     description: str = ""
     prompt: str = "{input}"
     answer: str = "{answer}"
@@ -135,6 +136,8 @@ def build(
                 f"the task '{config.name}': of {len(everything)} rows none is left where the share held out is "
                 f"{held_out_share:g}; choose another share"
             )
+    if not config.chance and everything[0].choices:
+        config = replace(config, chance=sum(1 / len(document.choices) for document in everything) / len(everything))
     return Task(config, documents, pool)
 
 
@@ -174,10 +177,18 @@ def _documents(config: TaskConfig, rows: Rows, prefix: str) -> Iterator[Document
 
 def to_document(config: TaskConfig, row: Any, number: str) -> Document:
     """A row as a document, `number` its id if it names none. UserError: it does not fit the configuration."""
+    document = _plain(config, row, number)
+    own = row.get("examples") or ()
+    if not isinstance(own, list | tuple):
+        raise UserError("the field 'examples' is not a list of rows")
+    return replace(document, examples=tuple(_plain(config, one, f"{document.id}/{n}") for n, one in enumerate(own)))
+
+
+def _plain(config: TaskConfig, row: Any, number: str) -> Document:
+    """A row as a document without examples."""
     if not isinstance(row, Mapping):
         raise UserError(f"expected an object with fields, got {type(row).__name__}")
-    identity = template.value(row, "id") if row.get("id") is not None else number
-    prompt = template.render(config.prompt, {"input": ""} | dict(row) if config.kind == "pairs" else row)
+    prompt = template.render(config.prompt, {"input": "", **row} if config.kind == "pairs" else row)
     choices, gold, answers = (), None, ()
     if config.kind in ("choose", "pairs"):
         choices = _choices(config, row)
@@ -187,18 +198,16 @@ def to_document(config: TaskConfig, row: Any, number: str) -> Document:
         answers = template.variants(config.answer, row)
         if not answers or "" in answers:
             raise UserError("the answer is empty")
-    own = row.get("examples") or ()
-    if not isinstance(own, list | tuple):
-        raise UserError("the field 'examples' is not a list of rows")
+    first = (answers or ("",))[0]
+    own = {name: template.value(row, name) for name in ("id", "group", "key") if row.get(name) is not None}
     return Document(
-        id=identity,
+        id=own.get("id", number),
         prompt=prompt,
         answers=answers,
         choices=choices,
         gold=gold,
-        examples=tuple(to_document(config, item, f"{identity}/{n}") for n, item in enumerate(own)),
-        group=template.value(row, "group") if row.get("group") is not None else (answers or ("",))[0],
-        key=template.value(row, "key") if row.get("key") is not None else prompt or (answers or ("",))[0],
+        group=own.get("group", first),
+        key=own.get("key", prompt or first),
     )
 
 
@@ -217,16 +226,18 @@ def _choices(config: TaskConfig, row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _gold(config: TaskConfig, row: Mapping[str, Any], choices: tuple[str, ...]) -> int:
-    """The index of the right choice: a field that is a number says it, text is that of a choice or digits."""
-    text = template.render(config.answer, row)
-    names = template.fields(config.answer)
-    is_number = config.answer == f"{{{names[0]}}}" and isinstance(row[names[0]], int) if names else False
-    if text in choices and not is_number:
-        return choices.index(text)
-    if is_number and 0 <= row[names[0]] < len(choices):
-        return int(row[names[0]])
-    if not is_number and text.isdecimal() and len(text) < 10 and int(text) < len(choices):
-        return int(text)
-    raise UserError(
-        f"the answer {text!r} is neither one of the choices {', '.join(map(repr, choices))} nor their index"
-    )
+    """The index of the right choice: a field that is a number says it; text is that of a choice, or the digits of one.
+
+    True and false count as numbers, unless "True" and "False" are what is chosen from.
+    """
+    answer = template.render(config.answer, row)
+    field = next(iter(template.fields(config.answer)), None)
+    alone = row[field] if field is not None and config.answer == f"{{{field}}}" else answer
+    if answer in choices and (isinstance(alone, bool) or not isinstance(alone, int)):
+        return choices.index(answer)
+    if isinstance(alone, str) and alone.isdecimal() and len(alone) < 10:
+        alone = int(alone)
+    if isinstance(alone, int) and 0 <= alone < len(choices):
+        return int(alone)
+    options = ", ".join(map(repr, choices))
+    raise UserError(f"the answer {answer!r} is neither one of the choices {options} nor the index of one, from 0")

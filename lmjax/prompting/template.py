@@ -49,7 +49,7 @@ def value(row: Mapping[str, Any], name: str) -> str:
 
 def text(item: Any) -> str:
     """Text, a number, true or false, or a list of these joined by ", ", as text. UserError: anything else."""
-    if isinstance(item, list | tuple):
+    if isinstance(item, list | tuple) and not any(isinstance(part, list | tuple) for part in item):
         return ", ".join(map(text, item))
     if not isinstance(item, str | int | float):
         raise UserError(f"is no text, number or list of these but {'null' if item is None else type(item).__name__}")
