@@ -1,0 +1,138 @@
+"""Two results on the same documents: is the difference more than chance?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmjax.config import UserError
+from lmjax.console import Console
+from lmjax.evaluate.metrics import Statistic, standard_error
+from lmjax.evaluate.records import Result, Sample, columns
+
+EXACT = 16  # documents that differ: up to so many, all their sign flips are tried
+FLIPS = 10_000  # drawn otherwise, so that a p-value has a standard error of at most 0.005
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one task and number of shots, on the `count` documents that both results have.
+
+    difference: b - a. stderr: of it, from the differences of each document (paired; of a perplexity by the delta
+    method); NaN of one document. p_value: of a two-sided paired permutation test. mcnemar: of McNemar's exact test,
+    where every measure is 0 or 1. unmatched: documents with a shot seed that only one result has.
+    """
+
+    task: str
+    shots: int
+    metric: str
+    a: float
+    b: float
+    difference: float
+    stderr: float
+    p_value: float
+    mcnemar: float | None
+    count: int
+    unmatched: int
+
+
+def compare(a: Result, b: Result) -> list[Row]:
+    """The metrics that both have, on what both have: samples of one task, number of shots, shot seed and document.
+
+    UserError: nothing matches.
+    """
+    groups_a, groups_b = a.groups(), b.groups()
+    rows = []
+    for key in (key for key in groups_a if key in groups_b):
+        ours, theirs = ({(s.seed, s.id): s for s in groups[key]} for groups in (groups_a, groups_b))
+        both = [at for at in ours if at in theirs]
+        if both and a.tasks[key[0]].kind == b.tasks[key[0]].kind:
+            pair = ([ours[at] for at in both], [theirs[at] for at in both])
+            others = b.statistics(pair[1])
+            names = {name: statistic for name, statistic in a.statistics(pair[0]).items() if name in others}
+            unmatched = len(ours.keys() ^ theirs.keys())
+            rows += [_row(name, statistic, *pair, unmatched=unmatched) for name, statistic in names.items()]
+    if not rows:
+        raise UserError(
+            f"no document in common: one result has {_named(groups_a)}, the other {_named(groups_b)}; "
+            "evaluate both with the same tasks, shots and shot seeds"
+        )
+    return rows
+
+
+def show(rows: Sequence[Row], console: Console, *, names: tuple[str, str] = ("a", "b")) -> None:
+    """Prints the rows of `compare`; `names` of the two models."""
+    header = ("task", "shots", "metric", *names, "difference", "± stderr", "p", "McNemar p", "documents", "unmatched")
+    shown = [
+        (
+            *(row.task, row.shots, row.metric, f"{row.a:.3f}", f"{row.b:.3f}", f"{row.difference:+.3f}"),
+            "-" if math.isnan(row.stderr) else f"{row.stderr:.3f}",
+            f"{row.p_value:.2g}",
+            "" if row.mcnemar is None else f"{row.mcnemar:.2g}",
+            *(row.count, row.unmatched),
+        )
+        for row in rows
+    ]
+    console.table(f"difference: {names[1]} - {names[0]}", shown, header=header)
+
+
+def _row(name: str, statistic: Statistic, a: list[Sample], b: list[Sample], *, unmatched: int) -> Row:
+    a_2D, b_2D = (np.stack(columns(samples, statistic)) for samples in (a, b))
+    value_a, value_b = (float(statistic.of(*x_2D.sum(1))) for x_2D in (a_2D, b_2D))
+    moved_D = statistic.influences(*b_2D) - statistic.influences(*a_2D)
+    single = len({sample.seed for sample in a}) == 1
+    return Row(
+        task=a[0].task,
+        shots=a[0].shots,
+        metric=name,
+        a=value_a,
+        b=value_b,
+        difference=value_b - value_a,
+        stderr=standard_error(moved_D),
+        p_value=permutation(statistic, a_2D, b_2D=b_2D),
+        mcnemar=mcnemar(a_2D[0], b_2D[0]) if single and not statistic.weight else None,
+        count=a_2D.shape[1],
+        unmatched=unmatched,
+    )
+
+
+def permutation(statistic: Statistic, a_2D: np.ndarray, *, b_2D: np.ndarray) -> float:
+    """Two-sided p-value of the paired permutation test (Fisher 1935, section 21; of a mean the sign-flip test).
+
+    If the models were alike, which of them gave which of a document's two outcomes would be a coin's choice: p is the
+    share of such choices that part the two as far as they are. a_2D, b_2D: value and weight of D documents. With at
+    most `EXACT` documents that differ all choices are tried, otherwise `FLIPS` random ones, always the same, and the
+    true one (Phipson and Smyth 2010), so that p is never 0.
+    """
+    sum_2, half_2D = (a_2D + b_2D).sum(1) / 2, (b_2D - a_2D) / 2
+    half_2D = half_2D[:, np.any(half_2D != 0, axis=0)]
+    count = half_2D.shape[1]
+
+    def distances(signs_PD: np.ndarray) -> np.ndarray:
+        moved_2P = half_2D @ signs_PD.T
+        return np.abs(statistic.of(*(sum_2[:, None] + moved_2P)) - statistic.of(*(sum_2[:, None] - moved_2P)))
+
+    true = distances(np.ones((1, count)))[0]
+    least = true - 1e-9 * max(true, 1e-9)  # a sum in another order may end a little lower
+    if count <= EXACT:
+        bits_PD = np.arange(2**count)[:, None] >> np.arange(count) & 1
+        return float(np.mean(distances(1.0 - 2 * bits_PD) >= least))
+    generator = np.random.default_rng(0)
+    blocks = (2.0 * generator.integers(0, 2, (1000, count)) - 1 for _ in range(FLIPS // 1000))
+    return (1 + sum(int(np.sum(distances(block_PD) >= least)) for block_PD in blocks)) / (1 + FLIPS)
+
+
+def mcnemar(a_D: np.ndarray, b_D: np.ndarray) -> float | None:
+    """Two-sided p-value of McNemar's exact test: of the documents that only one model gets right, the share of either
+    is a coin's (McNemar 1947, in its binomial form). None where a measure is neither 0 nor 1."""
+    if not np.isin([a_D, b_D], (0, 1)).all():
+        return None
+    only_a, only_b = int(np.sum(a_D > b_D)), int(np.sum(b_D > a_D))
+    total = only_a + only_b
+    tail = sum(math.comb(total, k) for k in range(min(only_a, only_b) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def _named(groups: dict[tuple[str, int], list[Sample]]) -> str:
+    return ", ".join(f"{task}@{shots}" for task, shots in groups) or "none"

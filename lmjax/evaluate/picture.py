@@ -1,0 +1,96 @@
+"""The curves of in-context learning: what each task gains from examples, as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from lmjax.config import UserError
+from lmjax.evaluate.metrics import PRIMARY, has_chance
+from lmjax.evaluate.records import Result, Score
+
+# Okabe and Ito's palette, which readers of every colour vision tell apart; its yellow is too light for lines.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLUMNS = 4  # panels side by side
+
+
+def draw(results: Sequence[Result], path: str | Path) -> Path:
+    """Writes the picture of these results, several models overlaid, as PNG. UserError: nothing to draw, or it cannot
+    be written."""
+    path = Path(path)
+    picture = figure(results)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        picture.savefig(partial, dpi=150, format="png")
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write the picture to {path}: {error.strerror}") from None
+    return path
+
+
+def figure(results: Sequence[Result]) -> Figure:
+    """One panel a task: its main metric against the number of examples, with bars of one standard error and, where it
+    is an accuracy, the line of chance. UserError: no samples."""
+    tasks = {name: config for result in results for name, config in result.tasks.items()}
+    scores = [result.scores() for result in results]
+    curves = {name: [_curve(found, name, PRIMARY[config.kind]) for found in scores] for name, config in tasks.items()}
+    curves = {name: lines for name, lines in curves.items() if any(lines)}
+    if not curves:
+        raise UserError("nothing to draw: the results have no samples")
+    columns = min(COLUMNS, len(curves))
+    rows = -(-len(curves) // columns)
+    picture = Figure(figsize=(0.6 + 2.9 * columns, 0.5 + 2.4 * rows), layout="constrained")
+    panels = picture.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axes, (name, lines) in zip(panels, curves.items(), strict=False):
+        _panel(axes, lines, title=name, metric=PRIMARY[tasks[name].kind], chance=tasks[name].chance)
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
+    labels = [_label(result.model) for result in results]
+    picture.supxlabel("examples in the prompt (bars: one standard error, dotted: chance)", fontsize="small")
+    picture.suptitle(labels[0] if len(labels) == 1 else "", fontsize="medium")
+    if len(labels) > 1:
+        handles = [Line2D([], [], label=label, **_style(i)) for i, label in enumerate(labels)]
+        picture.legend(handles=handles, loc="outside upper center", ncols=len(labels), fontsize="small")
+    return picture
+
+
+def _curve(scores: dict[tuple[str, int], dict[str, Score]], task: str, metric: str) -> list[tuple[int, Score]]:
+    return [(shots, found[metric]) for (name, shots), found in scores.items() if name == task and metric in found]
+
+
+def _panel(axes: Axes, curves: Sequence[list[tuple[int, Score]]], *, title: str, metric: str, chance: float) -> None:
+    for number, curve in enumerate(curves):
+        shots, values, errors = ([*column] for column in zip(*((n, s.value, s.stderr) for n, s in curve), strict=True))
+        axes.errorbar(shots, values, yerr=errors, capsize=2, **_style(number))
+    ticks = sorted({shots for curve in curves for shots, _ in curve})
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.set_xlim(-0.3, max(ticks[-1], 1) * 1.3)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    if has_chance(metric):
+        axes.set_ylim(-0.03, 1.03)
+        axes.axhline(chance, color="0.3", linewidth=1.2, linestyle=(0, (1, 1.5)), zorder=1)
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(_label(title), loc="left", fontsize="medium")
+    axes.set_ylabel(metric.replace("_", " "), fontsize="small")
+    axes.tick_params(labelsize="small")
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Of the model of that number."""
+    style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    return style | {"linewidth": 1.6, "markersize": 4}
+
+
+def _label(name: str) -> str:
+    """A name as matplotlib should show it: `$` is no formula."""
+    return (name if len(name) <= 48 else "..." + name[-45:]).replace("$", r"\$")

@@ -1,0 +1,187 @@
+"""The scores of an evaluation as a table, and as JSON in the shape that lm-evaluation-harness writes.
+
+A file of results has two halves. What the harness writes (`results`, `n-shot`, ...) is for the tools that read it: one
+key a task, or `TASK@SHOTS` where a task was run with several numbers of examples. Ours, `lmjax` and `documents`, has
+the measures of every document, from which everything else follows; `read_json` reads only this.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lmjax.config import UserError
+from lmjax.console import Console
+from lmjax.evaluate.metrics import has_chance, lower_is_better
+from lmjax.evaluate.records import Result, Sample, Score
+from lmjax.files import write_text
+from lmjax.prompting.task import TaskConfig
+from lmjax.typed import from_json
+
+OUTPUT_TYPES = {  # the harness's names of the kinds
+    "choose": "multiple_choice",
+    "match": "loglikelihood",
+    "generate": "generate_until",
+    "pairs": "multiple_choice",
+    "perplexity": "loglikelihood_rolling",
+}
+
+
+# ---- Table ------------------------------------------------------------------------------------------------------
+
+
+def show(result: Result, console: Console) -> None:
+    """Prints the scores: value ± standard error over documents, beside the spread over shot seeds and chance."""
+    found = result.scores()
+    spread = any(score.spread is not None for scores in found.values() for score in scores.values())
+    rows = [
+        (task, shots, name, *cells(score), *([_number(score.spread)] if spread else []), chance, score.count)
+        for (task, shots), scores in found.items()
+        for name, score in scores.items()
+        for chance in [_number(result.tasks[task].chance) if has_chance(name) else ""]
+    ]
+    header = ("task", "shots", "metric", "value", "± stderr", *(["seeds ±"] if spread else []), "chance", "documents")
+    console.table(result.model, rows, header=header)
+
+
+def cells(score: Score) -> tuple[str, str]:
+    return _number(score.value), _number(score.stderr)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}" if abs(value) < 1e4 else f"{value:.3g}"
+
+
+# ---- JSON -------------------------------------------------------------------------------------------------------
+
+
+def to_dict(result: Result) -> dict[str, Any]:
+    """The scores in the shape of lm-evaluation-harness, and everything but the samples under `lmjax`.
+
+    A standard error that is unknown is "N/A", as there. `versions` is a hash of the task's configuration.
+    """
+    found = result.scores()
+    counts = [task for task, _ in found]
+    keys = {(task, shots): task if counts.count(task) == 1 else f"{task}@{shots}" for task, shots in found}
+    tasks = {key: result.tasks[task] for (task, _), key in keys.items()}
+    effective = {keys[at]: max(score.count for score in scores.values()) for at, scores in found.items()}
+    return {
+        "results": {keys[at]: _entry(at[0], effective[keys[at]], scores) for at, scores in found.items()},
+        "group_subtasks": {key: [] for key in tasks},
+        "configs": {key: _config(task, shots, tasks[key]) for (task, shots), key in keys.items()},
+        "versions": {key: _version(config) for key, config in tasks.items()},
+        "n-shot": {key: shots for (_, shots), key in keys.items()},
+        "higher_is_better": {keys[at]: {name: not lower_is_better(name) for name in found[at]} for at in found},
+        "n-samples": {
+            key: {"original": result.sizes.get(task, effective[key]), "effective": effective[key]}
+            for (task, _), key in keys.items()
+        },
+        "config": {"model": result.model, **result.settings},
+        "lmjax": {
+            "model": result.model,
+            "settings": result.settings,
+            "sizes": result.sizes,
+            "tasks": {name: asdict(config) for name, config in result.tasks.items()},
+            "scores": [
+                {"task": task, "shots": shots, "metric": name, **asdict(score), "stderr": _known(score.stderr)}
+                for (task, shots), scores in found.items()
+                for name, score in scores.items()
+            ],
+        },
+    }
+
+
+def write_json(result: Result, path: str | Path, *, samples: bool = False) -> list[Path]:
+    """Writes the results to `path` and, asked for `samples`, every prompt with the responses to it, one JSON object a
+    line, to NAME.samples.jsonl beside it. Returns the files. UserError: they cannot be written."""
+    path = Path(path)
+    beside = path.with_name(path.stem + ".samples.jsonl")
+    tree = to_dict(result)
+    tree["lmjax"]["samples"] = beside.name if samples else ""
+    rows = [json.dumps([s.task, s.id, s.shots, s.seed, s.metrics], ensure_ascii=False) for s in result.samples]
+    head = json.dumps(tree, indent=2, ensure_ascii=False).removesuffix("\n}")
+    text = f'{head},\n  "documents": [\n    ' + ",\n    ".join(rows) + "\n  ]\n}\n"  # one line each, to be read
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if samples:
+            lines = (json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in result.samples)
+            write_text(beside, "".join(lines))
+        write_text(path, text)
+    except OSError as error:
+        raise UserError(f"cannot write the results to {path}: {error.strerror}") from None
+    return [path, beside] if samples else [path]
+
+
+def read_json(path: str | Path) -> Result:
+    """The result that `write_json` wrote, and the same one if its samples were written and still stand beside it;
+    otherwise the samples have their measures, but no prompt, target and responses.
+
+    UserError: no such file, not one that lmjax wrote, or samples beside it that are another result's.
+    """
+    path = Path(path)
+    try:
+        tree = json.loads(path.read_bytes())
+        ours = tree["lmjax"]
+        tasks = {name: from_json(json.dumps(config), TaskConfig) for name, config in ours["tasks"].items()}
+        samples = tuple(_bare(row, tasks) for row in tree["documents"])
+        result = Result(ours["model"], samples, tasks, ours["settings"], ours["sizes"])
+        beside = path.with_name(Path(ours["samples"]).name) if ours["samples"] else None
+    except OSError as error:
+        raise UserError(f"cannot read the results '{path}': {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        raise UserError(f"'{path}' is not a file of results that `lmjax evaluate --json` wrote") from None
+    return replace(result, samples=_full(result.samples, beside)) if beside and beside.exists() else result
+
+
+def _bare(row: list[Any], tasks: dict[str, TaskConfig]) -> Sample:
+    task, identity, shots, seed, metrics = row
+    if task not in tasks:
+        raise KeyError(task)
+    measures = {name: float(value) for name, value in metrics.items()}
+    return Sample(task, str(identity), int(shots), int(seed), "", "", (), measures)
+
+
+def _full(samples: tuple[Sample, ...], path: Path) -> tuple[Sample, ...]:
+    """The samples with what the file `path` adds to them."""
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        full = tuple(
+            Sample(**row | {"responses": tuple(r if isinstance(r, str) else (r[0], r[1]) for r in row["responses"])})
+            for row in rows
+        )
+    except (ValueError, TypeError, KeyError, IndexError):
+        raise UserError(f"'{path}' is damaged; remove it to go on without the prompts") from None
+    if [replace(sample, prompt="", target="", responses=()) for sample in full] != list(samples):
+        raise UserError(f"'{path}' has the samples of another result; remove it to go on without the prompts")
+    return full
+
+
+def _entry(task: str, count: int, scores: dict[str, Score]) -> dict[str, Any]:
+    values: dict[str, Any] = {"alias": task, "name": task, "sample_len": count}
+    for name, score in scores.items():
+        values |= {f"{name},none": score.value, f"{name}_stderr,none": _known(score.stderr)}
+    return values
+
+
+def _config(task: str, shots: int, config: TaskConfig) -> dict[str, Any]:
+    """What the harness says of a task, by its names."""
+    return {
+        "task": task,
+        "description": config.description,
+        "doc_to_text": config.prompt,
+        "doc_to_target": config.answer,
+        "target_delimiter": config.separator,
+        "fewshot_delimiter": config.joint,
+        "num_fewshot": shots,
+        "output_type": OUTPUT_TYPES[config.kind],
+    }
+
+
+def _version(config: TaskConfig) -> str:
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _known(stderr: float) -> float | str:
+    return "N/A" if math.isnan(stderr) else stderr
