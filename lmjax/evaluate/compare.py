@@ -62,19 +62,25 @@ def compare(a: Result, b: Result) -> list[Row]:
 
 
 def show(rows: Sequence[Row], console: Console, *, names: tuple[str, str] = ("a", "b")) -> None:
-    """Prints the rows of `compare`; `names` of the two models."""
-    header = ("task", "shots", "metric", *names, "difference", "± stderr", "p", "McNemar p", "documents", "unmatched")
-    shown = [
+    """Prints the rows of `compare`, the difference ± its standard error; `names` of the two models."""
+    optional = {  # columns that are left out where they say nothing
+        "McNemar p": ["" if row.mcnemar is None else f"{row.mcnemar:.2g}" for row in rows],
+        "unmatched": [str(row.unmatched or "") for row in rows],
+    }
+    optional = {name: cells for name, cells in optional.items() if any(cells)}
+    cells = (
         (
-            *(row.task, row.shots, row.metric, f"{row.a:.3f}", f"{row.b:.3f}", f"{row.difference:+.3f}"),
-            "-" if math.isnan(row.stderr) else f"{row.stderr:.3f}",
-            f"{row.p_value:.2g}",
-            "" if row.mcnemar is None else f"{row.mcnemar:.2g}",
-            *(row.count, row.unmatched),
+            *(row.task, row.shots, row.metric, f"{row.a:.3f}", f"{row.b:.3f}", f"{row.difference:+.3f} {_error(row)}"),
+            *(f"{row.p_value:.2g}", *(cells[place] for cells in optional.values()), row.count),
         )
-        for row in rows
-    ]
-    console.table(f"difference: {names[1]} - {names[0]}", shown, header=header)
+        for place, row in enumerate(rows)
+    )
+    header = ("task", "shots", "metric", "a", "b", "b - a", "p", *optional, "documents")
+    console.table(f"a: {names[0]}, b: {names[1]}", list(cells), header=header)
+
+
+def _error(row: Row) -> str:
+    return "" if math.isnan(row.stderr) else f"± {row.stderr:.3f}"
 
 
 def _row(name: str, statistic: Statistic, a: list[Sample], b: list[Sample], *, unmatched: int) -> Row:
@@ -114,7 +120,7 @@ def permutation(statistic: Statistic, a_2D: np.ndarray, *, b_2D: np.ndarray) -> 
         return np.abs(statistic.of(*(sum_2[:, None] + moved_2P)) - statistic.of(*(sum_2[:, None] - moved_2P)))
 
     true = distances(np.ones((1, count)))[0]
-    least = true - 1e-9 * max(true, 1e-9)  # a sum in another order may end a little lower
+    least = true - 1e-12 * max(np.abs(statistic.of(*x_2D.sum(1))) for x_2D in (a_2D, b_2D))  # for sums are rounded
     if count <= EXACT:
         bits_PD = np.arange(2**count)[:, None] >> np.arange(count) & 1
         return float(np.mean(distances(1.0 - 2 * bits_PD) >= least))

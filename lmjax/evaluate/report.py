@@ -100,7 +100,7 @@ def write_json(result: Result, path: str | Path, *, samples: bool = False) -> li
     beside = path.with_name(path.stem + ".samples.jsonl")
     tree = to_dict(result)
     tree["lmjax"]["samples"] = beside.name if samples else ""
-    rows = [json.dumps([s.task, s.id, s.shots, s.seed, s.metrics], ensure_ascii=False) for s in result.samples]
+    rows = map(_line, result.samples)
     head = json.dumps(tree, indent=2, ensure_ascii=False).removesuffix("\n}")
     text = f'{head},\n  "documents": [\n    ' + ",\n    ".join(rows) + "\n  ]\n}\n"  # one line each, to be read
     try:
@@ -132,7 +132,12 @@ def read_json(path: str | Path) -> Result:
         raise UserError(f"cannot read the results '{path}': {error.strerror}") from None
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         raise UserError(f"'{path}' is not a file of results that `lmjax evaluate --json` wrote") from None
-    return replace(result, samples=_full(result.samples, beside)) if beside and beside.exists() else result
+    return replace(result, samples=_full(result.samples, beside)) if beside and beside.is_file() else result
+
+
+def _line(sample: Sample) -> str:
+    """What the file of results has of a sample."""
+    return json.dumps([sample.task, sample.id, sample.shots, sample.seed, sample.metrics], ensure_ascii=False)
 
 
 def _bare(row: list[Any], tasks: dict[str, TaskConfig]) -> Sample:
@@ -151,9 +156,9 @@ def _full(samples: tuple[Sample, ...], path: Path) -> tuple[Sample, ...]:
             Sample(**row | {"responses": tuple(r if isinstance(r, str) else (r[0], r[1]) for r in row["responses"])})
             for row in rows
         )
-    except (ValueError, TypeError, KeyError, IndexError):
+    except (OSError, ValueError, TypeError, KeyError, IndexError):
         raise UserError(f"'{path}' is damaged; remove it to go on without the prompts") from None
-    if [replace(sample, prompt="", target="", responses=()) for sample in full] != list(samples):
+    if [*map(_line, full)] != [*map(_line, samples)]:
         raise UserError(f"'{path}' has the samples of another result; remove it to go on without the prompts")
     return full
 

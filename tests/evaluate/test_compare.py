@@ -83,8 +83,8 @@ def test_only_what_both_have_is_compared() -> None:
     assert row.b == pytest.approx(1.75 / 3)
     file = io.StringIO()
     show([row], Console(file, width=120), names=("model a", "model b"))
-    assert file.getvalue().split("\n")[1].strip() == "difference: model b - model a"
-    cells = ["task", "1", "f1", "0.500", "0.583", "+0.083", f"{row.stderr:.3f}", f"{row.p_value:.2g}", "3", "2"]
+    assert file.getvalue().split("\n")[1].strip() == "a: model a, b: model b"
+    cells = ["task", "1", "f1", "0.500", "0.583", "+0.083", "±", f"{row.stderr:.3f}", f"{row.p_value:.2g}", "2", "3"]
     assert cells in [line.split() for line in file.getvalue().splitlines()]
 
 

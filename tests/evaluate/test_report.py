@@ -90,6 +90,10 @@ def test_what_is_written_is_read_back(result: Result, tmp_path: Path) -> None:
     assert report.read_json(path) == result
     assert len(path.with_name("found.samples.jsonl").read_bytes().splitlines()) == len(result.samples)
 
+    broken = replace(result.samples[0], metrics={"acc": float("nan")})  # of a model that has diverged
+    report.write_json(replace(result, samples=(broken,)), path, samples=True)
+    assert np.isnan(report.read_json(path).samples[0].metrics["acc"])
+    report.write_json(result, path, samples=True)
     path.with_name("found.samples.jsonl").write_text("")
     with pytest.raises(UserError, match="has the samples of another result"):
         report.read_json(path)
