@@ -50,7 +50,7 @@ def check(config: Config) -> None:
         ("parallel.heartbeat_seconds", heartbeat, heartbeat >= 1, "must be at least 1"),
         ("train.profile", train.profile, in_order, "must be empty or (first, last), counted from 1"),
     )
-    for key, value, good, rule in (*rules, *_objective_rules(config.objective)):
+    for key, value, good, rule in (*rules, *_objective_rules(config.objective), *_in_context_rules(config)):
         if not good:
             raise UserError(f"{key} = {value} {rule}")
     if data.tokenizer.kind == "file" and not data.tokenizer.path:
@@ -73,6 +73,32 @@ def _objective_rules(objective: Any) -> list[tuple[str, float, bool, str]]:
         else (f"objective.{name}", value, 0 <= value < float("inf"), "must be a number >= 0")
         for name, value in numbers.items()
     ]
+
+
+def _in_context_rules(config: Config) -> list[tuple[str, Any, bool, str]]:
+    """The same of what is rendered to learn from in context, and of what is evaluated."""
+    evaluate = config.evaluate
+    rules: list[tuple[str, Any, bool, str]] = [
+        ("evaluate.limit", evaluate.limit, evaluate.limit >= 1, "must be at least 1"),
+        (
+            "evaluate.shots",
+            evaluate.shots,
+            bool(evaluate.shots) and min(evaluate.shots) >= 0 and len(set(evaluate.shots)) == len(evaluate.shots),
+            "must be different numbers of examples, from 0",
+        ),
+    ]
+    if isinstance(config.data, DataConfig):
+        made = config.data.in_context
+        counts, weights = [count for count, _ in made.shots], [weight for _, weight in made.shots]
+        weighted = bool(made.shots) and min(counts) >= 0 and min(weights) >= 0 and 0 < sum(weights) < float("inf")
+        share = made.held_out_share
+        rules += [
+            ("data.in_context.documents", made.documents, made.documents >= 1, "must be at least 1"),
+            ("data.in_context.shots", made.shots, weighted, "must be ((examples, weight), ...), not all weights 0"),
+            ("data.in_context.described", made.described, 0 <= made.described <= 1, "is a share, from 0 to 1"),
+            ("data.in_context.held_out_share", share, 0 <= share < 1, "must be in [0, 1)"),
+        ]
+    return rules
 
 
 # Which model learns what from which data: (model.family, objective.family) -> data.family.

@@ -1,4 +1,5 @@
-"""Where text comes from: the embedded corpus, local files, the hub. Each source is one `datasets` stream of pieces.
+"""Where text comes from: the embedded corpus, prompting tasks, local files, the hub. Each source is one `datasets`
+stream of pieces.
 
 Plain text and JSON lines are read by lmjax itself and handed to `datasets` as a stream: its own text loader changes
 line breaks, and its JSON loader guesses types (a text that looks like a date becomes one) and cannot say which line
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import DataConfig, SourceConfig, UserError
-from lmjax.data import corpus, text
+from lmjax.data import corpus, episodes, text
 from lmjax.typed import nearest
 
 if typing.TYPE_CHECKING:
@@ -79,6 +80,8 @@ def fingerprint(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
         return {"files": stamps, "document": data.document, "text_field": data.text_field}
     if source.source == "docstrings":
         return corpus.fingerprint()
+    if source.source == "in_context":
+        return episodes.fingerprint(data.in_context)
     return {"hub": _hub_name(source.source), "text_field": data.text_field}
 
 
@@ -133,6 +136,8 @@ def _pieces(source: SourceConfig, data: DataConfig) -> Callable[[], Iterator[Pie
         return lambda: (piece for path in paths for piece in _file(path, data))
     if source.source == "docstrings":
         return lambda: _tables(({"text": row} for row in corpus.docstrings()["text"]), "text", "docstrings")
+    if source.source == "in_context":
+        return lambda: (piece for item in episodes.documents(data.in_context) for piece in text.pieces([item]))
     name = _hub_name(source.source)
     return lambda: _tables(_hub(*name), field, source.source)
 
@@ -209,7 +214,9 @@ def _parquet(path: Path, field: str) -> Iterator[dict[str, Any]]:
 def _hub_name(source: str) -> tuple[str, str | None]:
     prefix, _, name = source.partition(":")
     if prefix != "hub" or not name:
-        raise UserError(f"data.source: '{source}' is unknown{nearest(source, ['docstrings', 'hub:NAME'])}")
+        raise UserError(
+            f"data.source: '{source}' is unknown{nearest(source, ['docstrings', 'in_context', 'hub:NAME'])}"
+        )
     name, _, subset = name.partition(":")
     return name, subset or None
 

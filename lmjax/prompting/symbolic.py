@@ -78,7 +78,7 @@ def config_of(name: str) -> TaskConfig:
         name=name,
         kind="choose" if name in _CHANCES else "generate",
         description=_DESCRIPTIONS[name],
-        prompt="{input}:",
+        prompt=_PROMPTS.get(name, "{input}:"),
         joint="\n",
         max_tokens=24,
         chance=_CHANCES.get(name, 0.0),
@@ -89,7 +89,7 @@ def config_of(name: str) -> TaskConfig:
 def _document(config: TaskConfig, id: str, item: Item, choices: tuple[str, ...]) -> Document:
     return Document(
         id=id,
-        prompt=f"{item.input}:",
+        prompt=config.prompt.replace("{input}", item.input),
         answers=(item.answer,),
         choices=choices,
         gold=choices.index(item.answer) if choices else None,
@@ -127,23 +127,32 @@ def _text(draw: Choices, alphabet: str, shortest: int, longest: int) -> str:
 
 
 def _random_map(draw: Choices, count: int, allowed: Allowed) -> Row:
-    """Pairs of a small and a capital letter: in rounds through all of them, each round in a new order."""
-    pairs = _pairs(draw, allowed)
-    keys = list(chain.from_iterable(draw.some(list(pairs), PAIRS) for _ in range(math.ceil(count / PAIRS))))
-    shown = [*keys[:count], draw.of(list(pairs))]
+    """Pairs of a small and a capital letter: in rounds through all of them, each round in a new order.
+
+    The asked letter goes with every one of the values as well as with its own: none is ruled out by what is held out,
+    so that without examples each is as good a guess as any other.
+    """
+    for _ in range(TRIES // 100):
+        query = draw.of(ascii_lowercase)
+        values = [value for value in ascii_uppercase if allowed(f"{query} {value}")]
+        if len(values) >= PAIRS and (pairs := _pairs(draw, query, draw.some(values, PAIRS), allowed)):
+            break
+    else:
+        raise _too_few()
+    keys = list(chain.from_iterable(draw.some(sorted(pairs), PAIRS) for _ in range(math.ceil(count / PAIRS))))
+    shown = [*keys[:count], query]
     return Row(tuple(Item(f"{key} {pairs[key]}", key, pairs[key]) for key in shown), tuple(sorted(pairs.values())))
 
 
-def _pairs(draw: Choices, allowed: Allowed) -> dict[str, str]:
-    for _ in range(20):  # a key may find all its values taken
-        pairs: dict[str, str] = {}
-        for key in draw.some(ascii_lowercase, len(ascii_lowercase)):
-            free = [v for v in ascii_uppercase if v not in pairs.values() and allowed(f"{key} {v}")]
-            if free:
-                pairs[key] = draw.of(free)
-            if len(pairs) == PAIRS:
-                return pairs
-    raise _too_few()
+def _pairs(draw: Choices, query: str, values: list[str], allowed: Allowed) -> dict[str, str] | None:
+    """The query with the first of the values, and a key for each other value; None where one finds no free key."""
+    pairs = {query: values[0]}
+    for value in values[1:]:
+        free = [key for key in ascii_lowercase if key not in pairs and allowed(f"{key} {value}")]
+        if not free:
+            return None
+        pairs[draw.of(free)] = value
+    return pairs
 
 
 # ---- Labels -----------------------------------------------------------------------------------------------------
@@ -298,4 +307,5 @@ _DESCRIPTIONS = {
     "copying": "Repeat the letters.",
     "sequence": "Continue each sequence by the same rule.",
 }
+_PROMPTS = {"random_map": "{input}"}
 _CHANCES = {"random_map": 1 / PAIRS, "invented_labels": 0.5}
