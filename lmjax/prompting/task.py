@@ -129,8 +129,10 @@ def build(
     pool = everything if examples is None else tuple(_documents(config, examples, "example "))
     documents = everything
     if held_out_share:
-        pool = tuple(document for document in pool if not is_held_out(document.key, held_out_share))
+        pool = _rest(pool, held_out_share)
         documents = tuple(item for item in everything if is_held_out(item.key, held_out_share) == held_out)
+        if not held_out:  # nor are they shown among the examples of a row
+            documents = tuple(replace(item, examples=_rest(item.examples, held_out_share)) for item in documents)
         if not documents:
             raise UserError(
                 f"the task '{config.name}': of {len(everything)} rows none is left where the share held out is "
@@ -139,6 +141,11 @@ def build(
     if not config.chance and everything[0].choices:
         config = replace(config, chance=sum(1 / len(document.choices) for document in everything) / len(everything))
     return Task(config, documents, pool)
+
+
+def _rest(documents: tuple[Document, ...], share: float) -> tuple[Document, ...]:
+    """The documents that are not held out."""
+    return tuple(document for document in documents if not is_held_out(document.key, share))
 
 
 def check(config: TaskConfig) -> None:
@@ -172,7 +179,8 @@ def _documents(config: TaskConfig, rows: Rows, prefix: str) -> Iterator[Document
         if document.id in seen:
             raise UserError(f"{where}: the id '{document.id}' is that of {seen[document.id]}, too")
         seen[document.id] = where
-        yield document
+        if document.prompt or document.answers:  # an empty text is no document
+            yield document
 
 
 def to_document(config: TaskConfig, row: Any, number: str) -> Document:
