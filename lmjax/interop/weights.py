@@ -1,0 +1,178 @@
+"""Weights in safetensors files, read as data: every claim of a header is checked before any of it is used.
+
+A file is 8 bytes (the header's length, little endian), the header (JSON: name -> dtype, shape, data_offsets), and the
+data, which the tensors fill from first to last byte without a gap or an overlap.
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmjax.config import UserError
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
+_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",  # the upper half of a float32
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
+    "BOOL": "?",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    kind: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+    def array(self) -> np.ndarray:
+        raw = np.frombuffer(self.data, np.uint8).view(_DTYPES[self.kind]).reshape(self.shape)
+        if self.kind == "BF16":
+            return (raw.astype(np.uint32) << 16).view(np.float32)
+        with np.errstate(over="ignore"):  # of a float64, which becomes infinite
+            return raw.astype(np.float32 if self.kind.startswith("F") else raw.dtype)
+
+
+class Weights(Mapping[str, np.ndarray]):
+    """Tensors by name. Each is read when it is asked for; floating-point numbers of any width are given in float32."""
+
+    def __init__(self, stored: dict[str, _Stored]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._stored[name].array()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    @property
+    def size(self) -> int:
+        """How many values there are."""
+        return sum(math.prod(tensor.shape) for tensor in self._stored.values())
+
+
+def read(path: Path) -> Weights:
+    """The tensors of a .safetensors file, or of a folder with model.safetensors or with its shards and their index.
+
+    UserError: there are none, or a file is not what its header says.
+    """
+    if not path.is_dir():
+        return Weights(_file(path))
+    if (path / WHOLE).is_file():
+        return Weights(_file(path / WHOLE))
+    if (path / INDEX).is_file():
+        return Weights(_shards(path / INDEX))
+    others = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+    if others:
+        raise UserError(
+            f"{path} has its weights in {others[0]}, a format that can run code when it is read; convert them to "
+            f"{WHOLE} first, for instance with save_pretrained of transformers"
+        )
+    raise UserError(f"{path} has no weights: neither {WHOLE} nor {INDEX}")
+
+
+def _shards(path: Path) -> dict[str, _Stored]:
+    table = json_object(path).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
+        raise UserError(f"{path} has no 'weight_map' from tensors to files")
+    files: dict[str, dict[str, _Stored]] = {}
+    for file in sorted(set(table.values())):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise UserError(f"{path} names '{file}', which is not a .safetensors file of its folder")
+        files[file] = _file(path.parent / file)
+    for name, file in table.items():
+        if name not in files[file]:
+            raise UserError(f"{path} says that '{name}' is in {file}, which has no such tensor")
+    return {name: files[file][name] for name, file in table.items()}
+
+
+def _file(path: Path) -> dict[str, _Stored]:
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            if size < 8:
+                raise UserError(f"{path} cannot be read: it has {size} bytes, not even the length of a header")
+            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    length = int.from_bytes(content[:8], "little")
+    if length > min(size - 8, _LARGEST_HEADER):
+        raise UserError(f"{path} cannot be read: its header would have {length} bytes, the file has {size}")
+    header = _object(bytes(content[8 : 8 + length]), f"{path} cannot be read: its header")
+    header.pop("__metadata__", None)
+    data, end = content[8 + length :], 0
+    spans = sorted((*_span(path, name, entry, size), name) for name, entry in header.items())
+    stored = {}
+    for start, stop, name in spans:
+        if start != end or stop > len(data):
+            raise UserError(f"{path} cannot be read: '{name}' is not where the tensor before it ends, or is cut off")
+        entry, end = header[name], stop
+        stored[name] = _Stored(entry["dtype"], tuple(entry["shape"]), data[start:stop])
+    if end != len(data):
+        raise UserError(f"{path} cannot be read: {len(data) - end} bytes at its end belong to no tensor")
+    return stored
+
+
+def _span(path: Path, name: str, entry: Any, size: int) -> tuple[int, int]:
+    """Where a tensor begins and ends. UserError: its entry is not one, or its size does not follow from its shape."""
+    wrong = UserError(f"{path} cannot be read: the entry of '{name}' is not a dtype, a shape and two offsets")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise wrong
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(kind, str) or not all(isinstance(numbers, list) for numbers in (shape, offsets)):
+        raise wrong
+    if len(offsets) != 2 or not all(type(n) is int and 0 <= n <= size for n in (*shape, *offsets)):
+        raise wrong
+    if kind not in _DTYPES:
+        raise UserError(f"{path}: '{name}' is stored as {kind}; lmjax reads {', '.join(_DTYPES)}")
+    if len(shape) > 8 or offsets[1] - offsets[0] != math.prod(shape) * np.dtype(_DTYPES[kind]).itemsize:
+        raise UserError(f"{path} cannot be read: '{name}' of shape {shape} in {kind} does not take {offsets}")
+    return offsets[0], offsets[1]
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. UserError: it cannot be read, or is none."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return _object(text, str(path))
+
+
+def _object(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{what} is not JSON: {str(error).splitlines()[0]}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{what} is not an object in JSON")
+    return found
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key is there twice")
+    return table
