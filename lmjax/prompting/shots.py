@@ -97,13 +97,17 @@ def _in_turn(
     groups: "Mapping[str, Sequence[Document]]", name: tuple[Any, ...], keep: "Callable[[Document], bool] | None"
 ) -> "Iterator[Document]":
     """One item of each group in turn, as long as they last; the order of the groups differs from round to round."""
-    left = {group: filter(keep, shuffled(items, (*name, "group", group))) for group, items in groups.items()}
+    left, orders = tuple(groups), {}
     for turn in itertools.count():
-        if not left:
-            return
-        for group in shuffled(tuple(left), (*name, "turn", turn)):
-            item = next(left[group], None)
+        empty = set()
+        for group in shuffled(left, (*name, "turn", turn)):
+            if group not in orders:  # most are never reached
+                orders[group] = filter(keep, shuffled(groups[group], (*name, "group", group)))
+            item = next(orders[group], None)
             if item is None:
-                del left[group]
+                empty.add(group)
             else:
                 yield item
+        left = tuple(group for group in left if group not in empty)
+        if not left:
+            return
