@@ -1,4 +1,5 @@
-"""Starting from what another run has learned: its parameters, where their names and shapes match."""
+"""Starting from what another run, or a model of another library, has learned: its parameters, where names and shapes
+match."""
 
 import dataclasses
 import re
@@ -8,13 +9,14 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from lmjax import run as runs
 from lmjax import typed
-from lmjax.config import Config, TokenizerConfig, UserError
+from lmjax.config import Config, GPTConfig, ModelConfig, TokenizerConfig, UserError
 from lmjax.data import tokenizer
+from lmjax.files import cache_folder, write_text
+from lmjax.generate import LanguageModel
+from lmjax.interop import huggingface, weights
 from lmjax.pytrees import digest, path_name
 from lmjax.run import Run
 from lmjax.train.state import State
@@ -23,22 +25,50 @@ _OWN = ("dropout", "scan", "remat", "dtype")  # how the new run computes, not wh
 
 
 def adopt(config: Config) -> Config:
-    """With `init_from` a run: the configuration with that run's model and tokenizer, or parameters would not fit.
+    """With `init_from` a run, a folder of a Hugging Face model or a .gguf file: the configuration with that model and
+    tokenizer, or parameters would not fit.
 
-    Of the model, how it computes stays as configured (dropout, scan, remat, dtype), where the families agree.
-    UserError: no such run or file.
+    Of the model, how it computes stays as configured (dropout, scan, remat, dtype), where the families agree; and so
+    does a shorter context, where positions are rotary, which have no parameters. UserError: no such run or file.
     """
     source = Path(config.init_from)
     if not config.init_from or source.suffix == ".safetensors":
         return config
-    if not (source / "config.json").is_file():
-        raise UserError(f"init_from={source} is not a run (it has no config.json) and not a .safetensors file")
-    theirs, ours = typed.from_json((source / "config.json").read_text(), Config).model, config.model
+    (theirs, path), ours = _model_of(source), config.model
     if theirs.family == ours.family:
         own = {name: getattr(ours, name) for name in _OWN if hasattr(ours, name)}
+        if isinstance(theirs, GPTConfig) and theirs.positions == "rotary":
+            own["context"] = min(ours.context, theirs.context)
         theirs = dataclasses.replace(theirs, **own)
-    choice = TokenizerConfig(kind="file", path=str(source / "tokenizer.json"))
+    choice = TokenizerConfig(kind="file", path=str(path))
     return dataclasses.replace(config, model=theirs, data=dataclasses.replace(config.data, tokenizer=choice))
+
+
+def _model_of(source: Path) -> tuple[ModelConfig, Path]:
+    """The configuration of a model, and where its tokenizer is. That of a .gguf file is copied out of it."""
+    if source.suffix == ".gguf":
+        loaded = _foreign(source)
+        path = cache_folder() / "tokenizers" / f"{loaded.tokenizer.sha256}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, loaded.tokenizer.json)
+        return loaded.model.config, path
+    if huggingface.is_model(source):
+        return huggingface.load_config(source), source
+    if not (source / "config.json").is_file():
+        raise UserError(
+            f"init_from={source} is not a run or a Hugging Face model (it has no config.json), and not a .gguf or "
+            f".safetensors file"
+        )
+    return typed.from_json((source / "config.json").read_text(), Config).model, source / "tokenizer.json"
+
+
+def _foreign(source: Path) -> LanguageModel:
+    """The model in a .gguf file or in a folder of Hugging Face's."""
+    if source.suffix == ".gguf":
+        from lmjax.interop import gguf  # which needs a package of its own
+
+        return gguf.load(source)
+    return huggingface.load(source)
 
 
 def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, Any]]:
@@ -82,20 +112,27 @@ def _parameters(run: Run, source: Path) -> dict[str, np.ndarray]:
     """Leaves by name, as this run's model has them: stacked over layers if it scans, else not."""
     if source.suffix == ".safetensors":
         try:
-            found = {name.replace(".", "/"): leaf for name, leaf in load_file(source).items()}
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"init_from={source} cannot be read: {error}") from None
+            found = {name.replace(".", "/"): leaf for name, leaf in weights.read(source).items()}
+        except UserError as error:
+            raise UserError(f"init_from={error}") from None
     else:
-        theirs = tokenizer.load(source / "tokenizer.json").sha256
-        if theirs != run.store.tokenizer.sha256:
-            raise UserError(
-                f"init_from={source} was trained with another tokenizer; set data.tokenizer.kind=file "
-                f"data.tokenizer.path={source / 'tokenizer.json'}"
-            )
-        params = runs.load(source).params
-        found = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+        found = {
+            path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(_params(run, source))
+        }
     model: Any = run.config.model
     return _stacked(found) if getattr(model, "scan", False) else _unstacked(found)
+
+
+def _params(run: Run, source: Path) -> Any:
+    """The parameters of a run or of a foreign model. UserError: its tokenizer is not this run's."""
+    foreign = _foreign(source) if source.suffix == ".gguf" or huggingface.is_model(source) else None
+    theirs = foreign.tokenizer if foreign else tokenizer.load(source / "tokenizer.json")
+    if theirs.sha256 != run.store.tokenizer.sha256:
+        raise UserError(
+            f"init_from={source} was trained with another tokenizer; set data.tokenizer.kind=file "
+            f"data.tokenizer.path={_model_of(source)[1]}"
+        )
+    return foreign.params if foreign else runs.load(source).params
 
 
 def _unstacked(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

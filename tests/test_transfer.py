@@ -12,8 +12,11 @@ import small
 from safetensors.numpy import save_file
 
 from lmjax import faults, launch, plots, run, transfer, typed
-from lmjax.config import Config, UserError
-from lmjax.data import store
+from lmjax.config import Config, GPTConfig, TokenizerConfig, UserError
+from lmjax.data import store, tokenizer
+from lmjax.generate import LanguageModel
+from lmjax.interop import gguf, huggingface
+from lmjax.models.gpt import GPT, init_params, unstack
 from lmjax.pytrees import digest, path_name
 from lmjax.train import checkpoint, journal
 from lmjax.typed import apply_overrides
@@ -121,7 +124,7 @@ def test_what_cannot_be_taken_is_answered_in_a_line(corpus: Path, source: Path, 
     save_file({"conv.weight": np.ones(3, np.float32)}, tmp_path / "other.safetensors")
     save_file({"classifier.bias": np.ones(4, np.float32)}, tmp_path / "wide.safetensors")
     for name, message in (
-        ("nowhere", "is not a run (it has no config.json) and not a .safetensors file"),
+        ("nowhere", "is not a run or a Hugging Face model (it has no config.json), and not a .gguf or .safetensors"),
         ("missing.safetensors", "cannot be read: "),
         ("torn.safetensors", "cannot be read: "),
         ("other.safetensors", "has no parameter of this model; it has conv/weight, ..."),
@@ -135,6 +138,46 @@ def test_what_cannot_be_taken_is_answered_in_a_line(corpus: Path, source: Path, 
     made = small.build("bert labels", corpus, f"init_from={source}", "data.tokenizer.vocab_size=60")  # not adopted
     with pytest.raises(UserError, match=r"was trained with another tokenizer; set data\.tokenizer\.kind=file data"):
         begun(made)
+
+
+@pytest.fixture(scope="module")
+def foreign() -> LanguageModel:
+    """A model such as other libraries have them: rotary, of three layers, with more entries than its tokenizer."""
+    known = tokenizer.build(TokenizerConfig(kind="bytes"), lambda: iter(()))
+    llama: Any = {"norm": "rmsnorm", "positions": "rotary", "activation": "swiglu", "bias": False, "key_heads": 1}
+    model = GPT(GPTConfig(layers=3, width=16, heads=2, mlp_width=24, context=64, vocab_size=260, **llama))
+    shapes = jax.eval_shape(lambda: init_params(model, 0))
+    rng = np.random.default_rng(0)
+    return LanguageModel(model, jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes), known)
+
+
+@pytest.mark.parametrize("kind", ["hf", "gguf"])
+def test_a_model_of_another_library_is_trained_on_with_its_tokenizer(
+    kind: str, tiny: Config, foreign: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every parameter to the bit, in a run that computes in its own way and on shorter windows."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / f"model.{kind}"
+    if kind == "hf":
+        huggingface.export(foreign, source)
+    else:
+        monkeypatch.setattr(gguf, "load", lambda path: foreign)
+    changes = [f"init_from={source}", "model.scan=false", "model.context=16", "data.tokenizer.kind=characters"]
+    config = transfer.adopt(apply_overrides(tiny, changes))
+    model: Any = config.model
+    assert (model.layers, model.context, model.scan, model.dropout, model.key_heads) == (3, 16, False, 0.1, 1)
+    assert tokenizer.load(Path(config.data.tokenizer.path)).sha256 == foreign.tokenizer.sha256
+    made = run.build(config, store.prepare(config.data))
+    state, origin, said = begun(made)
+    ours, theirs = leaves(state.params), leaves(unstack(foreign.params))
+    assert ours.keys() == theirs.keys()
+    for name, leaf in ours.items():
+        np.testing.assert_array_equal(leaf, theirs[name], err_msg=name)
+    assert origin["init_from"] == str(source)
+    assert len(said) == 1
+    other = apply_overrides(config, ["data.tokenizer.kind=characters"])
+    with pytest.raises(UserError, match=r"was trained with another tokenizer; set data\.tokenizer\.kind=file data"):
+        begun(run.build(other, store.prepare(other.data)))
 
 
 def test_a_run_from_another_keeps_what_is_frozen_and_goes_on_when_that_is_gone(
