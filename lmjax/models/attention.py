@@ -5,7 +5,7 @@ head (head h reads key head h // R), K head size.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,15 @@ from jax import Array
 
 from lmjax.models.flops import query_blocks
 from lmjax.models.layers import Dense, Norm, dropout, recomputed, rotate, rounded
+
+Cache = dict[str, Array]  # a layer's "keys" and "values" (B, G, S, K)
+
+
+class Place(NamedTuple):
+    """Where the next positions stand in a cache: from `slot` on; `seen_BS` says which slots they see."""
+
+    slot: Array
+    seen_BS: Array
 
 
 def attend(
@@ -24,6 +33,7 @@ def attend(
     causal: bool,
     segments_BT: Array | None = None,
     seen_BS: Array | None = None,
+    ends_BS: Array | None = None,
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
     dtype: str = "float32",
@@ -32,15 +42,15 @@ def attend(
 
     causal: a query sees the keys up to its own position. segments_BT: and only those of its own segment (then S = T).
     seen_BS: and only those where it is not 0 (padding is 0); a query that sees no key at all gets zeros.
+    ends_BS: and a key only by queries before this position: a tree of sequences, written out depth first.
     dropout_key: drops weights with probability `dropout_rate`. dtype: in which products read their inputs.
     """
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
     q_BGRTK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
     key = dropout_key if dropout_rate else None
-    mixed_BGRTK = _attend(
-        q_BGRTK, k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2), (segments_BT, seen_BS), key, causal, dropout_rate, dtype
-    )
+    k_BGSK, v_BGSK, visible = k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2), (segments_BT, seen_BS, ends_BS)
+    mixed_BGRTK = _attend(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, dropout_rate, dtype)
     return mixed_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
@@ -58,11 +68,25 @@ def attention_weights(
     S, G = k_BSGK.shape[1:3]
     q_BTGRK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K)
     scores_BGRTS = _einsum("btgrk,bsgk->bgrts", rounded(q_BTGRK, dtype), rounded(k_BSGK, dtype), q_BTHK.dtype)
-    scores_BGRTS = _masked(scores_BGRTS, (segments_BT, seen_BS), 0, causal)
+    scores_BGRTS = _masked(scores_BGRTS, (segments_BT, seen_BS, None), 0, causal)
     weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1)
     if seen_BS is not None:  # without keys softmax has 0 / 0
         weights_BGRTS = jnp.where(jnp.isneginf(scores_BGRTS).all(-1, keepdims=True), 0, weights_BGRTS)
     return weights_BGRTS.reshape(B, H, T, S)
+
+
+def attend_cached(q_BTHK: Array, k_BGSK: Array, v_BGSK: Array, seen_BS: Array, *, dtype: str = "float32") -> Array:
+    """`attend` without a gradient, to keys and values as a cache holds them -> (B, T, H, K).
+
+    seen_BS: the keys that are there, at least one in each row, for all queries alike.
+    """
+    B, T, H, K = q_BTHK.shape
+    G, wide = k_BGSK.shape[1], q_BTHK.dtype
+    q_BGNK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, G, -1, K)
+    scores_BGNS = _einsum("bgnk,bgsk->bgns", rounded(q_BGNK, dtype), k_BGSK, wide)
+    weights_BGNS = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores_BGNS, -jnp.inf), axis=-1)
+    mixed_BGNK = _einsum("bgns,bgsk->bgnk", rounded(weights_BGNS, dtype), v_BGSK, wide)
+    return mixed_BGNK.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K)
 
 
 # ---- The product with its own gradient --------------------------------------------------------------------------
@@ -120,10 +144,10 @@ def _einsum(form: str, a: Array, b: Array, dtype: Any) -> Array:
     return jnp.einsum(form, a, b, preferred_element_type=dtype)
 
 
-def _masked(scores_BGRTS: Array, visible: tuple[Array | None, Array | None], start: int, causal: bool) -> Array:
-    """Minus infinity where query start + t may not see key s; `visible` is (segments_BT, seen_BS)."""
+def _masked(scores_BGRTS: Array, visible: tuple[Array | None, ...], start: int, causal: bool) -> Array:
+    """Minus infinity where query start + t may not see key s; `visible` is (segments_BT, seen_BS, ends_BS)."""
     T, S = scores_BGRTS.shape[-2:]
-    segments_BT, seen_BS = visible
+    segments_BT, seen_BS, ends_BS = visible
     if causal:
         scores_BGRTS = jnp.where(start + jnp.arange(T)[:, None] >= jnp.arange(S), scores_BGRTS, -jnp.inf)
     if segments_BT is not None:
@@ -131,6 +155,9 @@ def _masked(scores_BGRTS: Array, visible: tuple[Array | None, Array | None], sta
         scores_BGRTS = jnp.where(same_BTS[:, None, None], scores_BGRTS, -jnp.inf)
     if seen_BS is not None:
         scores_BGRTS = jnp.where(seen_BS[:, None, None, None, :S] != 0, scores_BGRTS, -jnp.inf)
+    if ends_BS is not None:
+        before_BTS = start + jnp.arange(T)[:, None] < ends_BS[:, None, :S]
+        scores_BGRTS = jnp.where(before_BTS[:, None, None], scores_BGRTS, -jnp.inf)
     return scores_BGRTS
 
 
@@ -176,6 +203,7 @@ class Attention(nn.Module):
         turn: tuple[Array, Array] | None = None,
         segments_BT: Array | None = None,
         seen_BS: Array | None = None,
+        ends_BS: Array | None = None,
         key: Array | None = None,
     ) -> Array:
         """`turn`: the rotary cosines and sines. `key`: of the dropout of weights. The rest as in `attend`."""
@@ -184,8 +212,29 @@ class Attention(nn.Module):
         visible: Any = {"causal": self.causal, "segments_BT": segments_BT, "seen_BS": seen_BS, "dtype": self.dtype}
         if self.capture:
             self.sow("intermediates", "weights", attention_weights(q_BTHK, k_BSGK, **visible))
-        mixed_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, **visible, dropout_rate=self.dropout, dropout_key=key)
+        dropped: Any = {"dropout_rate": self.dropout, "dropout_key": key}
+        mixed_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, **visible, ends_BS=ends_BS, **dropped)
         return self._output(mixed_BTHK, x_BTD.shape[-1])
+
+    def extend(
+        self, x_BTD: Array, cache: Cache, place: Place, *, turn: tuple[Array, Array] | None = None
+    ) -> tuple[Array, Cache]:
+        """Causal attention of the next T positions to themselves and what the cache holds, and the cache with them.
+
+        More than one position at once begin an empty cache: they see only each other.
+        """
+        q_BTHK, (k_BSGK, v_BSGK) = self._queries(x_BTD, turn), self.keys_values(x_BTD, turn=turn)
+        cache = {
+            name: jax.lax.dynamic_update_slice_in_dim(held, new.swapaxes(1, 2).astype(held.dtype), place.slot, axis=2)
+            for (name, held), new in zip(cache.items(), (k_BSGK, v_BSGK), strict=True)
+        }
+        T = x_BTD.shape[1]
+        if T == 1:
+            mixed_BTHK = attend_cached(q_BTHK, cache["keys"], cache["values"], place.seen_BS, dtype=self.dtype)
+        else:
+            visible: Any = {"causal": True, "seen_BS": place.seen_BS[:, :T], "dtype": self.dtype}
+            mixed_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, **visible)
+        return self._output(mixed_BTHK, x_BTD.shape[-1]), cache
 
     def cached(self, x_BTD: Array, k_BSGK: Array, v_BSGK: Array, *, seen_BS: Array | None = None) -> Array:
         """Attention to keys and values that `keys_values` gave, where `seen_BS` is not 0; without dropout."""

@@ -35,6 +35,15 @@ def check(config: GPTConfig) -> None:
             f"model.heads={config.heads} is not a multiple of model.key_heads={config.key_heads}; each key head serves "
             f"the same number of heads"
         )
+    scaling = config.rope_scaling
+    if (
+        len(scaling) not in (0, 1, 4)
+        or any(x <= 0 for x in scaling)
+        or (len(scaling) == 4 and scaling[1] >= scaling[2])
+    ):
+        raise UserError(
+            f"model.rope_scaling={list(scaling)}: give [factor], or [factor, low, high, context] with low below high"
+        )
     head_dim = resolve(config).head_dim
     if config.positions == "rotary" and head_dim % 2:
         raise UserError(

@@ -34,7 +34,7 @@ from flax import linen as nn
 from jax import Array
 
 from lmjax.config import GPTConfig, UserError
-from lmjax.models.attention import Attention
+from lmjax.models.attention import Attention, Cache, Place
 from lmjax.models.flops import check as check  # the check of a configuration, which must not wait for JAX
 from lmjax.models.flops import resolve
 from lmjax.models.layers import MLP, Dense, Embedding, Norm, dropout, rotation
@@ -70,16 +70,24 @@ LOGICAL_AXES = {
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Returns (x, None), as a scan over layers asks."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Returns x and the layer's cache, if it has one.
+
+    of_layer: the dropout's key and the cache. visible: (segments_BT, ends_BT).
+    """
 
     config: GPTConfig  # with its sizes resolved
     capture: bool = False
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, key: Array | None, turn: tuple[Array, Array] | None, segments_BT: Array | None
-    ) -> tuple[Array, None]:
-        c = self.config
+        self,
+        x_BTD: Array,
+        of_layer: tuple[Array | None, Cache | None],
+        turn: tuple[Array, Array] | None,
+        visible: tuple[Array | None, Array | None],
+        place: Place | None,
+    ) -> tuple[Array, Cache | None]:
+        c, (key, cache) = self.config, of_layer
         std, output_std = c.init_std, c.init_std / math.sqrt(2 * c.layers)
         norm = partial(Norm, c.norm, c.norm_epsilon, c.bias)
         weights_key, attention_key, mlp_key = (None,) * 3 if key is None else jax.random.split(key, 3)
@@ -97,11 +105,15 @@ class Block(nn.Module):
             name="attention",
         )
         y_BTD = norm(name="attention_norm")(x_BTD)
-        y_BTD = attention(y_BTD, turn=turn, segments_BT=segments_BT, key=weights_key)
+        if cache is None or place is None:
+            segments_BT, ends_BT = visible
+            y_BTD = attention(y_BTD, turn=turn, segments_BT=segments_BT, ends_BS=ends_BT, key=weights_key)
+        else:
+            y_BTD, cache = attention.extend(y_BTD, cache, place, turn=turn)
         x_BTD = x_BTD + dropout(y_BTD, c.dropout, attention_key)
         y_BTD = norm(name="mlp_norm")(x_BTD)
         y_BTD = MLP(c.mlp_width, c.activation, std, output_std, c.bias, c.dtype, name="mlp")(y_BTD)
-        return x_BTD + dropout(y_BTD, c.dropout, mlp_key), None
+        return x_BTD + dropout(y_BTD, c.dropout, mlp_key), cache
 
 
 class GPT(nn.Module):
@@ -117,18 +129,27 @@ class GPT(nn.Module):
         *,
         segments_BT: Array | None = None,
         positions_BT: Array | None = None,
+        ends_BT: Array | None = None,
+        places_BN: Array | None = None,
+        cache: Any = None,
         train: bool = False,
         head: bool = True,
-    ) -> Array:
+    ) -> Any:
         """Logits (B, T, V), float32; without `head` the features (B, T, D) that they are made of.
 
         segments_BT: positions see each other only within a segment (packed documents). positions_BT: default 0, 1, ...
+        ends_BT: a position is seen only by those before its end (a tree of sequences that share their beginnings).
+        places_BN: gives (B, N, V) at these positions only. cache: as `begin` makes it; gives (logits, the next cache),
+        and positions follow from it.
         train: applies dropout, from the "dropout" generator. With `capture` and mutable=["intermediates"], the
         weights (B, H, T, T) are at blocks/attention/weights (stacked if scanned) or block_i/attention/weights.
         UserError: more positions than a learned table has.
         """
         c, T = resolve(self.config), inputs_BT.shape[1]
         embed_key, key = jax.random.split(self.make_rng("dropout")) if train and c.dropout else (None, None)
+        place = None
+        if cache is not None:
+            place, positions_BT = _place(cache, T, c)
         with jax.named_scope("embed"):
             tokens = Embedding(c.vocab_size, c.width, c.init_std, c.dtype, name="token_embedding")
             x_BTD, turn = tokens(inputs_BT), None
@@ -139,29 +160,35 @@ class GPT(nn.Module):
                 x_BTD += table.first(T) if positions_BT is None else table(positions_BT)
             else:
                 positions_BT = jnp.arange(T)[None] if positions_BT is None else positions_BT
-                turn = rotation(positions_BT, c.head_dim, c.rope_theta, x_BTD.dtype)
+                turn = rotation(positions_BT, c.head_dim, c.rope_theta, x_BTD.dtype, c.rope_scaling)
             x_BTD = dropout(x_BTD, c.dropout, embed_key)
-        x_BTD = self._blocks(c, x_BTD, key, turn, segments_BT)
+        layers = None if cache is None else cache["layers"]
+        x_BTD, layers = self._blocks(c, x_BTD, (key, layers), turn, (segments_BT, ends_BT), place)
+        if places_BN is not None:
+            x_BTD = jnp.take_along_axis(x_BTD, places_BN[..., None], axis=1)
         x_BTD = Norm(c.norm, c.norm_epsilon, c.bias, name="final_norm")(x_BTD)
         if not head:
             return x_BTD
         with jax.named_scope("logits"):
             output = tokens.logits if c.tied else Dense(c.vocab_size, c.init_std, False, c.dtype, name="head")
-            return output(x_BTD)
+            logits_BTV = output(x_BTD)
+        return logits_BTV if cache is None else (logits_BTV, cache | {"layers": layers, "slot": cache["slot"] + T})
 
     @nn.nowrap
     def _blocks(
         self,
         c: GPTConfig,
         x_BTD: Array,
-        key: Array | None,
+        of_layers: tuple[Array | None, Any],
         turn: tuple[Array, Array] | None,
-        segments_BT: Array | None,
-    ) -> Array:
+        visible: tuple[Array | None, Array | None],
+        place: Place | None,
+    ) -> tuple[Array, Any]:
+        key, caches = of_layers
         keys = None if key is None else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(c.layers))
         block = rematerialised(Block, c.remat, c.scan)
         if c.scan:
-            in_axes: Any = (0, nn.broadcast, nn.broadcast)  # keys; turn, segments_BT
+            in_axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)  # keys, caches; turn, visible, place
             scanned = nn.scan(
                 block,
                 variable_axes={"params": 0, "intermediates": 0},
@@ -169,11 +196,13 @@ class GPT(nn.Module):
                 in_axes=in_axes,
                 length=c.layers,
             )
-            return scanned(c, self.capture, name="blocks")(x_BTD, keys, turn, segments_BT)[0]
+            return scanned(c, self.capture, name="blocks")(x_BTD, (keys, caches), turn, visible, place)
+        after = []
         for i in range(c.layers):
-            layer_key = None if keys is None else keys[i]
-            x_BTD, _ = block(c, self.capture, name=f"block_{i}")(x_BTD, layer_key, turn, segments_BT)
-        return x_BTD
+            of_layer = None if keys is None else keys[i], None if caches is None else caches[i]
+            x_BTD, cache = block(c, self.capture, name=f"block_{i}")(x_BTD, of_layer, turn, visible, place)
+            after.append(cache)
+        return x_BTD, tuple(after)
 
 
 def rematerialised(block: Any, remat: str, scan: bool) -> Any:
@@ -207,11 +236,38 @@ def _init_params(c: GPTConfig, seed: Array) -> dict[str, Any]:
     outer: Any = without_blocks.init(outer_key, jnp.zeros((1, 1), jnp.int32))["params"]
 
     def block(layer: Array) -> Any:
-        inputs = jnp.zeros((1, 1, c.width)), None, None, None
+        inputs = jnp.zeros((1, 1, c.width)), (None, None), None, (None, None), None
         return Block(c).init(jax.random.fold_in(blocks_key, layer), *inputs)["params"]
 
     params = outer | {"blocks": jax.vmap(block)(jnp.arange(c.layers))}
     return params if c.scan else unstack(params)
+
+
+# ---- The cache of keys and values -------------------------------------------------------------------------------
+
+
+def begin(config: GPTConfig, first_B: Array, size: int) -> dict[str, Any]:
+    """An empty cache for `size` positions of B rows; row b begins at slot first_B[b] (padding on the left).
+
+    Keys and values (B, G, S, K) of every layer, stacked if the model scans, in the dtype that products read.
+    """
+    c = resolve(config)
+    shape = len(first_B), c.key_heads, size, c.head_dim
+    dtype = jnp.bfloat16 if c.dtype == "bfloat16" else jnp.float32
+    lead = (c.layers,) if c.scan else ()
+    layers = [
+        {name: jnp.zeros(lead + shape, dtype) for name in ("keys", "values")} for _ in range(1 if c.scan else c.layers)
+    ]
+    return {"layers": layers[0] if c.scan else tuple(layers), "slot": jnp.int32(0), "first_B": first_B}
+
+
+def _place(cache: dict[str, Any], T: int, c: GPTConfig) -> tuple[Place, Array]:
+    """The slots of the next T positions with what they see, and the positions (B, T)."""
+    layers = cache["layers"] if c.scan else cache["layers"][0]
+    slots_S, first_B1 = jnp.arange(layers["keys"].shape[-2]), cache["first_B"][:, None]
+    seen_BS = (slots_S >= first_B1) & (slots_S < cache["slot"] + T)
+    positions_BT = jnp.maximum(cache["slot"] + jnp.arange(T) - first_B1, 0)
+    return Place(cache["slot"], seen_BS), positions_BT
 
 
 def stack(params: dict[str, Any]) -> dict[str, Any]:

@@ -183,11 +183,30 @@ def sinusoids(count: int, width: int) -> Array:
     return jnp.asarray(np.where(features % 2 == 0, np.sin(angles), np.cos(angles)), jnp.float32)
 
 
-def rotation(positions_BT: Array, head_dim: int, theta: float, dtype: Any) -> tuple[Array, Array]:
+def rotation(
+    positions_BT: Array, head_dim: int, theta: float, dtype: Any, scaling: tuple[float, ...] = ()
+) -> tuple[Array, Array]:
     """Cosines and sines (B, T, 1, K/2) of the angles position * theta^(-2i/K) (Su et al. 2021, section 3.2.2)."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
-    angles = positions_BT[..., None, None].astype(dtype) * frequencies
+    angles = positions_BT[..., None, None].astype(dtype) * _stretched(frequencies, scaling)
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def _stretched(frequencies: Array, scaling: tuple[float, ...]) -> Array:
+    """Frequencies for a longer context, as GPTConfig.rope_scaling says.
+
+    With (factor, low, high, context): what turns fewer than `low` times within the old context is divided by the
+    factor, what turns more than `high` times stays, in between the two are mixed.
+    """
+    if not scaling:
+        return frequencies
+    factor, *bounds = scaling
+    if not bounds:
+        return frequencies / factor
+    low, high, context = bounds
+    turns = context * frequencies / (2 * jnp.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    return frequencies * (kept + (1 - kept) / factor)
 
 
 def rotate(x_BTHK: Array, cosine: Array, sine: Array) -> Array:

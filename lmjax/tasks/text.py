@@ -19,7 +19,7 @@ from lmjax.data import examples
 from lmjax.data.order import Order
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
-from lmjax.generate import generate
+from lmjax.generate import LanguageModel, Sampling, generate
 from lmjax.models import families, ngram, rnn
 from lmjax.tasks.task import Batch, Loss, Task
 
@@ -146,12 +146,12 @@ class Causal(TextTask):
         """`train.sample_prompt`, or the end of a document, continued."""
         train, tokenizer = self.config.train, self.store.tokenizer
         settings = {"max_tokens": train.sample_tokens, "temperature": 0.8, "seed": self.config.seed}
-        return self.answer(params, train.sample_prompt, tokenizer=tokenizer, **settings)
+        return self.answer(params, train.sample_prompt, tokenizer=tokenizer, past_end=True, **settings)
 
     def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
         """The prompt (empty: the beginning of a document), continued."""
-        ids = tokenizer.encode(prompt) or [tokenizer.end_of_text or 0]
-        return prompt + tokenizer.decode(generate(self.model, params, prompt=ids, **settings))
+        lm = LanguageModel(self.model, params, tokenizer)
+        return prompt + generate(lm, [prompt], sampling=Sampling(**settings))[0]
 
     def _packing(self) -> dict[str, Any]:
         return {"packed": data_of(self.config).packed, "end_of_text": self.store.tokenizer.end_of_text}
