@@ -7,6 +7,7 @@ not is refused, never passed over.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from jax import Array
 from lmjax.config import GPTConfig, UserError
 from lmjax.generate import LanguageModel
 from lmjax.interop import gguf_file, gguf_tokenizer
-from lmjax.interop.gguf_file import Content, Tensor
+from lmjax.interop.gguf_file import Content, T, Tensor, entry, shown
 from lmjax.models.flops import check
 from lmjax.models.gpt import GPT
 
@@ -56,10 +57,10 @@ def load(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> La
 
 
 def _config(content: Content, dtype: Literal["float32", "bfloat16"]) -> GPTConfig:
-    architecture = content.metadata.get("general.architecture")
+    architecture = entry(content.metadata, "general.architecture", kind=str)
     if architecture not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
-        raise UserError(f"general.architecture={architecture!r} is none of those that can be read: {known}")
+        raise UserError(f"general.architecture={shown(architecture)} is none of those that can be read: {known}")
     settings = _Settings(architecture, content.metadata)
     settings.refuse_unknown()
     width, heads = settings.whole("embedding_length"), settings.whole("attention.head_count")
@@ -117,49 +118,43 @@ class _Settings:
     architecture: str
     metadata: dict[str, Any]
 
-    def get(self, key: str, default: Any = None) -> Any:
-        value = self.metadata.get(f"{self.architecture}.{key}", default)
-        if value is None:
-            raise UserError(f"{self.architecture}.{key} is missing from the metadata")
-        return value
+    def get(self, key: str, default: T | None = None, *, kind: type[T]) -> T:
+        return entry(self.metadata, f"{self.architecture}.{key}", default, kind=kind)
 
     def whole(self, key: str, default: int | None = None) -> int:
         """A positive whole number."""
-        value = self.get(key, default)
-        if type(value) is not int or not 0 < value < 2**31:
-            raise UserError(f"{self.architecture}.{key}={_shown(value)} is not a whole number above 0 and below 2^31")
+        value = self.get(key, default, kind=int)
+        if not 0 < value < 2**31:
+            raise UserError(f"{self.architecture}.{key}={value} is not above 0 and below 2^31")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
-        """A positive number; of those stored in single precision the shortest that rounds to it (1e-05)."""
-        value = self.get(key, default)
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise UserError(f"{self.architecture}.{key}={_shown(value)} is not a number above 0")
-        single = np.float32(value) if value < 3e38 else np.float32(0)
-        return float(str(single)) if float(single) == value else float(value)
+        """A positive number."""
+        value = self.get(key, default, kind=float)
+        if not 0 < value < math.inf:
+            raise UserError(f"{self.architecture}.{key}={value} is not a number above 0")
+        return value
 
     def refuse_unknown(self) -> None:
         """UserError for a setting that the model has and GPT has not."""
         for name, value in self.metadata.items():
             architecture, _, key = name.partition(".")
-            if architecture == self.architecture and key not in _READ and value is not None:
+            if architecture == self.architecture and key not in _READ:
                 if key not in _FIXED:
-                    raise UserError(f"{name}={_shown(value)} is a setting that lmjax's GPT has not")
+                    raise UserError(f"{name}={shown(value)} is a setting that lmjax's GPT has not")
                 if type(value) is not type(_FIXED[key]) or value != _FIXED[key]:
-                    raise UserError(f"{name}={_shown(value)} is not supported, only {_FIXED[key]}")
-
-
-def _shown(value: Any) -> str:
-    return repr(value) if type(value) in (bool, int, float, str) else f"<{type(value).__name__}>"
+                    raise UserError(f"{name}={shown(value)} is not supported, only {_FIXED[key]}")
 
 
 def _linear(settings: _Settings) -> tuple[float, ...]:
-    kind = settings.get("rope.scaling.type", "linear")
+    kind = settings.get("rope.scaling.type", "linear", kind=str)
     if kind not in ("none", "linear"):
-        raise UserError(f"{settings.architecture}.rope.scaling.type={_shown(kind)} is not supported")
-    key = next((key for key in ("rope.scaling.factor", "rope.scale_linear") if settings.get(key, 0.0)), None)
-    factor = 1.0 if key is None or kind == "none" else settings.real(key)  # llama.cpp reads 0 as none, too
-    return () if factor == 1 else (factor,)
+        raise UserError(f"{settings.architecture}.rope.scaling.type={shown(kind)} is not supported")
+    old = settings.get("rope.scale_linear", 0.0, kind=float)
+    factor = settings.get("rope.scaling.factor", old, kind=float) if kind == "linear" else 0.0
+    if not 0 <= factor < math.inf:
+        raise UserError(f"{settings.architecture}.rope.scaling.factor={factor} is not a number above 0")
+    return () if factor in (0, 1) else (factor,)  # 0 is as good as none in llama.cpp, too
 
 
 def _llama3(config: GPTConfig, tensor: Tensor) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,10 +21,13 @@ from lmjax.data import text
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _ALIGNMENT = 32  # of the tensors' bytes, unless the metadata say otherwise
 _AXES = 4  # of a tensor, at most
+_LONGEST = 255  # characters of a name, at most
 
 # The types of metadata by number: scalars as `struct` and NumPy know them, and the two kinds that have a length.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_STRING, _ARRAY, _SINGLE = 8, 9, 6
+
+T = TypeVar("T", bool, int, float, str)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +61,25 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """metadata: numbers, booleans, strings, lists of strings and NumPy arrays, by key. tensors: by name."""
+    """metadata: numbers, booleans, strings, lists of strings and arrays of numbers, by key. tensors: by name."""
 
     metadata: dict[str, Any]
     tensors: dict[str, Tensor]
+
+
+def entry(metadata: dict[str, Any], key: str, default: T | None = None, *, kind: type[T]) -> T:
+    """A scalar of the metadata. UserError: it is of another type, or missing without a default."""
+    value = metadata.get(key, default)
+    if value is None:
+        raise UserError(f"{key} is missing from the metadata")
+    if type(value) is not kind:
+        raise UserError(f"{key}={shown(value)} is not of type {kind.__name__}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A metadata value for a message, on one line."""
+    return repr(value)[:80] if isinstance(value, (bool, int, float, str)) else f"<{type(value).__name__}>"
 
 
 def library() -> ModuleType:
@@ -91,12 +109,9 @@ def read(path: Path) -> Content:
     tensors, entries = cursor.number("Q"), cursor.number("Q")
     cursor.expect(tensors, 24, "tensors")
     cursor.expect(entries, 13, "entries of metadata")
-    metadata = _unique(((cursor.string(), cursor.value(cursor.number("I"))) for _ in range(entries)), "metadata key")
+    metadata = _unique(((cursor.name(), cursor.value(cursor.number("I"))) for _ in range(entries)), "metadata key")
     described = _unique((cursor.tensor() for _ in range(tensors)), "tensor")
-    return Content(
-        metadata,
-        _placed(described, np.frombuffer(data, np.uint8), cursor.at, metadata.get("general.alignment", _ALIGNMENT)),
-    )
+    return Content(metadata, _placed(described, np.frombuffer(data, np.uint8), cursor.at, metadata))
 
 
 def _unique(pairs: Iterator[tuple[str, Any]], what: str) -> dict[str, Any]:
@@ -108,17 +123,18 @@ def _unique(pairs: Iterator[tuple[str, Any]], what: str) -> dict[str, Any]:
     return found
 
 
-def _placed(described: dict[str, Any], data: np.ndarray, end: int, alignment: Any) -> dict[str, Tensor]:
+def _placed(described: dict[str, Any], data: np.ndarray, end: int, metadata: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors, each with its bytes: offsets count from the end of the header, rounded up."""
-    if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-        raise UserError(f"general.alignment={alignment!r} is not a power of two")
+    alignment = entry(metadata, "general.alignment", _ALIGNMENT, kind=int)
+    if alignment <= 0 or alignment & (alignment - 1):
+        raise UserError(f"general.alignment={alignment} is not a power of two")
     start = -(-end // alignment) * alignment
-    sizes, known = library().GGML_QUANT_SIZES, {int(type) for type in library().GGMLQuantizationType}
+    sizes = {int(format): sizes for format, sizes in library().GGML_QUANT_SIZES.items()}
     tensors, total = {}, 0
     for name, (shape, type_, offset) in described.items():
-        if type_ not in known:
+        if type_ not in sizes:
             raise UserError(f"tensor '{name}' is stored in a format that the gguf library does not know: {type_}")
-        block, size = sizes[library().GGMLQuantizationType(type_)]
+        block, size = sizes[type_]
         if shape[-1] % block:
             raise UserError(f"tensor '{name}' has rows of {shape[-1]}, not a multiple of its blocks of {block}")
         count, width = math.prod(shape[:-1]), shape[-1] // block * size
@@ -158,10 +174,18 @@ class _Cursor:
         except UnicodeDecodeError:
             raise UserError(f"the text that ends at byte {self.at} is not UTF-8") from None
 
+    def name(self) -> str:
+        name = self.string()
+        if not name.isprintable() or not 0 < len(name) <= _LONGEST:
+            raise UserError(f"the name that ends at byte {self.at} is none; the file is damaged")
+        return name
+
     def value(self, type: int) -> Any:
-        """A metadata value; arrays of numbers as NumPy arrays."""
+        """A metadata value. Single precision becomes the shortest number that rounds to it: 1e-05."""
         if type == _STRING:
             return self.string()
+        if type == _SINGLE:
+            return float(str(np.float32(self.number("f"))))
         if type in _SCALARS:
             return self.number(_SCALARS[type])
         if type != _ARRAY:
@@ -178,7 +202,7 @@ class _Cursor:
 
     def tensor(self) -> tuple[str, tuple[tuple[int, ...], int, int]]:
         """Name -> (shape, format, offset). The file has the axes in the order opposite to NumPy's."""
-        name, axes = self.string(), self.number("I")
+        name, axes = self.name(), self.number("I")
         if not 1 <= axes <= _AXES:
             raise UserError(f"tensor '{name}' has {axes} axes; 1 to {_AXES} are possible")
         shape = tuple(self.number("Q") for _ in range(axes))[::-1]

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as Backend
 from lmjax.config import UserError
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.vocabularies import byte_level
+from lmjax.interop.gguf_file import entry, shown
 
 _NORMAL, _UNKNOWN, _CONTROL, _OWN, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type; _OWN: text that is always one
 _LONGEST = 1024  # characters of a token, at most
@@ -27,7 +28,8 @@ def build(metadata: dict[str, Any], vocab_size: int) -> tuple[Tokenizer, int | N
 
     `vocab_size`: rows of the model's table, as many as there are tokens. UserError: anything missing or inconsistent.
     """
-    kind, name = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    kind = entry(metadata, "tokenizer.ggml.model", kind=str)
+    name = entry(metadata, "tokenizer.ggml.pre", "default", kind=str)
     tokens, types = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
     if not isinstance(tokens, list) or len(tokens) != vocab_size:
         raise UserError(f"tokenizer.ggml.tokens is not a list of {vocab_size} tokens, one for each row of the table")
@@ -39,10 +41,10 @@ def build(metadata: dict[str, Any], vocab_size: int) -> tuple[Tokenizer, int | N
     if kind == "gpt2":
         backend = _byte_level(tokens, metadata.get("tokenizer.ggml.merges"), name)
     elif kind == "llama":
-        prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
-        backend = _sentence_pieces(tokens, types, metadata.get("tokenizer.ggml.scores"), bool(prefix))
+        prefix = entry(metadata, "tokenizer.ggml.add_space_prefix", True, kind=bool)
+        backend = _sentence_pieces(tokens, types, metadata.get("tokenizer.ggml.scores"), prefix)
     else:
-        raise UserError(f"tokenizer.ggml.model={kind!r}: lmjax reads gpt2 and llama")
+        raise UserError(f"tokenizer.ggml.model={shown(kind)}: lmjax reads gpt2 and llama")
     special = np.isin(types, (_UNKNOWN, _CONTROL))
     backend.add_tokens([_added(tokens[i], False) for i in np.flatnonzero(types == _OWN)])
     backend.add_special_tokens([_added(tokens[i], True) for i in np.flatnonzero(special)])
@@ -51,7 +53,7 @@ def build(metadata: dict[str, Any], vocab_size: int) -> tuple[Tokenizer, int | N
         raise UserError("tokenizer.ggml.tokens: the tokens do not make one vocabulary")
     ends = (_id(metadata, key, vocab_size) for key in ("eos", "eot", "eom"))
     stops = sorted({i for i in ends if i is not None and i != tokenizer.end_of_text})
-    front = metadata.get("tokenizer.ggml.add_bos_token", kind == "llama" or name in _LLAMA3)
+    front = entry(metadata, "tokenizer.ggml.add_bos_token", kind == "llama" or name in _LLAMA3, kind=bool)
     return tokenizer, _id(metadata, "bos", vocab_size) if front else None, tuple(stops)
 
 
@@ -61,9 +63,11 @@ def _added(token: str, special: bool) -> AddedToken:
 
 def _id(metadata: dict[str, Any], name: str, vocab_size: int) -> int | None:
     key = f"tokenizer.ggml.{name}_token_id"
-    value = metadata.get(key)
-    if value is not None and not (type(value) is int and 0 <= value < vocab_size):
-        raise UserError(f"{key}={value!r} is not an id below {vocab_size}")
+    if key not in metadata:
+        return None
+    value = entry(metadata, key, kind=int)
+    if not 0 <= value < vocab_size:
+        raise UserError(f"{key}={value} is not an id below {vocab_size}")
     return value
 
 
@@ -77,13 +81,13 @@ def _model(vocabulary: list[str], merges: list[tuple[str, str]], **settings: Any
 # ---- Byte-level BPE ---------------------------------------------------------------------------------------------
 
 
-def _byte_level(tokens: list[str], merges: Any, name: Any) -> Backend:
+def _byte_level(tokens: list[str], merges: Any, name: str) -> Backend:
     if not isinstance(merges, list):
         raise UserError("tokenizer.ggml.merges is missing, without which tokens cannot be made")
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     wrong = next((i for i, (left, right) in enumerate(pairs) if not left or not right or " " in right), None)
     if wrong is not None:
-        raise UserError(f"tokenizer.ggml.merges has {merges[wrong]!r}, which is not a pair of tokens")
+        raise UserError(f"tokenizer.ggml.merges has {shown(merges[wrong])}, which is not a pair of tokens")
     backend = byte_level({}, [])
     backend.model = _model(tokens, pairs, ignore_merges=name in _LLAMA3)
     backend.pre_tokenizer = _splitter(name)  # pyright: ignore[reportAttributeAccessIssue]
@@ -92,7 +96,7 @@ def _byte_level(tokens: list[str], merges: Any, name: Any) -> Backend:
     return backend
 
 
-def _splitter(name: Any) -> Any:
+def _splitter(name: str) -> Any:
     """How text is cut into words, and these spelled in bytes. UserError: no such name."""
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -104,7 +108,7 @@ def _splitter(name: Any) -> Any:
         expression = Regex(_words(3 if name in _LLAMA3 else 1))
         return pre_tokenizers.Sequence([pre_tokenizers.Split(expression, "isolated"), spelled])
     known = ", ".join(_GPT2 + _DIGITS + _LLAMA3 + _QWEN2)
-    raise UserError(f"tokenizer.ggml.pre={name!r}: how that splits text is not known here; known are {known}")
+    raise UserError(f"tokenizer.ggml.pre={shown(name)}: how that splits text is not known here; known are {known}")
 
 
 def _words(digits: int) -> str:
