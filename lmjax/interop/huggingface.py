@@ -142,9 +142,9 @@ def _make(folder: Path) -> None:
 
 def _spoken(language_model: LanguageModel) -> dict[str, Any]:
     """The tokenizer_config.json: which tokens are special, and that tokenizer.json says all the rest."""
-    known = language_model.tokenizer
+    known, of_bert = language_model.tokenizer, language_model.model.config.family == "bert"
     ids = {"bos_token": language_model.first, "eos_token": known.end_of_text}
-    if language_model.model.config.family == "bert":
+    if of_bert:
         ids = {
             "cls_token": known.cls,
             "sep_token": known.sep,
@@ -155,6 +155,7 @@ def _spoken(language_model: LanguageModel) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": language_model.model.config.context,
+        "model_input_names": ["input_ids", *(["token_type_ids"] if of_bert else []), "attention_mask"],
         "clean_up_tokenization_spaces": False,
         **{name: known.token_text(i) for name, i in ids.items() if i is not None},
     }
@@ -168,10 +169,13 @@ def _with_first(language_model: LanguageModel) -> Backend:
     first, last = language_model.first, None
     if language_model.model.config.family == "bert":
         first, last = known.cls, known.sep
-    named = [(known.token_text(i), i) for i in (first, last) if i is not None]
-    if first is not None:
-        around = [name for name, _ in named]
-        backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-            single=" ".join([around[0], "$A", *around[1:]]), pair=None, special_tokens=named
-        )
+    if first is None:
+        return backend
+    named = {known.token_text(i): i for i in (first, last) if i is not None}
+    begin, end = known.token_text(first), "" if last is None else known.token_text(last)
+    backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single=f"{begin} $A {end}".strip(),
+        pair=f"{begin} $A {end} $B:1 {end}:1" if end else f"{begin} $A $B:1",
+        special_tokens=list(named.items()),
+    )
     return backend

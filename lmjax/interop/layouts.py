@@ -162,6 +162,8 @@ def from_transformers(state: Mapping[str, np.ndarray], config: ModelConfig) -> d
     """
     layout = _LAYOUTS[counterpart(config)]
     names = {_plain(name, layout.base): name for name in state}
+    if len(names) < len(state):
+        raise UserError("the weights are not those of one model: two tensors have the same name but for its beginning")
     given: set[str] = set()
 
     def tensor(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -181,7 +183,7 @@ def from_transformers(state: Mapping[str, np.ndarray], config: ModelConfig) -> d
 
     shapes = {
         leaf: shape
-        for leaf, shape in _shapes(config).items()
+        for leaf, shape in sorted(_shapes(config).items(), key=lambda item: not item[0].startswith("token_embedding"))
         if not leaf.startswith(layout.optional) or _place(layout, leaf).name in names
     }
     leaves = {leaf: jnp.asarray(x, jnp.float32) for leaf, x in _read(shapes, tensor)}

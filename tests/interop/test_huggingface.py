@@ -38,8 +38,9 @@ def fixture(name: str) -> ModuleType:
 
 
 GIVEN, BERT_GIVEN = fixture("gpt_transformers"), fixture("bert_transformers")
-BYTES = tokenizer.build(TokenizerConfig(kind="bytes"), lambda: iter(()))
-TEXT = "Ein Text, übersetzt.\n\n  Two  blanks: 1 + 1 = 2"
+TEXT = "Ein Text, übersetzt.\n\n  Two  blanks: 1 + 1 = 2; one text, two texts, all blank"
+WORDS = tokenizer.build(TokenizerConfig(kind="bpe", vocab_size=290), lambda: iter([TEXT]))
+PIECES = tokenizer.build(TokenizerConfig(kind="wordpiece", vocab_size=70), lambda: iter([TEXT]))
 
 
 @cache
@@ -70,7 +71,7 @@ def leaves(tree: Any) -> dict[str, np.ndarray]:
 # ---- With transformers --------------------------------------------------------------------------------------------
 
 SIZES = {
-    "vocab_size": 260,
+    "vocab_size": 292,
     "hidden_size": 24,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -109,9 +110,10 @@ def test_a_model_of_transformers_comes_in_and_goes_out_the_same(name: str, tmp_p
         for parameter in theirs.parameters():  # none is zero, none is one
             parameter.add_(0.1 * torch.randn(parameter.shape))
     theirs.save_pretrained(tmp_path / "in", max_shard_size="20KB" if name == "llama" else "1GB")
-    BYTES.save(tmp_path / "in" / "tokenizer.json")
+    known = PIECES if family == "Bert" else WORDS
+    known.save(tmp_path / "in" / "tokenizer.json")
     loaded = huggingface.load(tmp_path / "in")
-    inputs = np.random.default_rng(0).integers(0, 257, (2, 64)).astype(np.int32)
+    inputs = np.random.default_rng(0).integers(0, 292, (2, 64)).astype(np.int32)
 
     def of_torch(model: Any) -> np.ndarray:
         with torch.no_grad():
@@ -132,8 +134,14 @@ def test_a_model_of_transformers_comes_in_and_goes_out_the_same(name: str, tmp_p
         assert torch.equal(back.state_dict()[key], tensor), key
     np.testing.assert_array_equal(of_torch(back.eval()), expected)
     spoken = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert spoken(TEXT, add_special_tokens=False).input_ids == BYTES.encode(TEXT)
-    assert spoken.decode(BYTES.encode(TEXT)) == TEXT
+    ids = known.encode(TEXT)
+    assert spoken.decode(ids) == known.decode(ids)
+    if family == "Bert":
+        assert spoken(TEXT).input_ids == [known.cls, *ids, known.sep]
+        assert spoken("one", "two").token_type_ids == [0, 0, 0, 1, 1]
+    else:
+        assert spoken(TEXT) == {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        assert spoken.decode(ids) == TEXT
     again = huggingface.load(tmp_path / "out")
     assert again.model.config == loaded.model.config
     jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
@@ -241,7 +249,7 @@ def test_half_precision_is_widened_exactly(tmp_path: Path) -> None:
         (LLAMA, {"model_type": "mistral", "sliding_window": 8}, "sees only sliding_window=8 tokens"),
         (LLAMA, {"model_type": "qwen3", "use_sliding_window": True, "sliding_window": 8}, "sees only sliding_window=8"),
         (LLAMA, {"vocab_size": 20}, "its tokenizer has 29 entries, its model only 20"),
-        (LLAMA, {"vocab_size": 32}, "'lm_head.weight' is (31, 24), the configuration asks for (32, 24)"),
+        (LLAMA, {"vocab_size": 32}, "'embed_tokens.weight' is (31, 24), the configuration asks for (32, 24)"),
         (LLAMA, {"num_hidden_layers": 3}, "they have no tensor 'layers.2."),
         (LLAMA, {"num_hidden_layers": 1}, "it has no place for layers.1.input_layernorm.weight, layers.1.mlp.down"),
         (LLAMA, {"model_type": "qwen3"}, "they have no tensor 'layers.0.self_attn.k_norm.weight'"),

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 
 from lmjax.config import BERTConfig
 from lmjax.data import tokenizer
+from lmjax.interop.layouts import from_transformers
 from lmjax.models.bert import BERT
-from lmjax.models.bert_import import from_transformers
 
 TEXTS = ("My dog is cute, he likes playing.", "Attention is all you need.")
 
