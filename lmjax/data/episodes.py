@@ -44,9 +44,19 @@ def _tasks(config: InContextConfig) -> dict[str, Task]:
     return {
         name: symbolic.load(name, held_out_share=share, held_out=False, count=8)
         if name in symbolic.NAMES
-        else task.load(name, held_out_share=share, held_out=False)
+        else _kept(task.load(name, held_out_share=share, held_out=False), share)
         for name in names
     }
+
+
+def _kept(found: Task, share: float) -> Task:
+    """Without what is held out among the rows' own examples, too."""
+
+    def kept(row: Document) -> Document:
+        own = tuple(example for example in row.examples if not shots.held_out(example.key, share))
+        return dataclasses.replace(row, examples=own)
+
+    return dataclasses.replace(found, documents=tuple(map(kept, found.documents)))
 
 
 def _digest(found: Task) -> str:
@@ -67,6 +77,7 @@ def _document(config: InContextConfig, tasks: dict[str, Task], index: int) -> st
         asked = symbolic.document(name, index, shots=count, held_out_share=config.held_out_share, held_out=False)
     else:
         asked = dataclasses.replace(draw.of(found.documents), id=str(index))  # other examples each time it is drawn
+        count = min(count, len(asked.examples) or count)
     return shots.prompt(found, asked, count, described=described) + _answer(found, asked)
 
 

@@ -65,6 +65,19 @@ def test_tasks_of_files_and_tasks_that_are_held_out(tmp_path: Path) -> None:
         episodes.documents(dataclasses.replace(config, held_out=config.tasks))
 
 
+def test_examples_of_a_rows_own_are_held_out_too(tmp_path: Path) -> None:
+    task = {"kind": "generate", "prompt": "Q {input}", "joint": "\n", "separator": " = "}
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    rows = [[{"input": f"{n}{m}", "answer": "a"} for m in range(9)] for n in range(20)]
+    lines = [json.dumps({**own[0], "examples": own[1:]}) for own in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    config = InContextConfig(tasks=(str(tmp_path),), documents=100, shots=((8, 1.0),), held_out_share=0.5)
+    found = [text.replace(" = a", "").split("\n") for text in episodes.documents(config)]
+    assert max(map(len, found)) > 4
+    assert not any(shots.held_out(line, 0.5) for lines in found for line in lines)
+    assert all(len({line[:-1] for line in lines}) == 1 for lines in found)
+
+
 def test_the_identity_covers_the_configuration_and_the_tasks(tmp_path: Path) -> None:
     squares = folder(tmp_path / "squares")
     config = dataclasses.replace(MAP, tasks=(str(squares),))
