@@ -1,12 +1,13 @@
 """GGUF files, the format of llama.cpp, as language models: LLaMA and Mistral, Qwen2, Qwen3 and GPT-2.
 
-Legend: L layers, D width, H heads, G key heads, K head size, M MLP width, V vocabulary, N number of weights of a row.
+Legend: D width, H heads, G key heads, K head size, M MLP width.
 
 Quantised weights are made float32 by the gguf library, one tensor at a time. What a file asks of a model that GPT has
 not is refused, never passed over.
 """
 
 import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from lmjax.config import GPTConfig, UserError
+from lmjax.data import text
 from lmjax.generate import LanguageModel
 from lmjax.interop import gguf_file, gguf_tokenizer
 from lmjax.interop.gguf_file import Content, T, Tensor, entry, shown
@@ -42,13 +44,16 @@ def load(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> La
 
     UserError: a file that is damaged, or of a model that GPT cannot be; the package gguf is not installed.
     """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise text.missing(path)
     try:
         content = gguf_file.read(path)
         config = _config(content, dtype)
         sources = _sources(config, content)
         tokenizer, first, stops = gguf_tokenizer.build(content.metadata, config.vocab_size)
         params = _params(sources)
-    except UserError as error:
+    except (UserError, OSError) as error:
         raise UserError(f"cannot load '{path}': {error}") from None
     return LanguageModel(GPT(config), params, tokenizer, path.stem, first, stops)
 
@@ -57,6 +62,8 @@ def load(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> La
 
 
 def _config(content: Content, dtype: Literal["float32", "bfloat16"]) -> GPTConfig:
+    if entry(content.metadata, "split.count", 1, kind=int) > 1:
+        raise UserError("it is one of several parts; join them with llama.cpp's llama-gguf-split --merge")
     architecture = entry(content.metadata, "general.architecture", kind=str)
     if architecture not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
@@ -206,8 +213,9 @@ def _block_parts(c: GPTConfig, architecture: str) -> list[_Part]:
             parts.append(_Part(f"{leaf}/bias", f"{name}.bias", (size,)))
 
     if architecture == "gpt2":  # all three in one tensor
-        for i, name in enumerate(("query", "key", "value")):
-            dense(f"attention/{name}", "attn_qkv", (3 * D, D), (i * D, i * D + D))
+        ends = 0, H * K, (H + G) * K, (H + 2 * G) * K
+        for name, rows in zip(("query", "key", "value"), itertools.pairwise(ends), strict=True):
+            dense(f"attention/{name}", "attn_qkv", (ends[-1], D), rows)
     else:
         query_heads, key_heads = (H, G) if architecture == "llama" else (0, 0)
         dense("attention/query", "attn_q", (H * K, D), heads=query_heads)

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lmjax.config import UserError
-from lmjax.data import text
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _ALIGNMENT = 32  # of the tensors' bytes, unless the metadata say otherwise
@@ -92,9 +91,9 @@ def library() -> ModuleType:
 
 
 def read(path: Path) -> Content:
-    """The content of a file, its tensors mapped and not yet read. UserError: no such file, or not a sound GGUF file."""
+    """The content of a file, its tensors mapped and not yet read. UserError: it is not a sound GGUF file."""
     if not path.is_file():
-        raise text.missing(path) if not path.exists() else UserError("this is not a file")
+        raise UserError("this is not a file")
     if path.stat().st_size < 24:
         raise UserError("this is not a GGUF file: it is too short")
     with path.open("rb") as file:

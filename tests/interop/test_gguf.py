@@ -5,11 +5,13 @@ import importlib.util
 import itertools
 import json
 import struct
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +23,7 @@ from lmjax.config import GPTConfig, UserError
 from lmjax.data.vocabularies import byte_of
 from lmjax.interop import gguf_file
 from lmjax.interop.gguf import load
+from lmjax.models.gpt import GPT, init_params
 
 gguf = pytest.importorskip("gguf")
 quants, Format = gguf.quants, gguf.GGMLQuantizationType
@@ -312,6 +315,7 @@ def test_sentence_pieces_are_joined_by_their_scores(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "arrays", "message"),
     [
+        ({"split.count": 2}, {}, "one of several parts"),
         ({"general.architecture": "mamba"}, {}, "'mamba' is none of those"),
         ({"llama.attention.head_count": None}, {}, "llama.attention.head_count is missing"),
         ({"llama.attention.head_count": 3}, {}, "not a multiple of model.key_heads=2"),
@@ -349,14 +353,16 @@ def test_what_the_model_cannot_be_is_refused(metadata: Any, arrays: Any, message
 
 
 def outcome(path: Path, content: bytes) -> str:
-    """'' if the file loads, else the one line of the UserError."""
+    """'' if the file loads, as a model that fits its configuration, else the one line of the UserError."""
     path.write_bytes(content)
     try:
-        load(path)
+        language = load(path)
     except UserError as error:
         line = str(error)
     else:
-        line = ""
+        line, config = "", language.model.config
+        expected = jax.eval_shape(lambda: init_params(GPT(config), 0))
+        assert jax.tree.map(jnp.shape, language.params) == jax.tree.map(jnp.shape, expected)
     assert len(line.splitlines()) <= 1
     return line
 
@@ -419,6 +425,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         (b"GGUF" + struct.pack(">I", 3) + bytes(90), "big-endian"),
     ]:
         assert message in outcome(tmp_path / "other.gguf", content)
+
+
+def test_without_the_library_the_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small(tmp_path / "model.gguf")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"pip install 'lmjax\[gguf\]'"):
+        load(path)
 
 
 # ---- A trained model --------------------------------------------------------------------------------------------
