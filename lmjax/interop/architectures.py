@@ -4,7 +4,6 @@ Families: GPT-2, LLaMA, Mistral, Qwen3, GPT-NeoX and BERT, as far as lmjax compu
 would change the result, and that lmjax does not have, is refused by name.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,10 +69,10 @@ class _Settings:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        value = float(self._get(name, default, int | float, "a number"))
-        if not math.isfinite(value):
-            raise UserError(f"config.json: '{name}' is {value}, which is no number to compute with")
-        return value
+        value = self._get(name, default, int | float, "a number")
+        if not abs(value) < 1e38:  # nor is what is not a number
+            raise UserError(f"config.json: '{name}' is {value!r:.20}, which is no number to compute with")
+        return float(value)
 
     def must(self, name: str, value: bool | str | float, default: Any) -> None:
         """UserError: a setting has another value than the only one that lmjax computes."""
@@ -216,7 +215,7 @@ def _bert(s: _Settings) -> BERTConfig:
         norm_epsilon=s.number("layer_norm_eps", 1e-12),
         dropout=0.0,
         init_std=s.number("initializer_range", 0.02),
-        next_sentence="BertForMaskedLM" not in (s.values.get("architectures") or ()),
+        next_sentence=s.values.get("architectures") != ["BertForMaskedLM"],
     )
 
 

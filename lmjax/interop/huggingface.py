@@ -76,8 +76,7 @@ def load(path: Path, *, dtype: str = "float32") -> LanguageModel:
 def _ends(path: Path, known: Tokenizer) -> tuple[int | None, tuple[int, ...]]:
     """The id in front of a text, where the folder's tokenizer puts one, and the ids that end one."""
     spoken = _optional(path / TOKENIZER)
-    plain, added = (known.backend.encode("a", add_special_tokens=special).ids for special in (False, True))
-    first = added[0] if len(added) > len(plain) and added[0] != plain[0] else None
+    first = next(iter(_around(known.backend)[0]), None)
     if isinstance(spoken.get("add_bos_token"), bool):  # then transformers goes by this
         first = _token(spoken, "bos_token", known) if spoken["add_bos_token"] else None
     ends: list[Any] = [_token(spoken, "eos_token", known)]
@@ -86,6 +85,13 @@ def _ends(path: Path, known: Tokenizer) -> tuple[int | None, tuple[int, ...]]:
         ends += found if isinstance(found, list) else [found]
     stops = {end for end in ends if type(end) is int and 0 <= end < known.vocab_size and end != known.end_of_text}
     return first, tuple(sorted(stops))
+
+
+def _around(backend: Backend) -> tuple[list[int], list[int]]:
+    """The ids that a tokenizer puts in front of a text, and behind it."""
+    encoding = backend.encode("a")
+    places = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
+    return (encoding.ids[: places[0]], encoding.ids[places[-1] + 1 :]) if places else ([], [])
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -162,20 +168,16 @@ def _spoken(language_model: LanguageModel) -> dict[str, Any]:
 
 
 def _with_first(language_model: LanguageModel) -> Backend:
-    """The tokenizer, which also puts the first token, or BERT's [CLS] and [SEP], around a text."""
-    known, backend = language_model.tokenizer, Backend.from_str(language_model.tokenizer.json)
-    if backend.post_processor is not None and not isinstance(backend.post_processor, processors.ByteLevel):
-        return backend
-    first, last = language_model.first, None
+    """The tokenizer, which also puts the first token, or BERT's [CLS] and [SEP], around a text, and nothing else."""
+    known, first, last = language_model.tokenizer, language_model.first, None
     if language_model.model.config.family == "bert":
         first, last = known.cls, known.sep
-    if first is None:
-        return backend
-    named = {known.token_text(i): i for i in (first, last) if i is not None}
-    begin, end = known.token_text(first), "" if last is None else known.token_text(last)
-    backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-        single=f"{begin} $A {end}".strip(),
-        pair=f"{begin} $A {end} $B:1 {end}:1" if end else f"{begin} $A $B:1",
-        special_tokens=list(named.items()),
-    )
+    backend = Backend.from_str(known.json)
+    front, behind = ([] if i is None else [known.token_text(i)] for i in (first, last))
+    if _around(backend) != ([first] * len(front), [last] * len(behind)):
+        backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+            single=[*front, "$A", *behind],
+            pair=[*front, "$A", *behind, "$B:1", *(f"{name}:1" for name in behind)],
+            special_tokens=[(known.token_text(i), i) for i in (first, last) if i is not None],
+        )
     return backend

@@ -295,11 +295,17 @@ def test_old_and_new_words_for_positions_mean_the_same() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.sampled_from([*STYLES.values(), OLD | {"model_type": "bert"}]),
+    st.sampled_from([*STYLES.values(), OLD | {"model_type": "bert", "intermediate_size": 40}]),
     st.dictionaries(
         st.sampled_from(sorted({*LLAMA, *GPT2, "rope_parameters", "rope_scaling", "sliding_window", "architectures"})),
         st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("qwen3"),
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.just(10**400)
+            | st.floats()
+            | st.text(max_size=3)
+            | st.just("qwen3"),
             lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.just("rope_type"), inner),
             max_leaves=3,
         ),
@@ -507,3 +513,16 @@ def test_text_begins_and_ends_where_the_folder_says(tmp_path: Path) -> None:
         (folder / name).write_text(json.dumps(content))
         found = huggingface.load(folder)
         assert (found.first, found.stops) == ends
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_what_stands_around_a_text_goes_out_with_the_tokenizer(tmp_path: Path) -> None:
+    """The first token where the model has one, whatever the tokenizer did by itself before."""
+    transformers = pytest.importorskip("transformers")
+    ours = made(dataclasses.replace(BASE, vocab_size=292), WORDS)
+    for first in (290 - 1, None):  # <|endoftext|>
+        huggingface.export(dataclasses.replace(ours, first=first), tmp_path / "out")
+        ours = huggingface.load(tmp_path / "out")
+        assert ours.first == first
+        spoken = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+        assert spoken(TEXT).input_ids == ([] if first is None else [first]) + WORDS.encode(TEXT)
