@@ -1,0 +1,71 @@
+"""A model that learns to learn: what it is asked stands only in the examples in front of the question."""
+
+from lmjax.config import (
+    BatchConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluateConfig,
+    GPTConfig,
+    InContextConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+
+def in_context() -> Config:
+    """A small GPT that looks up pairs of letters it was just shown, also pairs that it was never trained on.
+
+    Every document has a map of its own, from 8 small to 8 capital letters at random, so that weights cannot hold what
+    a letter stands for; a quarter of all 26 x 26 pairs is in none, and the evaluation asks for these alone. Hardware:
+    any CPU. Time: three minutes on 2 cores shared with other programs.
+    Expect: of the 8 letters of a map the right one in 11 % of 300 questions with 0 examples (guessing: 12.5 %), 26 %
+    with 1, 38 % with 2, 60 % with 4 and 100 % with 8, which always hold the answer (k of them hold it in k / 8 of all
+    cases). The validation loss stays near 1.57 nats until the ability appears, between updates 400 and 800 in the two
+    seeds tried, then falls to 1.17.
+    """
+    return Config(
+        name="in_context",
+        data=DataConfig(
+            source="in_context",
+            in_context=InContextConfig(
+                tasks=("random_map",),
+                documents=40_000,
+                # Only letters that come again teach looking up: in 24 pairs each of the 8 comes three times.
+                shots=((0, 1.0), (1, 1.0), (8, 2.0), (24, 12.0)),
+                described=0.0,
+            ),
+            tokenizer=TokenizerConfig(kind="bytes"),
+            validation_fraction=0.02,
+        ),
+        model=GPTConfig(
+            layers=2,
+            width=128,
+            heads=4,
+            mlp_width=256,
+            context=128,
+            norm="rmsnorm",
+            positions="rotary",
+            activation="swiglu",
+            bias=False,
+            qk_norm=True,
+            scan=False,
+            dtype="bfloat16",
+        ),
+        optimizer=OptimizerConfig(name="muon"),
+        schedule=ScheduleConfig(peak=3e-3, shape="wsd"),
+        batch=BatchConfig(tokens=((0, 16 * 128),), microbatch=16),
+        train=TrainConfig(
+            updates=1500,
+            evaluate_every=100,
+            evaluate_batches=8,
+            log_every=10,
+            sample_prompt="k R\nx W\nb F\nx",
+            sample_tokens=4,
+            expect=(("val_bits_per_byte", 1.65, 1.8),),
+        ),
+        evaluate=EvaluateConfig(tasks=("random_map",), shots=(0, 1, 2, 4, 8)),
+        checkpoint=CheckpointConfig(every=500),
+    )
