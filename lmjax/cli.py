@@ -2,17 +2,16 @@
 
 import argparse
 import inspect
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from lmjax import __version__, presets
+from lmjax import __version__, cli_models, presets
 from lmjax.checks import check
 from lmjax.config import Config, DataConfig, UserError
-from lmjax.typed import RunError, apply_overrides, to_json
+from lmjax.doors import finish, parse, with_jax
+from lmjax.typed import apply_overrides, to_json
 
 EXAMPLES = """\
 examples:
@@ -37,7 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for name, add, summary in (
         ("train", _train_arguments, "train a model, or resume a run"),
         ("plan", _plan_arguments, "what a run will do and need; nothing is trained"),
-        ("generate", _generate_arguments, "let a trained model continue, translate, fill in or classify a text"),
+        (
+            "generate",
+            cli_models.generate_arguments,
+            "let a trained model continue, translate, fill in or classify a text",
+        ),
+        ("evaluate", cli_models.evaluate_arguments, "measure zero-, one- and few-shot prompting"),
+        ("compare", cli_models.compare_arguments, "two results of evaluate, with paired tests"),
+        ("export", cli_models.export_arguments, "write a run as a folder for transformers"),
         ("plot", _plot_arguments, "draw the curves of one or several runs"),
         ("audit", _audit_arguments, "check a run and say what happened to it"),
         ("rehearse", _rehearse_arguments, "prove on a small copy of a configuration that its run survives faults"),
@@ -49,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
                 name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
             )
         )
-    _finish(_parse(parser, arguments))
+    finish(parse(parser, arguments))
 
 
 def train_main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -60,51 +66,7 @@ def train_main(arguments: Sequence[str] | None = None) -> NoReturn:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _train_arguments(parser, program="python train.py")
-    _finish(_parse(parser, arguments))
-
-
-def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Like `parse_args`, but changes may also stand behind and between options."""
-    options, rest = parser.parse_known_args(arguments)
-    unknown = [word for word in rest if word.startswith("-") or not hasattr(options, "words")]
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if rest:
-        options.words = [*options.words, *rest]
-    return options
-
-
-def _finish(options: argparse.Namespace) -> NoReturn:
-    """Runs the command; a user's mistake is one line on stderr and exit status 2."""
-    try:
-        status = options.function(options) or 0
-    except (UserError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2 if isinstance(error, UserError) else 1
-    except BrokenPipeError:  # `| head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    except OSError as error:
-        where = f" {error.filename}:" if error.filename else ""
-        print(f"error:{where} {error.strerror or error}", file=sys.stderr)
-        status = 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        status = 1
-    except Exception as error:
-        if not _has_peers():
-            raise
-        print(f"error: this process or another of the run failed ({error}); resume the run", file=sys.stderr)
-        status = 1
-    if status and _has_peers():
-        sys.stdout.flush()
-        os._exit(status)  # a farewell to the others would wait for them
-    sys.exit(status)
-
-
-def _has_peers() -> bool:
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
+    finish(parse(parser, arguments))
 
 
 # ---- Training -------------------------------------------------------------------------------------------------------
@@ -180,24 +142,13 @@ def _train(options: argparse.Namespace) -> int:
     if options.print_config:
         print(to_json(config), end="")
         return 0
-    return _with_jax(
+    return with_jax(
         lambda launch: (
             launch.resume(config, options.resume, allow=tuple(options.allow_change))
             if options.resume is not None
             else launch.start(config, options.run_dir or Path("runs") / config.name)
         )
     )
-
-
-def _with_jax(call: Callable[[Any], int]) -> int:
-    """Calls with `lmjax.launch`, imported only now, after the settings that must stand before JAX starts."""
-    from lmjax import faults, runtime
-
-    runtime.prepare()
-    from lmjax import launch
-
-    faults.arm(os.environ.get(faults.VARIABLE, ""))
-    return call(launch)
 
 
 # ---- The other commands ---------------------------------------------------------------------------------------------
@@ -212,27 +163,7 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 def _plan(options: argparse.Namespace) -> int:
     config = _load(options.words)
     check(config)
-    return _with_jax(lambda launch: launch.show_plan(config))
-
-
-def _generate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="a run directory")
-    what = "the text to continue, translate or classify, or with a [MASK] for each word to fill in (BERT)"
-    parser.add_argument("--prompt", required=True, help=what)
-    parser.add_argument("--checkpoint", default="newest", metavar="C", help="newest, best, or the number of an update")
-    parser.add_argument("--max-tokens", type=int, default=200, metavar="N")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the most likely token")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K most likely tokens (0: all)")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="only the most likely share P")
-    parser.add_argument("--seed", type=int, default=0, metavar="S")
-    parser.set_defaults(function=_generate)
-
-
-def _generate(options: argparse.Namespace) -> int:
-    settings = {
-        name: getattr(options, name) for name in ("checkpoint", "max_tokens", "temperature", "top_k", "top_p", "seed")
-    }
-    return _with_jax(lambda launch: launch.print_answer(options.model, options.prompt, **settings))
+    return with_jax(lambda launch: launch.show_plan(config))
 
 
 def _plot_arguments(parser: argparse.ArgumentParser) -> None:
@@ -277,7 +208,7 @@ def _audit(options: argparse.Namespace) -> int:
 
         return audit.show(options.run, replay=updates, config_file=options.config)
 
-    return _with_jax(call)
+    return with_jax(call)
 
 
 def _rehearse_arguments(parser: argparse.ArgumentParser) -> None:
@@ -298,7 +229,7 @@ def _rehearse(options: argparse.Namespace) -> int:
 
         return rehearse.show(config, keep=options.keep)
 
-    return _with_jax(call)
+    return with_jax(call)
 
 
 def _ladder_arguments(parser: argparse.ArgumentParser) -> None:
@@ -324,7 +255,7 @@ def _ladder(options: argparse.Namespace) -> int:
             bert=options.bert,
         )
 
-    return _with_jax(call)
+    return with_jax(call)
 
 
 def _tokenizer_arguments(parser: argparse.ArgumentParser) -> None:

@@ -92,18 +92,18 @@ class Sampling:
 
 def generate(
     lm: LanguageModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     sampling: Sampling,
     show: Callable[[int, str], None] | None = None,
 ) -> list[str]:
-    """The text that continues each prompt (an empty one: the beginning of a document).
+    """The text that continues each prompt, a text or ids (an empty text: the beginning of a document).
 
     show: is called with the number of a prompt and the next piece of its continuation, as soon as no later token can
     change it. UserError: a prompt that the tokenizer cannot encode.
     """
     texts, shown = [""] * len(prompts), [0] * len(prompts)
-    ids = [lm.ids(prompt) for prompt in prompts]
+    ids = [lm.ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
     held = max((len(stop) for stop in sampling.stop), default=1) - 1  # the beginning of a stop may still come
 
     def cut(row: int, new: list[int], ended: bool) -> bool:

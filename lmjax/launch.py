@@ -360,16 +360,3 @@ def show_plan(config: Config) -> int:
         for table in plan.tables(config, peak_flops=peak, devices=mesh.size):
             console.table(*table)
     return FINISHED
-
-
-def print_answer(run_dir: Path, prompt: str, *, checkpoint: str = "newest", **settings: Any) -> int:
-    """Prints what a checkpoint of a run makes of `prompt`: continued, translated, filled in or classified.
-
-    checkpoint: `newest`, `best` (the lowest validation loss) or an update. UserError: there is no such.
-    """
-    if checkpoint not in ("newest", "best") and not checkpoint.isdecimal():
-        raise UserError(f"--checkpoint {checkpoint}: give newest, best, or the number of an update")
-    found = runs.best(run_dir) if checkpoint == "best" else None
-    trained = runs.load(run_dir, found[0] if found else int(checkpoint) if checkpoint.isdecimal() else None)
-    print(trained.task.answer(trained.params, prompt, tokenizer=trained.tokenizer, **settings))
-    return FINISHED

@@ -45,7 +45,10 @@ ORDER = [
     "audit",
     "rehearse",
     "ladder",
+    "commands",
     "runtime",
+    "doors",
+    "cli_models",
     "cli",
 ]
 

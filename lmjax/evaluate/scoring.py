@@ -82,13 +82,13 @@ def score(
     requests: Sequence[Request],
     *,
     share: bool = True,
-    progress: Callable[[int], None] = lambda count: None,
+    take: Callable[[dict[int, Found]], None] = lambda found: None,
 ) -> list[Found]:
     """What the model says of each request, in their order; a context too long loses its beginning.
 
     share: lay requests out as trees (GPT); otherwise each has a row of its own. The results are those of one forward
-    pass for each request, up to rounding. progress: is called with how many requests have been answered since the last
-    call. Rows are shared out over all devices.
+    pass for each request, up to rounding. take: is called with the answers of each batch, by the number of the
+    request, as they come. Rows are shared out over all devices.
     """
     limit = incremental.limit(lm.model.config)
     whole = [_sequence(request, limit) for request in requests]
@@ -106,10 +106,13 @@ def score(
             batch = rows[start : start + size]
             arrays = parallel.put_batch(_arrays(batch, (size, length, P, Q), share), mesh, leading=0)
             logprob_BQ, greedy_BQ = jax.device_get(_forward(lm.model, params, arrays))
-            for b, row in enumerate(batch):
-                for i, at in row.requests:
-                    found[i] = Found(float(np.sum(logprob_BQ[b, at], dtype=np.float64)), bool(greedy_BQ[b, at].all()))
-            progress(sum(len(row.requests) for row in batch))
+            answered = {
+                i: Found(float(np.sum(logprob_BQ[b, at], dtype=np.float64)), bool(greedy_BQ[b, at].all()))
+                for b, row in enumerate(batch)
+                for i, at in row.requests
+            }
+            found |= answered
+            take(answered)
     return [found[i] for i in range(len(requests))]
 
 

@@ -154,7 +154,7 @@ class GPT(nn.Module):
             tokens = Embedding(c.vocab_size, c.width, c.init_std, c.dtype, name="token_embedding")
             x_BTD, turn = tokens(inputs_BT), None
             if c.positions == "learned":
-                if c.context < T:
+                if positions_BT is None and c.context < T:
                     raise UserError(f"{T} tokens are more than model.context={c.context} learned positions")
                 table = Embedding(c.context, c.width, c.init_std, name="position_embedding")
                 x_BTD += table.first(T) if positions_BT is None else table(positions_BT)
