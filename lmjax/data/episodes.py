@@ -21,7 +21,7 @@ FINE = 1 << 32  # weights and shares are compared with one of so many numbers
 
 
 def documents(config: InContextConfig) -> Iterator[str]:
-    """The `config.documents` documents of a configuration, in order.
+    """The `config.documents` documents of a configuration, in order; a task named twice comes twice as often.
 
     UserError: no task to render, or one that cannot be loaded or has too few items or examples.
     """
@@ -37,16 +37,20 @@ def fingerprint(config: InContextConfig) -> dict[str, Any]:
 
 def _tasks(config: InContextConfig) -> dict[str, Task]:
     """The tasks to render, without what is held out. Of a generated one a few rows stand for all."""
-    names = [name for name in config.tasks if name not in config.held_out]
-    if not names:
-        raise UserError("data.in_context.tasks names no task that data.in_context.held_out leaves to be rendered")
     share = config.held_out_share
     return {
         name: symbolic.load(name, held_out_share=share, held_out=False, count=8)
         if name in symbolic.NAMES
         else _kept(task.load(name, held_out_share=share, held_out=False), share)
-        for name in names
+        for name in _names(config)
     }
+
+
+def _names(config: InContextConfig) -> list[str]:
+    names = [name for name in config.tasks if name not in config.held_out]
+    if not names:
+        raise UserError("data.in_context.tasks names no task that data.in_context.held_out leaves to be rendered")
+    return names
 
 
 def _kept(found: Task, share: float) -> Task:
@@ -67,7 +71,7 @@ def _digest(found: Task) -> str:
 def _document(config: InContextConfig, tasks: dict[str, Task], index: int) -> str:
     """A task, how many examples, whether with its description, and a question: drawn in turn, then written out."""
     draw = Choices(f"in context {index}")
-    name = draw.of(list(tasks))
+    name = draw.of(_names(config))
     count = _weighted(draw, config.shots)
     described = draw.below(FINE) < config.described * FINE
     found = tasks[name]

@@ -59,6 +59,8 @@ def test_tasks_of_files_and_tasks_that_are_held_out(tmp_path: Path) -> None:
     assert not any(shots.held_out(f"Q {n}", config.held_out_share) for n in numbers)
     assert len({tuple(lines) for lines in mine}) == len(mine)  # a question comes with other examples each time
 
+    often = dataclasses.replace(config, tasks=(squares, *["copying"] * 3))
+    assert 45 < sum("Q" in text for text in episodes.documents(often)) < 105  # a quarter, four deviations of 7.5
     only = dataclasses.replace(config, held_out=("copying",))
     assert all("Q" in text for text in episodes.documents(only))
     with pytest.raises(UserError, match=r"data.in_context.tasks names no task"):
