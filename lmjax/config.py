@@ -161,7 +161,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """In-context evaluation at every evaluation of the run: metrics `TASK_SHOTS_shot`, and a picture of them.
+    """In-context evaluation at every evaluation of the run: metrics `val_TASK_SHOTS_shot`, and a picture of them.
 
     tasks: bundled tasks or folders (empty: none); items that `data.in_context` holds out, where it has the task.
     shots: numbers of examples. limit: documents of each task.

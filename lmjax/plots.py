@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator, PercentFormatter
 
 from lmjax.config import UserError
+from lmjax.evaluate import emergence
+from lmjax.evaluate.picture import COLOURS, label, plain, save
 from lmjax.train.metrics import read
 
-# Okabe and Ito's palette, which readers of every colour vision tell apart; its yellow is too light for lines.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
 BASELINES = (
     ("kneser_ney_5gram_bits_per_byte", "Kneser-Ney 5-gram", (0, (6, 2))),
@@ -50,7 +50,8 @@ class Run:
 
 
 def draw(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> list[Path]:
-    """Draws `loss.png` and `health.png` of the runs, several overlaid, into the folder `out`.
+    """Draws `loss.png` and `health.png` of the runs, several overlaid, into the folder `out`; of a single run that was
+    evaluated in context `shots.png`, too.
 
     out: default `plots/` of the run, or of the working directory for several. Returns the files' paths. UserError:
     a directory is no run, has no metrics yet, or the pictures cannot be written.
@@ -58,15 +59,8 @@ def draw(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> list[
     runs = load(run_dirs)
     folder = Path(out) if out else (Path(run_dirs[0]) / "plots" if len(runs) == 1 else Path("plots"))
     figures = {"loss.png": loss_figure(runs), "health.png": health_figure(runs)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            partial = folder / (name + ".partial")
-            figure.savefig(partial, dpi=150, format="png")
-            partial.replace(folder / name)
-    except OSError as error:
-        raise UserError(f"cannot write plots to {folder}: {error.strerror}") from None
-    return [folder / name for name in figures]
+    shots = emergence.figure(runs[0].validation) if len(runs) == 1 else None
+    return [save(figure, folder / name) for name, figure in (figures | ({"shots.png": shots} if shots else {})).items()]
 
 
 # ---- Reading ----------------------------------------------------------------------------------------------------
@@ -317,16 +311,9 @@ def _panels(heights: Sequence[float], runs: Sequence[Run]) -> tuple[Figure, list
     ends = [columns["tokens"][-1] for run in runs for columns in (run.train, run.validation) if len(columns["tokens"])]
     axes[-1].set_xlim(0, 1.02 * max(ends) or 1)
     if len(runs) == 1:
-        axes[0].set_title(_label(runs[0].name), loc="left", fontsize="medium")
+        axes[0].set_title(label(runs[0].name), loc="left", fontsize="medium")
     figure.align_ylabels(axes)
     return figure, axes
-
-
-def plain(axes: Axes) -> None:
-    """A light grid behind the curves, no box around them."""
-    axes.grid(color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -338,15 +325,9 @@ def _styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _run_handles(runs: Sequence[Run]) -> list[Line2D]:
-    return [Line2D([], [], label=_label(run.name), **style) for run, style in zip(runs, _styles(runs), strict=True)]
+    return [Line2D([], [], label=label(run.name), **style) for run, style in zip(runs, _styles(runs), strict=True)]
 
 
 def _from_zero(axes: Axes) -> None:
     top = axes.dataLim.y1
     axes.set_ylim(0, 1.08 * top if np.isfinite(top) and top > 0 else 1)
-
-
-def _label(name: str) -> str:
-    """A name as matplotlib should show it: `$` is no formula, and a leading `_` does not hide it."""
-    name = name if len(name) <= 48 else "..." + name[-45:]
-    return (" " * name.startswith("_") + name).replace("$", r"\$")

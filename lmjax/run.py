@@ -13,12 +13,14 @@ import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from lmjax import faults, machine, optim, parallel, typed
-from lmjax.config import ClassificationConfig, Config, UserError
+from lmjax.config import CausalConfig, ClassificationConfig, Config, UserError
 from lmjax.data import records, tokenizer
 from lmjax.data.feed import prefetch
 from lmjax.data.order import Order, Ranges, to_ranges
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.evaluate import emergence
+from lmjax.generate import LanguageModel
 from lmjax.models import families
 from lmjax.tasks import choose
 from lmjax.tasks.task import Task
@@ -264,6 +266,7 @@ def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, 
     """
     config, task = run.config, run.task
     sums = jax.jit(task.measure)
+    in_context = _in_context(run)
 
     def evaluate(state: State, whole: bool) -> dict[str, float]:
         params, most = averaged(state), config.train.final_batches if whole else config.train.evaluate_batches
@@ -277,9 +280,27 @@ def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, 
             some, carry = sums(params, parallel.put_batch(rows, run.mesh, leading=0), carry)
             found.append(some)
         found = jax.device_get(found)
-        return task.scores({name: float(np.sum([np.float64(some[name]) for some in found])) for name in found[0]})
+        totals = {name: float(np.sum([np.float64(some[name]) for some in found])) for name in found[0]}
+        return task.scores(totals) | in_context(params)
 
     return evaluate
+
+
+def _in_context(run: Run) -> Callable[[Any], dict[str, float]]:
+    """What `evaluate` of the configuration asks for, as a function of the parameters."""
+    config = run.config
+    if not config.evaluate.tasks:
+        return lambda params: {}
+    if not isinstance(config.objective, CausalConfig):
+        raise UserError("evaluate.tasks are for models of the next token (objective.family=causal): leave them out")
+    trained_on = config.data.in_context if getattr(config.data, "source", "") == "in_context" else None
+    tasks = emergence.load(config.evaluate, trained_on)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def measure(params: Any) -> dict[str, float]:
+        lm = LanguageModel(run.model, parallel.local(params), run.store.tokenizer, name=config.name)
+        return emergence.measure(lm, tasks, config.evaluate)
+
+    return measure
 
 
 def averaged(state: State) -> Any:

@@ -22,8 +22,11 @@ COLUMNS = 4  # panels side by side
 def draw(results: Sequence[Result], path: str | Path) -> Path:
     """Writes the picture of these results, several models overlaid, as PNG. UserError: nothing to draw, or it cannot
     be written."""
-    path = Path(path)
-    picture = figure(results)
+    return save(figure(results), Path(path))
+
+
+def save(picture: Figure, path: Path) -> Path:
+    """Writes a picture as PNG, whole or not at all. UserError: it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
@@ -51,7 +54,7 @@ def figure(results: Sequence[Result]) -> Figure:
         _panel(axes, lines, title=name, metric=PRIMARY[tasks[name].kind], chance=tasks[name].chance)
     for axes in panels[len(curves) :]:
         axes.set_visible(False)
-    labels = [_label(result.model) for result in results]
+    labels = [label(result.model) for result in results]
     picture.supxlabel("examples in the prompt (bars: one standard error, dotted: chance)", fontsize="small")
     picture.suptitle(labels[0] if len(labels) == 1 else "", fontsize="medium")
     if len(labels) > 1:
@@ -77,12 +80,17 @@ def _panel(axes: Axes, curves: Sequence[list[tuple[int, Score]]], *, title: str,
     if has_chance(metric):
         axes.set_ylim(-0.03, 1.03)
         axes.axhline(chance, color="0.3", linewidth=1.2, linestyle=(0, (1, 1.5)), zorder=1)
+    plain(axes)
+    axes.set_title(label(title), loc="left", fontsize="medium")
+    axes.set_ylabel(metric.replace("_", " "), fontsize="small")
+    axes.tick_params(labelsize="small")
+
+
+def plain(axes: Axes) -> None:
+    """A light grid behind the curves, no box around them."""
     axes.grid(color="0.9", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(_label(title), loc="left", fontsize="medium")
-    axes.set_ylabel(metric.replace("_", " "), fontsize="small")
-    axes.tick_params(labelsize="small")
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -91,6 +99,7 @@ def _style(number: int) -> dict[str, Any]:
     return style | {"linewidth": 1.6, "markersize": 4}
 
 
-def _label(name: str) -> str:
-    """A name as matplotlib should show it: `$` is no formula."""
-    return (name if len(name) <= 48 else "..." + name[-45:]).replace("$", r"\$")
+def label(name: str) -> str:
+    """A name as matplotlib should show it: `$` is no formula, and a leading `_` does not hide it."""
+    name = name if len(name) <= 48 else "..." + name[-45:]
+    return (" " * name.startswith("_") + name).replace("$", r"\$")

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 
 from lmjax import parallel
-from lmjax.config import GPTConfig, ParallelConfig, UserError
+from lmjax.config import GPTConfig, UserError
 from lmjax.generate import LanguageModel
 from lmjax.models import incremental
 
@@ -88,15 +88,15 @@ def score(
 
     share: lay requests out as trees (GPT); otherwise each has a row of its own. The results are those of one forward
     pass for each request, up to rounding. take: is called with the answers of each batch, by the number of the
-    request, as they come. Rows are shared out over all devices.
+    request, as they come. Rows are shared out over the devices of this process.
     """
     limit = incremental.limit(lm.model.config)
     whole = [_sequence(request, limit) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: whole[i][0])
     share = share and isinstance(lm.model.config, GPTConfig)
     found: dict[int, Found] = {}
-    mesh = parallel.make_mesh(ParallelConfig(), microbatch=len(jax.devices()))
-    params = parallel.put(lm.params, parallel.replicated(mesh))
+    mesh = parallel.local_mesh()
+    params = jax.device_put(lm.params, parallel.replicated(mesh))
     for length in sorted({_places(read) for read, _ in whole}):
         rows = list(_rows([i for i in order if _places(whole[i][0]) == length], whole, length, share))
         P, Q = _up(max(len(row.places) for row in rows)), _up(max(len(row.targets) for row in rows))
@@ -104,7 +104,7 @@ def score(
         size = -(-min(most, len(rows)) // mesh.size) * mesh.size
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
-            arrays = parallel.put_batch(_arrays(batch, (size, length, P, Q), share), mesh, leading=0)
+            arrays = jax.device_put(_arrays(batch, (size, length, P, Q), share), parallel.rows(mesh))
             logprob_BQ, greedy_BQ = jax.device_get(_forward(lm.model, params, arrays))
             answered = {
                 i: Found(float(np.sum(logprob_BQ[b, at], dtype=np.float64)), bool(greedy_BQ[b, at].all()))
