@@ -77,6 +77,8 @@ class Sampling:
                 "temperature, top_k and max_tokens must be >= 0, top_p in (0, 1], min_p in [0, 1], "
                 "repetition_penalty > 0"
             )
+        if "" in self.stop:
+            raise UserError("stop: an empty text would end everything that is generated")
 
     @property
     def kind(self) -> tuple[bool, bool]:
@@ -112,10 +114,10 @@ def generate(
         found = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
         texts[row] = text[: min(found)] if found else text
         ended = ended or bool(found)
-        settled = texts[row] if ended else text.rstrip("\ufffd")[: len(text) - held or None]
-        if show is not None and len(settled) > shown[row]:
-            show(row, settled[shown[row] :])
-            shown[row] = len(settled)
+        settled = len(texts[row]) if ended else len(text.rstrip("\ufffd")) - held
+        if show is not None and settled > shown[row]:
+            show(row, texts[row][shown[row] : settled])
+            shown[row] = settled
         return bool(found)
 
     ends = () if sampling.past_end else lm.ends
@@ -136,8 +138,8 @@ def continue_ids(
     """What continues each prompt (ids, at least one), up to an id of `ends`, chunk by chunk: all the new ids so far.
 
     cut: asked after each chunk with a row's number, its new ids and whether it has ended; True ends it there.
-    Where a context is full, what follows is predicted from its later half and what comes behind. UserError: an empty
-    prompt.
+    Where a row's context is full, what follows is predicted from its later half and what comes behind; greedy decoding
+    gives a row what it would alone. UserError: an empty prompt.
     """
     if not all(prompts):
         raise UserError("the prompt is empty")
@@ -145,10 +147,16 @@ def continue_ids(
     new: list[list[int]] = [[] for _ in prompts]
     alive = np.full(len(prompts), sampling.max_tokens > 0)
     keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(jnp.arange(len(prompts)))
-    keep = context
+    starts = [max(0, len(prompt) - context) if context else 0 for prompt in prompts]
     while alive.any():
         whole = [[*prompt, *found] for prompt, found in zip(prompts, new, strict=True)]
-        window = Window.of([ids[-keep:] if keep else ids for ids in whole], context, sampling.max_tokens - done)
+        for row, ids in enumerate(whole):
+            if not alive[row]:
+                starts[row] = len(ids) - 1  # nothing follows: it shall not take the others' room
+            elif context and len(ids) - starts[row] > context:
+                starts[row] = len(ids) - max(1, context // 2)
+        read = [ids[start:] for ids, start in zip(whole, starts, strict=True)]
+        window = Window.of(read, context, sampling.max_tokens - done)
         seen_BV = _seen(whole, model.config.vocab_size) if sampling.repetition_penalty != 1 else None
         rows = Rows(*window.read(model, params), seen_BV, keys_B, jnp.int32(done))
         left = window.room
@@ -163,7 +171,6 @@ def continue_ids(
                 ended = end is not None or done >= sampling.max_tokens
                 alive[row] = not (cut(int(row), new[row], ended) or ended)
             yield new
-        keep = max(1, (context or 0) // 2)
 
 
 def _seen(whole: Sequence[Sequence[int]], vocab_size: int) -> Array:

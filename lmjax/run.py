@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from lmjax import faults, machine, optim, parallel, typed
-from lmjax.config import CausalConfig, ClassificationConfig, Config, UserError
+from lmjax.config import CausalConfig, ClassificationConfig, Config, DataConfig, UserError
 from lmjax.data import records, tokenizer
 from lmjax.data.feed import prefetch
 from lmjax.data.order import Order, Ranges, to_ranges
@@ -293,8 +293,9 @@ def _in_context(run: Run) -> Callable[[Any], dict[str, float]]:
         return lambda params: {}
     if not isinstance(config.objective, CausalConfig):
         raise UserError("evaluate.tasks are for models of the next token (objective.family=causal): leave them out")
-    trained_on = config.data.in_context if getattr(config.data, "source", "") == "in_context" else None
-    tasks = emergence.load(config.evaluate, trained_on)  # pyright: ignore[reportAttributeAccessIssue]
+    data = config.data
+    trained_on = data.in_context if isinstance(data, DataConfig) and data.source == "in_context" else None
+    tasks = emergence.load(config.evaluate, trained_on)
 
     def measure(params: Any) -> dict[str, float]:
         lm = LanguageModel(run.model, parallel.local(params), run.store.tokenizer, name=config.name)

@@ -46,10 +46,12 @@ ORDER = [
     "rehearse",
     "ladder",
     "commands",
+    "harness",
     "runtime",
     "doors",
     "cli_models",
     "cli",
+    "lm_eval",
 ]
 
 

@@ -244,9 +244,14 @@ def _batches(lm: LanguageModel, questions: list[Question]) -> Iterator[list[Ques
 
 
 def _continued(lm: LanguageModel, questions: list[Question]) -> list[str]:
-    """What greedy decoding gives; a prompt too long loses its beginning, so that the answer has room."""
+    """What greedy decoding gives."""
     config = questions[0].task.config
     sampling = Sampling(max_tokens=config.max_tokens, temperature=0, stop=config.stop)
+    return continued(lm, [question.prompt for question in questions], sampling=sampling)
+
+
+def continued(lm: LanguageModel, prompts: Sequence[str], *, sampling: Sampling) -> list[str]:
+    """What `generate` gives; a prompt too long loses its beginning, so that the answer has room."""
     limit = incremental.limit(lm.model.config)
-    kept = max(1, limit - config.max_tokens) if limit else 0
-    return generate(lm, [lm.ids(question.prompt)[-kept:] for question in questions], sampling=sampling)
+    kept = max(1, limit - sampling.max_tokens) if limit else 0
+    return generate(lm, [lm.ids(prompt)[-kept:] for prompt in prompts], sampling=sampling)

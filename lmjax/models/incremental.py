@@ -6,7 +6,6 @@ GPT holds keys and values, of a recurrent network its hidden state, of the NNLM 
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -49,4 +48,4 @@ def extend(model: Any, params: Any, tokens_B: Array, state: State) -> tuple[Arra
         return model.apply({"params": params}, ids_BT)[:, -1], ids_BT
     name = "cache" if isinstance(config, GPTConfig) else "carry"
     logits_B1V, state = model.apply({"params": params}, tokens_B1, **{name: state})
-    return logits_B1V[:, 0], jax.tree.map(lambda new, old: new.astype(old.dtype), state, state)
+    return logits_B1V[:, 0], state
