@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from lmjax import pretrained
+from lmjax import run as runs
 from lmjax.config import CausalConfig, UserError
 from lmjax.console import Console
 from lmjax.generate import LanguageModel, Sampling
 from lmjax.generate import generate as continued
+from lmjax.interop import huggingface
 
 
 def generate(path: Path, prompts: Sequence[str], *, checkpoint: str = "newest", dtype: Any, **settings: Any) -> int:
@@ -52,18 +54,19 @@ def evaluate(
     show: int = 0,
     cached: bool = True,
 ) -> int:
-    """Measures a model on tasks and prints the table.
+    """Measures a model on tasks and prints the table; a run that learned from tasks only on the items that it held out.
 
     settings: those of `evaluator.Settings`. json, plot: where to write the result, and draw its curves. samples: every
     prompt and response too, beside `json`. show: prints so many prompts of each task with what came of them. cached:
     keeps answers, so that an evaluation that was stopped goes on. UserError: no such model or task, a file that cannot
     be written.
     """
-    from lmjax.evaluate import cache, evaluator, picture, report
-    from lmjax.prompting import task
+    from lmjax.evaluate import cache, emergence, evaluator, picture, report
 
     chosen = evaluator.Settings(**settings)
-    loaded = [task.load(name) for name in tasks]
+    is_run = path.is_dir() and not huggingface.is_model(path) and (path / "config.json").is_file()
+    trained_on = runs.trained_in_context(runs.saved_config(path)) if is_run else None
+    loaded = emergence.load(tasks, trained_on)
     for file in filter(None, (json, plot)):
         if not file.parent.is_dir():
             raise UserError(f"cannot write {file}: there is no folder {file.parent}")
@@ -118,8 +121,6 @@ def compare(paths: Sequence[Path], *, plot: Path | None = None) -> int:
 
 def export(path: Path, folder: Path, *, checkpoint: str = "newest") -> int:
     """Writes a run as a folder that `transformers` loads. UserError: settings that have no counterpart there."""
-    from lmjax.interop import huggingface
-
     lm = pretrained.foreign(path)
     if lm is None:
         run = pretrained.trained(path, checkpoint=checkpoint)

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from lmjax import faults, machine, optim, parallel, typed
-from lmjax.config import CausalConfig, ClassificationConfig, Config, DataConfig, UserError
+from lmjax.config import CausalConfig, ClassificationConfig, Config, DataConfig, InContextConfig, UserError
 from lmjax.data import records, tokenizer
 from lmjax.data.feed import prefetch
 from lmjax.data.order import Order, Ranges, to_ranges
@@ -293,15 +293,22 @@ def _in_context(run: Run) -> Callable[[Any], dict[str, float]]:
         return lambda params: {}
     if not isinstance(config.objective, CausalConfig):
         raise UserError("evaluate.tasks are for models of the next token (objective.family=causal): leave them out")
-    data = config.data
-    trained_on = data.in_context if isinstance(data, DataConfig) and data.source == "in_context" else None
-    tasks = emergence.load(config.evaluate, trained_on)
+    tasks = emergence.load(config.evaluate.tasks, trained_in_context(config))
 
     def measure(params: Any) -> dict[str, float]:
         lm = LanguageModel(run.model, parallel.local(params), run.store.tokenizer, name=config.name)
         return emergence.measure(lm, tasks, config.evaluate)
 
     return measure
+
+
+def trained_in_context(config: Config) -> InContextConfig | None:
+    """What the documents of tasks were, if these are what the run reads."""
+    data = config.data
+    if not isinstance(data, DataConfig):
+        return None
+    named = [source.source for source in data.mixture if not source.files] or [data.source] * (not data.files)
+    return data.in_context if "in_context" in named else None
 
 
 def averaged(state: State) -> Any:
@@ -338,9 +345,7 @@ def load(run_dir: Path, update: int | None = None) -> Trained:
 
     UserError: not a run, or no such checkpoint. CheckpointError: none can be read.
     """
-    if not (run_dir / "config.json").is_file():
-        raise UserError(f"{run_dir} is not a run: it has no config.json")
-    config = typed.from_json((run_dir / "config.json").read_text(), Config)
+    config = saved_config(run_dir)
     saved = {int(folder.name) for folder in checkpoint.folders(run_dir / "checkpoints")}
     if update is not None and update not in saved:
         raise UserError(f"{run_dir} has no checkpoint of update {update}, but of {', '.join(map(str, sorted(saved)))}")
@@ -353,6 +358,13 @@ def load(run_dir: Path, update: int | None = None) -> Trained:
     found, state, _ = checkpoint.load(run_dir / "checkpoints", abstract, update=update)
     known = tokenizer.load(run_dir / "tokenizer.json")
     return Trained(config, task, averaged(state), known, found.meta["update"])
+
+
+def saved_config(run_dir: Path) -> Config:
+    """The configuration of a run. UserError: it is not a run."""
+    if not (run_dir / "config.json").is_file():
+        raise UserError(f"{run_dir} is not a run: it has no config.json")
+    return typed.from_json((run_dir / "config.json").read_text(), Config)
 
 
 def best(run_dir: Path) -> tuple[int, float] | None:

@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from lmjax import pretrained, typed
 from lmjax import run as runs
-from lmjax import typed
 from lmjax.config import Config, GPTConfig, ModelConfig, TokenizerConfig, UserError
 from lmjax.data import tokenizer
 from lmjax.files import cache_folder, write_text
-from lmjax.generate import LanguageModel
 from lmjax.interop import huggingface, weights
 from lmjax.pytrees import digest, path_name
 from lmjax.run import Run
@@ -47,7 +46,7 @@ def adopt(config: Config) -> Config:
 def _model_of(source: Path) -> tuple[ModelConfig, Path]:
     """The configuration of a model, and where its tokenizer is. That of a .gguf file is copied out of it."""
     if source.suffix == ".gguf":
-        loaded = _foreign(source)
+        loaded: Any = pretrained.foreign(source)
         path = cache_folder() / "tokenizers" / f"{loaded.tokenizer.sha256}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, loaded.tokenizer.json)
@@ -60,15 +59,6 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
             f".safetensors file"
         )
     return typed.from_json((source / "config.json").read_text(), Config).model, source / "tokenizer.json"
-
-
-def _foreign(source: Path) -> LanguageModel:
-    """The model in a .gguf file or in a folder of Hugging Face's."""
-    if source.suffix == ".gguf":
-        from lmjax.interop import gguf  # which needs a package of its own
-
-        return gguf.load(source)
-    return huggingface.load(source)
 
 
 def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, Any]]:
@@ -125,7 +115,7 @@ def _parameters(run: Run, source: Path) -> dict[str, np.ndarray]:
 
 def _params(run: Run, source: Path) -> Any:
     """The parameters of a run or of a foreign model. UserError: its tokenizer is not this run's."""
-    foreign = _foreign(source) if source.suffix == ".gguf" or huggingface.is_model(source) else None
+    foreign = pretrained.foreign(source)
     theirs = foreign.tokenizer if foreign else tokenizer.load(source / "tokenizer.json")
     if theirs.sha256 != run.store.tokenizer.sha256:
         raise UserError(

@@ -20,14 +20,14 @@ from lmjax.prompting.task import Task
 _NAME = re.compile(r"val_(.+)_(\d+)_shot")
 
 
-def load(config: EvaluateConfig, trained_on: InContextConfig | None) -> list[Task]:
-    """The tasks to measure; of those that `trained_on` renders only the items that it holds out.
+def load(names: Sequence[str], trained_on: InContextConfig | None) -> list[Task]:
+    """The tasks of these names; of those that `trained_on` renders only the items that it holds out.
 
     UserError: no such task.
     """
     shown = set(trained_on.tasks) - set(trained_on.held_out) if trained_on else set()
     share = trained_on.held_out_share if trained_on else 0.0
-    return [tasks.load(name, held_out_share=share if name in shown else 0.0) for name in config.tasks]
+    return [tasks.load(name, held_out_share=share if name in shown else 0.0) for name in names]
 
 
 def measure(lm: LanguageModel, loaded: Sequence[Task], config: EvaluateConfig) -> dict[str, float]:
