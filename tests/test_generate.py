@@ -60,27 +60,27 @@ def last(updates: Any) -> list[list[int]]:
 def test_greedy_decoding_takes_the_argmax_of_a_pass_over_the_whole_text(config: ModelConfig) -> None:
     """Prompts of different lengths at once; the penalty keeps the text from going round in circles."""
     model, params = rough(config)
-    sampling = Sampling(max_tokens=200, temperature=0, repetition_penalty=1.2)
+    sampling = Sampling(max_tokens=200, temperature=0, repetition_penalty=2.0)
     found = last(continue_ids(model, params, PROMPTS, sampling=sampling))
     whole = [prompt + new for prompt, new in zip(PROMPTS, found, strict=True)]
     logits_BTV = np.asarray(logits_of(model, params, padded(whole, 256)))
     for prompt, new, logits_TV in zip(PROMPTS, found, logits_BTV, strict=True):
         assert len(new) == 200
-        assert len(set(new)) > 8
+        assert len(set(new)) > 4
         for i, token in enumerate(new):
             logits_V = logits_TV[len(prompt) + i - 1].copy()
             seen = list({*prompt, *new[:i]})
-            logits_V[seen] = np.where(logits_V[seen] > 0, logits_V[seen] / 1.2, logits_V[seen] * 1.2)
+            logits_V[seen] = np.where(logits_V[seen] > 0, logits_V[seen] / 2, logits_V[seen] * 2)
             # sums of a few dozen float32 terms of about 1 in another order, through two layers
             assert logits_V[token] >= logits_V.max() - 1e-4
 
 
 @pytest.mark.parametrize("config", [GPT, LLAMA], ids=["gpt2", "llama"])
 def test_a_full_context_keeps_its_later_half_of_each_row(config: GPTConfig) -> None:
-    context, wanted = 12, 40
+    context, wanted = 16, 40
     model, params = rough(replace(config, context=context), seed=1)
-    prompts = [[3], [1, 4, 1, 5, 9, 2, 6, 5], list(range(12)), list(range(30))]
-    sampling = Sampling(max_tokens=wanted, temperature=0, repetition_penalty=1.2)
+    prompts = [[3], [1, 4, 1, 5, 9, 2, 6, 5], list(range(16)), list(range(30))]
+    sampling = Sampling(max_tokens=wanted, temperature=0, repetition_penalty=2.0)
     found = last(continue_ids(model, params, prompts, sampling=sampling))
     windows, seen_BV = [prompt[-context:] for prompt in prompts], np.zeros((4, V), bool)
     for seen_V, prompt in zip(seen_BV, prompts, strict=True):
@@ -90,22 +90,16 @@ def test_a_full_context_keeps_its_later_half_of_each_row(config: GPTConfig) -> N
         logits_BTV = np.asarray(logits_of(model, params, padded(windows, context)))
         for row, ids in enumerate(windows):
             logits_V = logits_BTV[row, len(ids) - 1]
-            less_V = np.where(logits_V > 0, logits_V / 1.2, logits_V * 1.2)
+            less_V = np.where(logits_V > 0, logits_V / 2, logits_V * 2)
             logits_V = np.where(seen_BV[row], less_V, logits_V)
             token = found[row][i]
             assert logits_V[token] >= logits_V.max() - 1e-4  # rounding, as above
             ids.append(token)
             seen_BV[row, token] = True
-
-
-def test_a_row_that_has_ended_leaves_the_others_what_they_would_be_alone() -> None:
-    """The first ends at once, with a full context behind it."""
-    model, params = rough(replace(LLAMA, context=16))
-    prompts = [list(range(16)), [5, 6, 7]]
-    sampling = Sampling(max_tokens=60, temperature=0)
-    ends = last(continue_ids(model, params, prompts[:1], sampling=replace(sampling, max_tokens=1)))[0]
-    alone = last(continue_ids(model, params, prompts[1:], sampling=sampling, ends=ends))
-    assert last(continue_ids(model, params, prompts, sampling=sampling, ends=ends)) == [[], *alone]
+    # A row that has ended leaves the others what they have without it.
+    ends = found[3][2:3]
+    cut = [new[: (new + ends).index(ends[0])] for new in found]
+    assert last(continue_ids(model, params, prompts, sampling=sampling, ends=ends)) == cut
 
 
 # ---- What is drawn --------------------------------------------------------------------------------------------------
@@ -166,8 +160,8 @@ def test_the_distributions_are_those_of_transformers() -> None:
 
 
 def test_the_seed_decides_and_rows_draw_apart() -> None:
-    model, params = rough(LLAMA)
-    draws = [last(continue_ids(model, params, [[1], [1]], sampling=Sampling(60, seed=seed))) for seed in (0, 0, 1)]
+    model, params = rough(FAMILIES["gru"])
+    draws = [last(continue_ids(model, params, [[1], [1]], sampling=Sampling(30, seed=seed))) for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert draws[0][0] != draws[0][1]
 
@@ -250,14 +244,14 @@ def test_an_end_ends_and_can_be_passed() -> None:
     end = BYTES.end_of_text
     assert end is not None
     lm = reciting([*b"one", end, *b"two", ord("."), *b"three"])
-    assert said(lm, max_tokens=50)[0] == "one"
-    assert said(replace(lm, stops=(ord("n"),)))[0] == "o"
+    assert said(lm, max_tokens=30)[0] == "one"
+    assert said(replace(lm, stops=(ord("n"),)), max_tokens=30)[0] == "o"
     assert said(lm, max_tokens=8, past_end=True)[0] == "one<|endoftext|>two."
     assert said(lm, max_tokens=2)[0] == "on"
     assert said(lm, max_tokens=0) == ("", [])
     assert generate(lm, [], sampling=Sampling()) == []
     both = generate(lm, ["", "xyz"], sampling=Sampling(temperature=0, max_tokens=9))  # by tokens read, each its own
-    assert both == ["one", ""]
+    assert both == ["one", "e"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.models.attention import attend, attention_weights
+from lmjax.models.attention import attend, attend_cached, attention_weights
 from lmjax.models.flops import query_blocks
 
 B, T, H, K = 2, 300, 4, 8  # three blocks of queries, the last shorter
@@ -20,7 +20,7 @@ def segments(T=T):
     return jnp.asarray(np.sort(np.random.default_rng(1).integers(0, 6, (B, T)), axis=1))
 
 
-def plain(q_BTHK, k_BSGK, v_BSGK, *, causal, segments_BT=None, seen_BS=None):
+def plain(q_BTHK, k_BSGK, v_BSGK, *, causal, segments_BT=None, seen_BS=None, ends_BS=None):
     """Softmax attention as one would write it down, every key head repeated."""
     T, S, repeats = q_BTHK.shape[1], k_BSGK.shape[1], q_BTHK.shape[2] // k_BSGK.shape[2]
     k_BSHK, v_BSHK = (jnp.repeat(x, repeats, axis=2) for x in (k_BSGK, v_BSGK))
@@ -30,6 +30,8 @@ def plain(q_BTHK, k_BSGK, v_BSGK, *, causal, segments_BT=None, seen_BS=None):
         visible_BTS &= segments_BT[:, :, None] == segments_BT[:, None, :]
     if seen_BS is not None:
         visible_BTS &= seen_BS[:, None, :] != 0
+    if ends_BS is not None:
+        visible_BTS &= jnp.arange(T)[None, :, None] < ends_BS[:, None, :]
     weights_BHTS = jax.nn.softmax(jnp.where(visible_BTS[:, None], scores_BHTS, -jnp.inf))
     return jnp.einsum("bhts,bshk->bthk", weights_BHTS, v_BSHK)
 
@@ -68,6 +70,26 @@ def test_hidden_keys_of_another_sequence_and_the_gradients_equal_those_of_jax(ca
     weights_BHTS = attention_weights(*given[:2], **how)
     mixed = jnp.einsum("bhts,bshk->bthk", weights_BHTS, jnp.repeat(given[2], 2, axis=2))
     np.testing.assert_allclose(ours[0], mixed, rtol=1e-5, atol=1e-5)
+
+
+def test_places_of_a_tree_see_what_they_continue_and_the_gradients_equal_those_of_jax():
+    given = arrays(2)
+    ends_BS = np.minimum(np.arange(T) + np.random.default_rng(3).integers(1, 200, (B, T)), T)  # each sees itself
+    how = {"causal": True, "ends_BS": ends_BS}
+    ours = jax.jit(partial(value_and_gradients, partial(attend, **how)))(*given)
+    theirs = jax.jit(partial(value_and_gradients, partial(plain, **how)))(*given)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
+def test_attention_to_a_cache_is_attention_to_the_keys_that_are_there(key_heads):
+    q, k, v, _ = arrays(key_heads, T=20)
+    seen_BS = shown(20)
+    spoilt = np.where(seen_BS[..., None, None] != 0, k, 1e30)  # what is not seen may be anything finite
+    expected = plain(q[:, :3], k, v, causal=False, seen_BS=seen_BS)
+    found = attend_cached(q[:, :3], spoilt.swapaxes(1, 2), v.swapaxes(1, 2), seen_BS != 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_row_without_keys_gives_zeros_and_no_gradient():

@@ -133,6 +133,49 @@ def test_rotation_is_a_complex_product():
     np.testing.assert_allclose(ours, np.concatenate([z.real, z.imag], -1), rtol=1e-5, atol=1e-5)
 
 
+def frequencies(scaling, theta=10_000.0):
+    """What a position turns by: the angles of position 1."""
+    cosine, sine = rotation(np.ones((1, 1)), 64, theta, jnp.float32, scaling)
+    return np.arctan2(sine, cosine).ravel()
+
+
+def test_stretched_rotations_equal_their_formulas():
+    """Linear (Chen et al. 2023), and by wavelength as Llama 3.1 has it: 8 times the context of 8192 tokens."""
+    plain = 10_000.0 ** (-np.arange(32) / 32)
+    np.testing.assert_allclose(frequencies(()), plain, rtol=1e-5)
+    np.testing.assert_allclose(frequencies((4.0,)), plain / 4, rtol=1e-5)
+    kept = []
+    for frequency in 500_000.0 ** (-np.arange(32) / 32):
+        wavelength = 2 * math.pi / frequency
+        if wavelength < 8192 / 4:
+            kept.append(frequency)
+        elif wavelength > 8192 / 1:
+            kept.append(frequency / 8)
+        else:
+            share = (8192 / wavelength - 1) / (4 - 1)
+            kept.append((1 - share) * frequency / 8 + share * frequency)
+    # float32 powers
+    np.testing.assert_allclose(frequencies((8.0, 1.0, 4.0, 8192.0), 500_000.0), kept, rtol=1e-5)
+
+
+def test_stretched_rotations_equal_those_of_transformers():
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    llama3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    for ours, theirs in (
+        ((4.0,), {"rope_type": "linear", "factor": 4.0}),
+        ((8.0, 1.0, 4.0, 8192.0), {"rope_type": "llama3", "factor": 8.0} | llama3),
+    ):
+        config = transformers.LlamaConfig(
+            hidden_size=128, num_attention_heads=2, rope_theta=500_000.0, rope_scaling=theirs
+        )
+        expected, factor = ROPE_INIT_FUNCTIONS[theirs["rope_type"]](config, "cpu")
+        assert factor == 1
+        np.testing.assert_allclose(frequencies(ours, 500_000.0), expected, rtol=1e-5)
+
+
 def test_activations_equal_their_formulas():
     x = np.linspace(-5, 5, 101, dtype=np.float32)
     erf = np.array([math.erf(v / math.sqrt(2)) for v in x])
