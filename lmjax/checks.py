@@ -126,6 +126,8 @@ def _check_families(config: Config) -> None:
             f"objective.family = {objective} needs data.family = {_LEARNS[model, objective]}, not {data}; "
             f"start from a preset that has it"
         )
+    if config.evaluate.tasks and objective != "causal":
+        raise UserError(f"evaluate.tasks are for models of the next token, not objective.family = {objective}")
     if isinstance(config.data, RecordsConfig):
         if objective == "classification" and not config.data.label:
             raise UserError("data.label is empty: name the column with the label")

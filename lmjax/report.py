@@ -1,6 +1,7 @@
 """The end of a run: what it reached, beside the baselines, and what to try next."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,15 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, state: State, co
     write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     with console.phase("drawing"):
         pictures = plots.draw([run_dir], run_dir / "plots")
-    console.final(summary, sample=sample, plots=pictures, commands=next_commands(run_dir, prompt=run.task.prompt))
+    commands = next_commands(run_dir, prompt=run.task.prompt, tasks=run.config.evaluate.tasks)
+    console.final(summary, sample=sample, plots=pictures, commands=commands)
 
 
-def next_commands(run_dir: Path, *, prompt: str) -> list[str]:
+def next_commands(run_dir: Path, *, prompt: str, tasks: Sequence[str]) -> list[str]:
     """What a person can do with a finished run."""
     return [
         f'lmjax generate {run_dir} --prompt "{prompt}"',
+        *([f"lmjax evaluate {run_dir} --tasks {','.join(tasks)} --shots 0,1,8"] if tasks else []),
         f"lmjax audit {run_dir}",
         f"python train.py {run_dir / 'config.json'} seed=1 --run-dir {run_dir.with_name('again')}",
     ]

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from lmjax import faults, machine, optim, parallel, typed
-from lmjax.config import CausalConfig, ClassificationConfig, Config, DataConfig, InContextConfig, UserError
+from lmjax.config import ClassificationConfig, Config, DataConfig, InContextConfig, UserError
 from lmjax.data import records, tokenizer
 from lmjax.data.feed import prefetch
 from lmjax.data.order import Order, Ranges, to_ranges
@@ -161,6 +161,7 @@ def check(config: Config) -> None:
     optim.learning_rates(config.schedule, plan)
     optim.optimizer(config.optimizer)
     parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch)
+    emergence.load(config.evaluate.tasks, trained_in_context(config))
 
 
 def tokens_after(run: Run, update: int) -> int:
@@ -291,8 +292,6 @@ def _in_context(run: Run) -> Callable[[Any], dict[str, float]]:
     config = run.config
     if not config.evaluate.tasks:
         return lambda params: {}
-    if not isinstance(config.objective, CausalConfig):
-        raise UserError("evaluate.tasks are for models of the next token (objective.family=causal): leave them out")
     tasks = emergence.load(config.evaluate.tasks, trained_in_context(config))
 
     def measure(params: Any) -> dict[str, float]:

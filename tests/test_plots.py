@@ -219,7 +219,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         draw([tmp_path])
     run = write_run(tmp_path / "run")
     (run / "plots").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="cannot write plots to"):
+    with pytest.raises(UserError, match="cannot write the picture to"):
         draw([run])
 
 
