@@ -55,7 +55,10 @@ def _with_commands(call: Callable[[Any], int]) -> int:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise UserError(f"--shots {text}: give numbers of examples, as in 0,1,5") from None
 
 
 def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +69,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     what = "bundled tasks (below), folders, .jsonl/.json/.parquet files, BIG-bench tasks, hub:NAME"
     add("--tasks", required=True, type=lambda text: text.split(","), metavar="A,B", help=what)
-    add("--shots", type=_numbers, default=(0,), metavar="0,1,5", help="numbers of examples in the prompt")
+    add("--shots", default="0", metavar="0,1,5", help="numbers of examples in the prompt")
     add("--shot-seeds", type=int, default=1, metavar="N", help="draws of the examples, for the spread")
     add("--limit", type=int, default=0, metavar="N", help="documents of each task (0: all)")
     add("--balanced", action="store_true", help="examples take the labels in turn")
@@ -86,8 +89,8 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
 def _evaluate(options: argparse.Namespace) -> int:
     if options.samples and not options.json:
         raise UserError("--samples are written beside --json FILE: give it, too")
-    settings = {name: getattr(options, name) for name in ("shots", "limit", "balanced")}
-    settings |= {"seeds": options.shot_seeds, "described": options.describe}
+    settings = {name: getattr(options, name) for name in ("limit", "balanced")}
+    settings |= {"shots": _numbers(options.shots), "seeds": options.shot_seeds, "described": options.describe}
     settings |= {"mutual_info": options.mutual_info, "calibrated": options.calibrate}
     named = {name: getattr(options, name) for name in ("checkpoint", "dtype", "json", "samples", "plot", "show")}
     return _with_commands(

@@ -22,6 +22,7 @@ def generate(path: Path, prompts: Sequence[str], *, checkpoint: str = "newest", 
 
     settings: those of `Sampling`. UserError: no such model, a setting out of range.
     """
+    sampling = Sampling(**settings)
     lm = pretrained.foreign(path, dtype=dtype)
     if lm is None:
         run = pretrained.trained(path, checkpoint=checkpoint)
@@ -30,7 +31,6 @@ def generate(path: Path, prompts: Sequence[str], *, checkpoint: str = "newest", 
                 print(run.task.answer(run.params, prompt, tokenizer=run.tokenizer, **settings))
             return 0
         lm = LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
-    sampling = Sampling(**settings)
     if len(prompts) > 1:
         for prompt, text in zip(prompts, continued(lm, prompts, sampling=sampling), strict=True):
             print(prompt + text, end="\n\n")
