@@ -197,6 +197,7 @@ def in_the_harness(task: Task, given: list[dict[str, Any]], count: int) -> Any:
 def test_our_evaluator_measures_what_the_harness_measures(ours: Any, theirs: Any, folder: Path) -> None:
     """Their model in their harness, our model in theirs, and our own evaluator: without examples and with two."""
     import lm_eval
+    from lm_eval.tasks import TaskManager
 
     given = rows(theirs)
     built = [tasks.build(replace(c, name=kind), [("", row) for row in given]) for kind, c in OURS.items()]
@@ -205,6 +206,7 @@ def test_our_evaluator_measures_what_the_harness_measures(ours: Any, theirs: Any
     same = [in_the_harness(task, given, count) for task in built[:3] for count in (0, 2)]
     same.append(in_the_harness(built[3], given, 0))
     named: dict[str, Any] = {"tasks": same, "bootstrap_iters": 0, "log_samples": False}
+    named["task_manager"] = TaskManager(include_defaults=False)  # reading its 13,000 tasks takes half a minute
     expected = lm_eval.simple_evaluate(model=theirs, **named)["results"]
     adapted = lm_eval.simple_evaluate(model="lmjax", model_args=f"path={folder}", **named)["results"]
     compared = set()
