@@ -31,6 +31,7 @@ def generate(path: Path, prompts: Sequence[str], *, checkpoint: str = "newest", 
                 print(run.task.answer(run.params, prompt, tokenizer=run.tokenizer, **settings))
             return 0
         lm = LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
+    lm = pretrained.causal(lm)
     if len(prompts) > 1:
         for prompt, text in zip(prompts, continued(lm, prompts, sampling=sampling), strict=True):
             print(prompt + text, end="\n\n")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmjax import run as runs
-from lmjax.config import CausalConfig, UserError
+from lmjax.config import CausalConfig, GPTConfig, NNLMConfig, RNNConfig, UserError
 from lmjax.generate import LanguageModel
 from lmjax.interop import huggingface
 from lmjax.run import Trained
@@ -21,11 +21,19 @@ def load(
     path = Path(path)
     found = foreign(path, dtype=dtype)
     if found is not None:
-        return found
+        return causal(found)
     run = trained(path, checkpoint=checkpoint)
     if not isinstance(run.config.objective, CausalConfig):
         raise UserError(f"{path} is no language model: it was trained for {run.config.objective.family}")
     return LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
+
+
+def causal(found: LanguageModel) -> LanguageModel:
+    """The model itself. UserError: it is none of the next token."""
+    config = found.model.config
+    if not isinstance(config, GPTConfig | NNLMConfig | RNNConfig):
+        raise UserError(f"{found.name} is no language model: it is of the family {config.family}")
+    return found
 
 
 def foreign(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> LanguageModel | None:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import pytest
 
-from lmjax import launch, run
+from lmjax import commands, launch, run
 from lmjax.config import Config, UserError
 from lmjax.console import Console
 from lmjax.train import checkpoint, journal, metrics
@@ -250,7 +250,7 @@ def test_a_trained_model_continues_a_prompt(tiny: Config, tmp_path: Path, capsys
     texts = []
     for seed in (0, 0, 1):
         capsys.readouterr()
-        launch.print_answer(tmp_path / "run", "the cat", max_tokens=40, seed=seed)
+        commands.generate(tmp_path / "run", ["the cat"], dtype="float32", max_tokens=40, seed=seed)
         texts.append(capsys.readouterr().out)
     assert texts[0].startswith("the cat")
     assert texts[0] == texts[1] != texts[2]
@@ -276,12 +276,12 @@ def test_any_checkpoint_can_be_used(tiny: Config, tmp_path: Path, capsys: pytest
     texts = {}
     for choice in ("best", str(update), "newest"):
         capsys.readouterr()
-        launch.print_answer(folder, "the", checkpoint=choice, max_tokens=5)
+        commands.generate(folder, ["the"], dtype="float32", checkpoint=choice, max_tokens=5)
         texts[choice] = capsys.readouterr().out
     assert texts["best"] == texts[str(update)]
     for choice, wrong in (("5", "no checkpoint of update 5, but of 0"), ("last", "give newest, best")):
         with pytest.raises(UserError, match=wrong):
-            launch.print_answer(folder, "the", checkpoint=choice)
+            commands.generate(folder, ["the"], dtype="float32", checkpoint=choice)
 
 
 def test_the_evaluator_measures_what_a_plain_forward_pass_does(tiny: Config) -> None:

@@ -18,7 +18,16 @@ CHARACTERS = tokenizer.build(TokenizerConfig(kind="characters"), lambda: iter([L
 V = CHARACTERS.vocab_size
 LONGEST = 256  # of a text that `say` reads
 GPT = GPTConfig(
-    layers=2, width=16, heads=4, key_heads=2, context=48, vocab_size=V, positions="rotary", norm="rmsnorm", tied=False
+    layers=2,
+    width=16,
+    heads=4,
+    key_heads=2,
+    context=48,
+    vocab_size=V,
+    positions="rotary",
+    norm="rmsnorm",
+    activation="swiglu",
+    tied=False,
 )
 FAMILIES: dict[str, ModelConfig] = {
     "llama": GPT,

@@ -1,0 +1,121 @@
+"""What the doors call, on a model in a folder and on a run: what is printed, written, kept and handed on."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from evaluate import plain
+
+from lmjax import commands, launch, pretrained
+from lmjax import run as runs
+from lmjax.config import Config, MaskedConfig, UserError
+from lmjax.evaluate import evaluator, report, scoring
+from lmjax.generate import Sampling, generate
+from lmjax.interop import huggingface
+from lmjax.typed import apply_overrides
+
+ROWS = [{"input": a, "choices": ["A", "B", "C"], "answer": "ABC"[i % 3]} for i, a in enumerate("abcdefgh")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT as another library has it."""
+    path = tmp_path_factory.mktemp("models") / "model"
+    huggingface.export(plain.language_model(plain.GPT), path)
+    return path
+
+
+@pytest.fixture
+def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A task in a file; and the cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(scoring, "SHORTEST", 64)
+    (tmp_path / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(tmp_path / "letters.jsonl")
+
+
+def test_a_text_is_printed_as_it_comes_and_several_behind_each_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lm, settings = pretrained.load(folder), {"max_tokens": 40, "temperature": 0.7, "top_k": 9, "seed": 3}
+    one, two = generate(lm, ["the ", "cat"], sampling=Sampling(**settings))
+    assert commands.generate(folder, ["the ", "cat"], dtype="float32", **settings) == 0
+    assert capsys.readouterr().out == f"the {one}\n\ncat{two}\n\n"
+    (alone,) = generate(lm, ["cat"], sampling=Sampling(**settings, stop=("e",)))
+    assert commands.generate(folder, ["cat"], dtype="float32", **settings, stop=("e",)) == 0
+    assert capsys.readouterr().out == f"cat{alone}\n"
+
+
+def test_what_is_no_language_model_answers_in_its_own_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = SimpleNamespace(objective=MaskedConfig())
+    task = SimpleNamespace(answer=lambda params, prompt, *, tokenizer, **settings: f"{prompt} of {params}{tokenizer}")
+    run = SimpleNamespace(config=config, task=task, params=1, tokenizer=2)
+    monkeypatch.setattr(pretrained, "trained", lambda path, *, checkpoint: run)
+    assert commands.generate(tmp_path, ["a", "b"], dtype="float32", temperature=0) == 0
+    assert capsys.readouterr().out == "a of 12\nb of 12\n"
+    with pytest.raises(UserError, match="temperature"):
+        commands.generate(tmp_path, ["a"], dtype="float32", temperature=-1)
+
+
+def test_an_evaluation_is_printed_written_drawn_and_kept(
+    folder: Path, letters: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"shots": (0, 2), "seeds": 2}
+    files = {"json": tmp_path / "found.json", "plot": tmp_path / "found.png"}
+    assert commands.evaluate(folder, [letters], settings=settings, **files, samples=True, show=1) == 0
+    printed = capsys.readouterr().out
+    for word in ("of 72 requests", "letters, document 0, 0 examples", "answer: A", "acc", *map(str, files.values())):
+        assert word in printed
+    expected = evaluator.evaluate(pretrained.load(folder), [letters], evaluator.Settings(**settings))
+    found = report.read_json(files["json"])
+    assert found.samples == expected.samples
+    assert files["plot"].read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setattr(scoring, "score", None)  # every answer is known
+    assert commands.evaluate(folder, [letters], settings=settings | {"limit": 3}, json=tmp_path / "less.json") == 0
+    assert "requests" not in capsys.readouterr().out
+    assert commands.compare([files["json"], files["json"]], plot=tmp_path / "both.png") == 0
+    assert "letters" in capsys.readouterr().out
+    assert (tmp_path / "both.png").is_file()
+
+
+def test_without_a_cache_nothing_is_kept(folder: Path, letters: str, tmp_path: Path) -> None:
+    commands.evaluate(folder, [letters], settings={"limit": 2}, cached=False)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_cannot_be_done_is_refused_before_the_model_is_opened(
+    letters: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "load", None)
+    nowhere = tmp_path / "nowhere" / "file"
+    for task, named, message in (
+        (letters, {"settings": {"shots": (-1,)}}, "at least 0"),
+        ("antonym", {"settings": {}}, "antonyms"),
+        (letters, {"settings": {}, "json": nowhere}, "there is no folder"),
+        (letters, {"settings": {}, "plot": nowhere}, "there is no folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            commands.evaluate(tmp_path, [task], **named)
+
+
+def test_a_run_is_handed_on_with_what_it_says(tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["train.baselines=false", "train.updates=2", "schedule.warmup=0", "batch.tokens=((0,64),)"]
+    assert launch.start(apply_overrides(tiny, changes), tmp_path / "run") == 0
+    capsys.readouterr()
+    assert commands.export(tmp_path / "run", tmp_path / "out", checkpoint="0") == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'out'}: config.json")
+    ours, found = runs.load(tmp_path / "run", 0), pretrained.load(tmp_path / "out")
+    ids = jnp.array([[3, 1, 4, 1, 5]])
+    logits = [one.model.apply({"params": one.params}, ids) for one in (ours, found)]
+    np.testing.assert_array_equal(*logits)
+    opened = pretrained.load(tmp_path / "run")
+    assert opened.tokenizer.sha256 == found.tokenizer.sha256
+    with pytest.raises(UserError):
+        commands.export(tmp_path / "run", tmp_path / "run")
