@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-LATER = ("01_pretraining", "04_a_spike")  # run with the exhaustive tests: each trains for a while
+LATER = ("01_pretraining", "05_a_spike")  # run with the exhaustive tests: each trains for a while
 RUN = [
     pytest.param(path, marks=pytest.mark.exhaustive if path.stem in LATER else (), id=path.stem) for path in NOTEBOOKS
 ]
@@ -17,7 +17,7 @@ RUN = [
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the Jupyter client, not ours
 @pytest.mark.parametrize("path", RUN)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LMJAX_RUN", "LMJAX_LADDER", "LMJAX_BERT"):  # of runs to look at in place of new ones
+    for name in ("LMJAX_RUN", "LMJAX_LADDER", "LMJAX_BERT", "LMJAX_IN_CONTEXT"):  # of runs to look at in place of new ones
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     monkeypatch.setenv("PYTHONPATH", str(path.parents[1]))
