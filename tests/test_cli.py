@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lmjax import cli, presets, runtime
+from lmjax import cli, commands, presets, runtime
 from lmjax.config import Config
+from lmjax.evaluate.evaluator import Settings
+from lmjax.generate import Sampling
+from lmjax.prompting import task
 from lmjax.typed import from_json, to_json
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +150,79 @@ def test_from_training_to_text(door: Door, saved: str, tmp_path: Path) -> None:
     assert all(Path(line).is_file() for line in printed.split())
     status, _, error = door("generate", str(tmp_path / "both"), "--prompt", "x", main=cli.main)
     assert status == 2
-    assert "is not a run" in error
+    assert "it is neither a run nor a Hugging Face model" in error
+
+
+# ---- Trained models -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "nowhere", "--prompt", "x"], "cannot open nowhere: there is no such file or folder"),
+        (["generate", "nowhere", "--prompt", "x", "--top-p", "2"], "top_p in (0, 1]"),
+        (["generate", "nowhere", "--prompt", "x", "--stop", ""], "an empty text would end everything"),
+        (["generate", "nowhere", "--prompt", "x", "--checkpoint", "last"], "give newest, best, or the number"),
+        (["generate", ".", "--prompt", "x"], "it is neither a run nor a Hugging Face model"),
+        (["evaluate", "nowhere", "--tasks", "antonyms"], "cannot open nowhere: there is no such file or folder"),
+        (["evaluate", "nowhere", "--tasks", "antonym"], "did you mean 'antonyms'?"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--shots", "one"], "give numbers of examples, as in 0,1,5"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--shots", "1,1"], "give different numbers of examples"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--limit", "-1"], "limit at least 0"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--samples"], "--samples are written beside --json FILE"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--json", "no/where"], "there is no folder no"),
+        (["compare", "a.json", "b.json"], "cannot read the results 'a.json'"),
+        (["export", "nowhere", "out"], "cannot open nowhere: there is no such file or folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_with_a_model_is_one_line_and_status_2(
+    words: list[str], message: str, door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, printed, error = door(*words, main=cli.main)
+    assert (status, printed) == (2, "")
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_become_the_arguments_of_the_commands(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: dict[str, tuple[tuple, dict]] = {}
+
+    def noting(name: str) -> Callable[..., int]:
+        def note(*given: object, **named: object) -> int:
+            called[name] = given, named
+            return 3
+
+        return note
+
+    for name in ("generate", "evaluate", "compare", "export"):
+        monkeypatch.setattr(commands, name, noting(name))
+    model, a, b = Path("model"), Path("a"), Path("b")
+    for line in (
+        "generate model --prompt x --prompt y --max-tokens 5 --temperature 0 --top-k 3 --top-p .5 --min-p .1 --seed 7 "
+        "--repetition-penalty 1.5 --stop . --stop ! --past-end --checkpoint best --dtype bfloat16",
+        "evaluate model --tasks antonyms,plural --shots 0,1,5 --shot-seeds 3 --limit 9 --balanced --describe "
+        "--mutual-info --calibrate --show 2 --json a --samples --plot b --no-cache --checkpoint 12",
+        "compare a b --plot a",
+        "export model a --checkpoint 12",
+    ):
+        assert door(*line.split(), main=cli.main)[0] == 3
+    sampling = {"max_tokens": 5, "temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.5}
+    sampling |= {"stop": (".", "!"), "past_end": True, "seed": 7}
+    Sampling(**sampling)
+    assert called["generate"] == ((model, ["x", "y"]), sampling | {"checkpoint": "best", "dtype": "bfloat16"})
+    settings = {"shots": (0, 1, 5), "seeds": 3, "limit": 9}
+    settings |= dict.fromkeys(("balanced", "described", "mutual_info", "calibrated"), True)
+    Settings(**settings)
+    given, named = called["evaluate"]
+    assert given == (model, ["antonyms", "plural"])
+    written = {"json": a, "samples": True, "plot": b, "show": 2, "cached": False}
+    assert named == {"settings": settings, "checkpoint": "12", "dtype": "float32"} | written
+    assert called["compare"] == (([a, b],), {"plot": a})
+    assert called["export"] == ((model, a), {"checkpoint": "12"})
 
 
 def test_a_tokenizer_is_trained_and_used(door: Door, saved: str, tmp_path: Path) -> None:
@@ -163,18 +238,30 @@ def test_a_tokenizer_is_trained_and_used(door: Door, saved: str, tmp_path: Path)
     assert "in the vocabulary" in printed
 
 
-@pytest.mark.parametrize("words", [["--help"], ["model.layer=3"], ["--print-config"]])
-def test_the_answer_comes_before_anything_heavy_is_imported(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        ("train_main", ["--help"]),
+        ("train_main", ["model.layer=3"]),
+        ("train_main", ["--print-config"]),
+        ("main", ["--help"]),
+        ("main", ["evaluate", "--help"]),
+    ],
+    ids=str,
+)
+def test_the_answer_comes_before_anything_heavy_is_imported(main: str, words: list[str]) -> None:
     script = f"""
 import sys
 from lmjax import cli
 try:
-    cli.train_main({words!r})
+    cli.{main}({words!r})
 finally:
-    assert not {{"jax", "numpy", "datasets", "flax", "matplotlib", "rich"}} & set(sys.modules)
+    assert not {{"jax", "numpy", "datasets", "flax", "matplotlib", "rich", "pyarrow"}} & set(sys.modules)
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == (2 if "=" in words[0] else 0), done.stderr
     assert time.monotonic() - begun < 30  # a hang, not a measurement
+    if words == ["evaluate", "--help"]:
+        assert all(name in done.stdout for name in task.names())
