@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import pytest
 
-from lmjax import commands, launch, run
+from lmjax import commands, launch, pretrained, run
 from lmjax.config import Config, UserError
 from lmjax.console import Console
 from lmjax.train import checkpoint, journal, metrics
@@ -282,6 +282,14 @@ def test_any_checkpoint_can_be_used(tiny: Config, tmp_path: Path, capsys: pytest
     for choice, wrong in (("5", "no checkpoint of update 5, but of 0"), ("last", "give newest, best")):
         with pytest.raises(UserError, match=wrong):
             commands.generate(folder, ["the"], dtype="float32", checkpoint=choice)
+    assert commands.export(folder, tmp_path / "out", checkpoint="8") == 0
+    ours, handed_on = run.load(folder, 8), pretrained.load(tmp_path / "out")
+    ids = jax.numpy.array([[3, 1, 4, 1, 5]])
+    logits = [jax.jit(one.model.apply)({"params": one.params}, ids) for one in (ours, handed_on)]
+    assert (logits[0] == logits[1]).all()
+    assert handed_on.tokenizer.sha256 == pretrained.load(folder).tokenizer.sha256
+    with pytest.raises(UserError, match="not an earlier export"):
+        commands.export(folder, folder)
 
 
 def test_the_evaluator_measures_what_a_plain_forward_pass_does(tiny: Config) -> None:

@@ -165,14 +165,18 @@ def test_texts_and_accepted_answers_are_scored_as_one_would_by_hand(rough: Langu
         assert sample.metrics == pytest.approx(measured, rel=1e-5)
 
 
-def test_generated_texts_are_those_of_generate(rough: LanguageModel) -> None:
+def test_generated_texts_are_those_of_generate() -> None:
+    """A prompt too long for the context and the answer loses its beginning."""
+    lm = plain.language_model(plain.FAMILIES["gpt2"])
     made = built("generate", [{"input": a, "answer": b} for a, b in zip(LOWER, UPPER, strict=True)], stop=("x", "?"))
-    found = outcomes(evaluate(rough, [made], Settings(shots=(2,), limit=8)))
-    for sample in found.values():
-        sampling = Sampling(max_tokens=4, temperature=0, stop=("x", "?"))
-        (text,) = generate(rough, [sample.prompt], sampling=sampling)
+    samples = evaluate(lm, [made], Settings(shots=(9,), limit=8)).samples
+    prompts = [lm.tokenizer.encode(sample.prompt) for sample in samples]
+    assert {len(ids) for ids in prompts} == {9 * 5 + 2}
+    sampling = Sampling(max_tokens=4, temperature=0, stop=("x", "?"))
+    texts = generate(lm, [ids[-44:] for ids in prompts], sampling=sampling)
+    for sample, text in zip(samples, texts, strict=True):
         assert sample.responses == (text,)
-        assert sample.metrics == metrics.generate(str(text), [sample.target])
+        assert sample.metrics == metrics.generate(text, [sample.target])
 
 
 # ---- What must not matter -------------------------------------------------------------------------------------------
