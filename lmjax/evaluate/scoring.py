@@ -23,7 +23,8 @@ from lmjax.config import GPTConfig, UserError
 from lmjax.generate import LanguageModel
 from lmjax.models import incremental
 
-SHORTEST = 512  # places of a row, at least: one compiled shape serves all short requests
+SHORTEST = 512  # places of a row of trees, at least: one compiled shape serves all short requests
+ALONE = 32  # places of a row of one request, at least
 PLACES = 4096  # of a batch
 LOGITS = 2**27  # values of logits in a batch, at most (unless a single row has more)
 
@@ -97,11 +98,14 @@ def score(
     found: dict[int, Found] = {}
     mesh = parallel.local_mesh()
     params = jax.device_put(lm.params, parallel.replicated(mesh))
-    for length in sorted({_places(read) for read, _ in whole}):
-        rows = list(_rows([i for i in order if _places(whole[i][0]) == length], whole, length, share))
+    lengths = [max(SHORTEST if share else ALONE, 1 << (len(read) - 1).bit_length()) for read, _ in whole]
+    for length in sorted(set(lengths)):
+        rows = list(_rows([i for i in order if lengths[i] == length], whole, length, share))
         P, Q = _up(max(len(row.places) for row in rows)), _up(max(len(row.targets) for row in rows))
-        most = max(1, min(PLACES // length, LOGITS // (P * lm.model.config.vocab_size)))
-        size = -(-min(most, len(rows)) // mesh.size) * mesh.size
+        places = P if isinstance(lm.model.config, GPTConfig) else length  # with logits
+        most = max(1, min(PLACES // length, LOGITS // (places * lm.model.config.vocab_size)))
+        size = -(-len(rows) // -(-len(rows) // most))  # all batches alike, and full but for the last one's last rows
+        size = -(-size // mesh.size) * mesh.size
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
             arrays = jax.device_put(_arrays(batch, (size, length, P, Q), share), parallel.rows(mesh))
@@ -123,12 +127,8 @@ def _sequence(request: Request, limit: int | None) -> tuple[tuple[int, ...], tup
     return read, request.continuation[-len(read) :]
 
 
-def _places(read: Sequence[int]) -> int:
-    return max(SHORTEST, 1 << (len(read) - 1).bit_length())
-
-
 def _up(count: int) -> int:
-    return -(-count // 32) * 32
+    return -(-count // 8) * 8 if count <= 32 else -(-count // 32) * 32
 
 
 # ---- Rows -------------------------------------------------------------------------------------------------------
@@ -214,8 +214,10 @@ def _arrays(rows: Sequence[Row], shape: tuple[int, int, int, int], share: bool) 
 def _forward(model: Any, params: Any, arrays: dict[str, Array]) -> tuple[Array, Array]:
     """For each target its log-probability and whether it is the likeliest, (B, Q)."""
     named: dict[str, Array] = {}
+    if isinstance(model.config, GPTConfig):
+        named = {"places_BN": arrays["places_BP"]}
     if "ends_BL" in arrays:
-        named = {"positions_BT": arrays["depths_BL"], "ends_BT": arrays["ends_BL"], "places_BN": arrays["places_BP"]}
+        named |= {"positions_BT": arrays["depths_BL"], "ends_BT": arrays["ends_BL"]}
     logits_BPV = model.apply({"params": params}, arrays["tokens_BL"], **named)
     if not named:
         logits_BPV = jnp.take_along_axis(logits_BPV, arrays["places_BP"][..., None], axis=1)
