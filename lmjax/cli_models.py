@@ -54,6 +54,13 @@ def _with_commands(call: Callable[[Any], int]) -> int:
     return with_jax(use)
 
 
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of names: write a,b")
+    return names
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(number) for number in text.split(","))
@@ -68,7 +75,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _dtype_argument(parser)
     add = parser.add_argument
     what = "bundled tasks (below), folders, .jsonl/.json/.parquet files, BIG-bench tasks, hub:NAME"
-    add("--tasks", required=True, type=lambda text: text.split(","), metavar="A,B", help=what)
+    add("--tasks", required=True, type=_names, metavar="A,B", help=what)
     add("--shots", default="0", metavar="0,1,5", help="numbers of examples in the prompt")
     add("--shot-seeds", type=int, default=1, metavar="N", help="draws of the examples, for the spread")
     add("--limit", type=int, default=0, metavar="N", help="documents of each task (0: all)")

@@ -29,7 +29,7 @@ class Cache:
                 try:
                     key, value = json.loads(line)
                     self._known[str(key)] = value if isinstance(value, str) else (float(value[0]), bool(value[1]))
-                except (ValueError, TypeError, IndexError):
+                except (ValueError, TypeError, LookupError):
                     continue
 
     def get(self, key: str) -> Response | None:

@@ -142,7 +142,7 @@ def ask(lm: LanguageModel, task: Task, settings: Settings) -> Iterator[Question]
                     for i, text in enumerate(CONTENT_FREE):
                         fields = dict.fromkeys(template.fields(task.config.prompt), text)
                         empty = replace(document, prompt=template.render(task.config.prompt, fields))
-                        prompt_free = _prompt(task, empty, count, seed, settings)
+                        prompt_free = prompt.removesuffix(document.prompt) + empty.prompt  # after the same examples
                         asked |= _options(lm, prompt_free, empty, task.config.separator, f"content free {i} of")
                 yield Question(task, document, count, seed, prompt, asked)
 

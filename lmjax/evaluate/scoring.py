@@ -21,9 +21,10 @@ from jax import Array
 from lmjax import parallel
 from lmjax.config import GPTConfig, UserError
 from lmjax.generate import LanguageModel
-from lmjax.models import incremental
+from lmjax.models import flops, incremental
 
-SHORTEST = 512  # places of a row of trees, at least: one compiled shape serves all short requests
+SHORTEST = 512  # requests up to so many places are laid out together: one compiled shape serves them
+LEAST, LONGEST = 128, 2048  # places of a row of trees that are tried
 ALONE = 32  # places of a row of one request, at least
 PLACES = 4096  # of a batch
 LOGITS = 2**27  # values of logits in a batch, at most (unless a single row has more)
@@ -98,12 +99,16 @@ def score(
     found: dict[int, Found] = {}
     mesh = parallel.local_mesh()
     params = jax.device_put(lm.params, parallel.replicated(mesh))
-    lengths = [max(SHORTEST if share else ALONE, 1 << (len(read) - 1).bit_length()) for read, _ in whole]
-    for length in sorted(set(lengths)):
-        rows = list(_rows([i for i in order if lengths[i] == length], whole, length, share))
+    config, least = lm.model.config, SHORTEST if share else ALONE
+    groups = [max(least, _power(len(read))) for read, _ in whole]
+    for group in sorted(set(groups)):
+        chosen = [i for i in order if groups[i] == group]
+        length, rows = (
+            _layout(chosen, whole, group, config) if share else (group, list(_rows(chosen, whole, group, False)))
+        )
         P, Q = _up(max(len(row.places) for row in rows)), _up(max(len(row.targets) for row in rows))
-        places = P if isinstance(lm.model.config, GPTConfig) else length  # with logits
-        most = max(1, min(PLACES // length, LOGITS // (places * lm.model.config.vocab_size)))
+        places = P if isinstance(config, GPTConfig) else length  # with logits
+        most = max(1, min(PLACES // length, LOGITS // (places * config.vocab_size)))
         size = -(-len(rows) // -(-len(rows) // most))  # all batches alike, and full but for the last one's last rows
         size = -(-size // mesh.size) * mesh.size
         for start in range(0, len(rows), size):
@@ -125,6 +130,10 @@ def _sequence(request: Request, limit: int | None) -> tuple[tuple[int, ...], tup
     whole = request.context + request.continuation
     read = whole[-limit - 1 if limit else 0 :][:-1]
     return read, request.continuation[-len(read) :]
+
+
+def _power(count: int) -> int:
+    return 1 << (count - 1).bit_length()
 
 
 def _up(count: int) -> int:
@@ -173,6 +182,24 @@ class Row:
         for place in self.path[shared:]:
             self.ends[place] = len(self.tokens)
         del self.path[shared:]
+
+
+def _layout(order: Sequence[int], whole: Sequence[Any], longest: int, config: GPTConfig) -> tuple[int, list[Row]]:
+    """The length of rows that costs least, and the rows: short ones leave more places empty, long ones attend to more.
+
+    By multiplications a place: the products with weights, and attention, which on CPU takes about three times as long
+    for each (2 H K of the L / 2 keys that a query sees on average, in every layer).
+    """
+    c, counts = flops.resolve(config), flops.parameters(config)
+    weights = counts["attention"] + counts["mlp"]
+    longest = min(longest, max(LEAST, *(_power(len(whole[i][0])) for i in order)))
+    found: list[tuple[float, int, list[Row]]] = []
+    for length in (longest << n for n in range(4)):
+        if length == longest or length <= LONGEST:
+            rows = list(_rows(order, whole, length, True))
+            cost = len(rows) * length * (weights + 3 * c.layers * c.heads * c.head_dim * length)
+            found.append((cost, length, rows))
+    return min(found, key=lambda one: one[:2])[1:]
 
 
 def _rows(order: Sequence[int], whole: Sequence[Any], length: int, share: bool) -> Iterator[Row]:
