@@ -103,9 +103,7 @@ def score(
     groups = [max(least, _power(len(read))) for read, _ in whole]
     for group in sorted(set(groups)):
         chosen = [i for i in order if groups[i] == group]
-        length, rows = (
-            _layout(chosen, whole, group, config) if share else (group, list(_rows(chosen, whole, group, False)))
-        )
+        length, rows = _layout(chosen, whole, config) if share else (group, list(_rows(chosen, whole, group, False)))
         P, Q = _up(max(len(row.places) for row in rows)), _up(max(len(row.targets) for row in rows))
         places = P if isinstance(config, GPTConfig) else length  # with logits
         most = max(1, min(PLACES // length, LOGITS // (places * config.vocab_size)))
@@ -184,22 +182,24 @@ class Row:
         del self.path[shared:]
 
 
-def _layout(order: Sequence[int], whole: Sequence[Any], longest: int, config: GPTConfig) -> tuple[int, list[Row]]:
+def _layout(order: Sequence[int], whole: Sequence[Any], config: Any) -> tuple[int, list[Row]]:
     """The length of rows that costs least, and the rows: short ones leave more places empty, long ones attend to more.
 
-    By multiplications a place: the products with weights, and attention, which on CPU takes about three times as long
-    for each (2 H K of the L / 2 keys that a query sees on average, in every layer).
+    By multiplications a place: products with weights, and attention, to L / 2 keys on average, 2 H K each in every
+    layer, which take about three times as long (measured on CPU).
     """
     c, counts = flops.resolve(config), flops.parameters(config)
-    weights = counts["attention"] + counts["mlp"]
-    longest = min(longest, max(LEAST, *(_power(len(whole[i][0])) for i in order)))
-    found: list[tuple[float, int, list[Row]]] = []
-    for length in (longest << n for n in range(4)):
-        if length == longest or length <= LONGEST:
-            rows = list(_rows(order, whole, length, True))
-            cost = len(rows) * length * (weights + 3 * c.layers * c.heads * c.head_dim * length)
-            found.append((cost, length, rows))
-    return min(found, key=lambda one: one[:2])[1:]
+    weights, keys = counts["attention"] + counts["mlp"], 3 * c.layers * c.heads * c.head_dim
+    lengths = _lengths(max(len(whole[i][0]) for i in order))
+    laid = {length: list(_rows(order, whole, length, True)) for length in lengths}
+    best = min(laid, key=lambda length: len(laid[length]) * length * (weights + keys * length))
+    return best, laid[best]
+
+
+def _lengths(longest: int) -> list[int]:
+    """The lengths that are tried for rows of trees: LEAST, 3/2 of it, and so on by powers of two."""
+    lengths = [size << n for n in range(32) for size in (LEAST, 3 * LEAST // 2) if size << n >= longest]
+    return lengths[:1] + [length for length in lengths[1:] if length <= LONGEST]
 
 
 def _rows(order: Sequence[int], whole: Sequence[Any], length: int, share: bool) -> Iterator[Row]:
