@@ -64,10 +64,10 @@ class Harness(LM):
 
             def take(found: Mapping[int, scoring.Found]) -> None:
                 for i, answer in found.items():
-                    self.cache_hook.add_partial("loglikelihood", texts[i], tuple(answer))
+                    self.cache_hook.add_partial("loglikelihood", texts[i], (answer.logprob, answer.greedy))
                 bar.update(len(found))
 
-            return [tuple(answer) for answer in scoring.score(self.lm, asked, take=take)]
+            return [(answer.logprob, answer.greedy) for answer in scoring.score(self.lm, asked, take=take)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """For each (text,) its log-probability in nats, every token predicted once, in windows of the context."""
@@ -75,8 +75,11 @@ class Harness(LM):
         whose = [i for i, of_one in enumerate(windows) for _ in of_one]
         sums = [0.0] * len(requests)
         with tqdm(total=len(whose), desc="lmjax: windows of texts", disable=disable_tqdm or None) as bar:
-            asked = [window for of_one in windows for window in of_one]
-            found = scoring.score(self.lm, asked, take=lambda found: bar.update(len(found)) and None)
+
+            def take(found: Mapping[int, scoring.Found]) -> None:
+                bar.update(len(found))
+
+            found = scoring.score(self.lm, [window for of_one in windows for window in of_one], take=take)
         for i, answer in zip(whose, found, strict=True):
             sums[i] += answer.logprob
         for request, total in zip(requests, sums, strict=True):
@@ -90,12 +93,12 @@ class Harness(LM):
         """
         kinds: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
-            kinds.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
+            kinds.setdefault(json.dumps(request.arguments[1], sort_keys=True), []).append(i)
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="lmjax: continuations", disable=disable_tqdm or None) as bar:
             for batch in (batch for alike in kinds.values() for batch in self._batches(requests, alike)):
-                settings = sampling(requests[batch[0]].args[1], seed=batch[0])
-                contexts = [requests[i].args[0] for i in batch]
+                settings = sampling(requests[batch[0]].arguments[1], seed=batch[0])
+                contexts = [requests[i].arguments[0] for i in batch]
                 for i, text in zip(batch, evaluator.continued(self.lm, contexts, sampling=settings), strict=True):
                     texts[i] = text
                     self.cache_hook.add_partial("generate_until", requests[i].args, text)
@@ -104,7 +107,7 @@ class Harness(LM):
 
     def _batches(self, requests: Sequence[Instance], alike: list[int]) -> list[list[int]]:
         """The numbers of requests, those of about one length together."""
-        order = sorted(alike, key=lambda i: len(requests[i].args[0]), reverse=True)
+        order = sorted(alike, key=lambda i: len(requests[i].arguments[0]), reverse=True)
         return [order[start : start + evaluator.ROWS] for start in range(0, len(order), evaluator.ROWS)]
 
 
