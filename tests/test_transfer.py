@@ -161,7 +161,7 @@ def test_a_model_of_another_library_is_trained_on_with_its_tokenizer(
     if kind == "hf":
         huggingface.export(foreign, source)
     else:
-        monkeypatch.setattr(gguf, "load", lambda path: foreign)
+        monkeypatch.setattr(gguf, "load", lambda path, dtype: foreign)
     changes = [f"init_from={source}", "model.scan=false", "model.context=16", "data.tokenizer.kind=characters"]
     config = transfer.adopt(apply_overrides(tiny, changes))
     model: Any = config.model
