@@ -63,24 +63,24 @@ def compare(a: Result, b: Result) -> list[Row]:
 
 def show(rows: Sequence[Row], console: Console, *, names: tuple[str, str] = ("a", "b")) -> None:
     """Prints the rows of `compare`, the difference ± its standard error; `names` of the two models."""
-    optional = {  # columns that are left out where they say nothing
-        "McNemar p": ["" if row.mcnemar is None else f"{row.mcnemar:.2g}" for row in rows],
-        "unmatched": [str(row.unmatched or "") for row in rows],
-    }
-    optional = {name: cells for name, cells in optional.items() if any(cells)}
-    cells = (
+    exact = any(row.mcnemar is not None for row in rows)
+    cells = [
         (
-            *(row.task, row.shots, row.metric, f"{row.a:.3f}", f"{row.b:.3f}", f"{row.difference:+.3f} {_error(row)}"),
-            *(f"{row.p_value:.2g}", *(cells[place] for cells in optional.values()), row.count),
+            *(row.task, row.shots, row.metric, f"{row.a:.3f}", f"{row.b:.3f}", f"{row.difference:+.3f}", _error(row)),
+            *(f"{row.p_value:.2g}", *(["" if row.mcnemar is None else f"{row.mcnemar:.2g}"] if exact else [])),
+            row.count,
         )
-        for place, row in enumerate(rows)
-    )
-    header = ("task", "shots", "metric", "a", "b", "b - a", "p", *optional, "documents")
-    console.table(f"a: {names[0]}, b: {names[1]}", list(cells), header=header)
+        for row in rows
+    ]
+    header = ("task", "shots", "metric", "a", "b", "b - a", "±", "p", *(["McNemar"] if exact else []), "n")
+    console.table(f"a: {names[0]}, b: {names[1]}", cells, header=header)
+    if any(row.unmatched for row in rows):
+        most = max(row.unmatched for row in rows)
+        console.event(f"up to {most} documents of a task are in one result alone, and are left out")
 
 
 def _error(row: Row) -> str:
-    return "" if math.isnan(row.stderr) else f"± {row.stderr:.3f}"
+    return "" if math.isnan(row.stderr) else f"{row.stderr:.3f}"
 
 
 def _row(name: str, statistic: Statistic, a: list[Sample], b: list[Sample], *, unmatched: int) -> Row:

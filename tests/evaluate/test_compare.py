@@ -84,8 +84,9 @@ def test_only_what_both_have_is_compared() -> None:
     file = io.StringIO()
     show([row], Console(file, width=120), names=("model a", "model b"))
     assert file.getvalue().split("\n")[1].strip() == "a: model a, b: model b"
-    cells = ["task", "1", "f1", "0.500", "0.583", "+0.083", "±", f"{row.stderr:.3f}", f"{row.p_value:.2g}", "2", "3"]
+    cells = ["task", "1", "f1", "0.500", "0.583", "+0.083", f"{row.stderr:.3f}", f"{row.p_value:.2g}", "3"]
     assert cells in [line.split() for line in file.getvalue().splitlines()]
+    assert "up to 2 documents" in file.getvalue()
 
 
 def test_results_with_nothing_in_common_are_refused() -> None:
