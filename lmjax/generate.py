@@ -196,18 +196,19 @@ class Window:
     def of(cls, prompts: Sequence[Sequence[int]], context: int | None, wanted: int) -> "Window":
         longest = max(map(len, prompts))
         room = wanted if context is None else min(wanted, context - longest + 1)
-        T = max(16, _power(longest))
+        T = max(16, power_of_two(longest))
         T = T if context is None or context >= T else longest
         first_B = np.array([T - len(ids) for ids in prompts], np.int32)
         ids_BT = np.stack([np.pad(np.asarray(ids, np.int32), (T - len(ids), 0)) for ids in prompts])
-        return cls(ids_BT, first_B, room, T + max(CHUNK, _power(room)))
+        return cls(ids_BT, first_B, room, T + max(CHUNK, power_of_two(room)))
 
     def read(self, model: Any, params: Any) -> tuple[Array, Any]:
         """The logits behind the prompts, and the model's state there."""
         return _read(model, params, self.ids_BT, self.first_B, self.size)
 
 
-def _power(count: int) -> int:
+def power_of_two(count: int) -> int:
+    """The smallest that is not less: a few sizes of arrays serve all."""
     return 1 << max(0, count - 1).bit_length()
 
 

@@ -8,15 +8,16 @@ import tempfile
 from pathlib import Path
 
 # Tests compile the same small programs over and over, also in other processes: once each is enough.
-_COMPILED = tempfile.mkdtemp(prefix="lmjax-tests-")
-atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has the folder of the process that started it
+    _COMPILED = tempfile.mkdtemp(prefix="lmjax-tests-")
+    atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-import pytest  # noqa: E402
+import pytest
 
-from lmjax.config import (  # noqa: E402
+from lmjax.config import (
     BatchConfig,
     CheckpointConfig,
     Config,
@@ -28,6 +29,11 @@ from lmjax.config import (  # noqa: E402
 )
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "red", "barn", "while", "rain", "fell"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files with the longest tests first, so that several processes end together."""
+    items.sort(key=lambda item: item.path.name not in ("test_notebooks.py", "test_multiprocess.py"))
 
 
 @pytest.fixture(scope="session")

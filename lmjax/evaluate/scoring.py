@@ -20,7 +20,7 @@ from jax import Array
 
 from lmjax import parallel
 from lmjax.config import GPTConfig, UserError
-from lmjax.generate import LanguageModel
+from lmjax.generate import LanguageModel, power_of_two
 from lmjax.models import flops, incremental
 
 SHORTEST = 512  # requests up to so many places are laid out together: one compiled shape serves them
@@ -100,7 +100,7 @@ def score(
     mesh = parallel.local_mesh()
     params = jax.device_put(lm.params, parallel.replicated(mesh))
     config, least = lm.model.config, SHORTEST if share else ALONE
-    groups = [max(least, _power(len(read))) for read, _ in whole]
+    groups = [max(least, power_of_two(len(read))) for read, _ in whole]
     for group in sorted(set(groups)):
         chosen = [i for i in order if groups[i] == group]
         length, rows = _layout(chosen, whole, config) if share else (group, list(_rows(chosen, whole, group, False)))
@@ -128,10 +128,6 @@ def _sequence(request: Request, limit: int | None) -> tuple[tuple[int, ...], tup
     whole = request.context + request.continuation
     read = whole[-limit - 1 if limit else 0 :][:-1]
     return read, request.continuation[-len(read) :]
-
-
-def _power(count: int) -> int:
-    return 1 << (count - 1).bit_length()
 
 
 def _up(count: int) -> int:
