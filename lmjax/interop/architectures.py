@@ -97,6 +97,18 @@ def _activation(s: _Settings, name: str, default: str) -> Any:
     return _ACTIVATIONS[theirs]
 
 
+def _common(s: _Settings) -> dict[str, Any]:
+    """The sizes that all but GPT-2 call alike."""
+    return {
+        "layers": s.integer("num_hidden_layers"),
+        "width": s.integer("hidden_size"),
+        "heads": s.integer("num_attention_heads"),
+        "mlp_width": s.integer("intermediate_size"),
+        "context": s.integer("max_position_embeddings"),
+        "vocab_size": s.integer("vocab_size"),
+    }
+
+
 def _gpt2(s: _Settings) -> GPTConfig:
     s.must("scale_attn_weights", True, True)
     s.must("scale_attn_by_inverse_layer_idx", False, False)
@@ -123,14 +135,9 @@ def _llama(s: _Settings, family: str) -> GPTConfig:
     if bias != s.flag("mlp_bias", False):
         raise UserError("config.json: attention_bias and mlp_bias differ; lmjax has biases in all products or in none")
     config = GPTConfig(
-        layers=s.integer("num_hidden_layers"),
-        width=s.integer("hidden_size"),
-        heads=s.integer("num_attention_heads"),
+        **_common(s),
         key_heads=s.integer("num_key_value_heads", 0),
         head_dim=s.integer("head_dim", 128 if family == "qwen3" else 0),
-        mlp_width=s.integer("intermediate_size"),
-        context=s.integer("max_position_embeddings"),
-        vocab_size=s.integer("vocab_size"),
         norm="rmsnorm",
         norm_epsilon=s.number("rms_norm_eps", 1e-6),
         activation="swiglu",
@@ -160,12 +167,7 @@ def _gpt_neox(s: _Settings) -> GPTConfig:
     s.must("use_parallel_residual", False, True)
     s.must("attention_bias", True, True)
     return GPTConfig(
-        layers=s.integer("num_hidden_layers"),
-        width=s.integer("hidden_size"),
-        heads=s.integer("num_attention_heads"),
-        mlp_width=s.integer("intermediate_size"),
-        context=s.integer("max_position_embeddings"),
-        vocab_size=s.integer("vocab_size"),
+        **_common(s),
         norm_epsilon=s.number("layer_norm_eps", 1e-5),
         activation=_activation(s, "hidden_act", "gelu"),
         tied=s.flag("tie_word_embeddings", False),
@@ -204,12 +206,7 @@ def _bert(s: _Settings) -> BERTConfig:
     s.must("is_decoder", False, False)
     s.must("tie_word_embeddings", True, True)
     return BERTConfig(
-        layers=s.integer("num_hidden_layers"),
-        width=s.integer("hidden_size"),
-        heads=s.integer("num_attention_heads"),
-        mlp_width=s.integer("intermediate_size"),
-        context=s.integer("max_position_embeddings"),
-        vocab_size=s.integer("vocab_size"),
+        **_common(s),
         segments=s.integer("type_vocab_size", 2),
         activation=_activation(s, "hidden_act", "gelu"),
         norm_epsilon=s.number("layer_norm_eps", 1e-12),

@@ -2,8 +2,6 @@
 
 import dataclasses
 import importlib.util
-import itertools
-import json
 import struct
 import sys
 import tracemalloc
@@ -14,105 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gguf_files import CONTEXT, ODD, D, Format, G, H, K, L, M, entries, quants, small, tensors, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers import Tokenizer as Backend
 
 from lmjax.config import GPTConfig, UserError
-from lmjax.data.vocabularies import byte_of
 from lmjax.interop import gguf_file
 from lmjax.interop.gguf import load
 from lmjax.models.gpt import GPT, init_params
-
-gguf = pytest.importorskip("gguf")
-quants, Format = gguf.quants, gguf.GGMLQuantizationType
-
-L, D, H, G, K, M, CONTEXT = 2, 64, 4, 2, 32, 96, 24
-ODD = [
-    "In 1984, 12345 + 67.89 = 3rd half: ½ ²",
-    "don't  you're   WE'LL    he's\t\ttabs   ",
-    "a\n\nb\r\n \n  c;\n\n\n",
-    "🎉 naïve café 👩\u200d👩\u200d👧 e\u0301 漢字テスト \u00a0\u3000x",
-    "<|endoftext|> x=[1,2]; // __init__",
-    "",
-]
-
-
-# ---- Files to read ----------------------------------------------------------------------------------------------
-
-
-def entries(architecture: str) -> dict[str, Any]:
-    """The metadata of a small model with a vocabulary of bytes."""
-    epsilon = "layer_norm_epsilon" if architecture == "gpt2" else "layer_norm_rms_epsilon"
-    sizes = {"block_count": L, "embedding_length": D, "feed_forward_length": M, "context_length": CONTEXT}
-    heads = {"attention.head_count": H, f"attention.{epsilon}": 1e-5}
-    rope = {"attention.head_count_kv": G, "attention.key_length": K, "rope.freq_base": 500.0}
-    rope |= {"rope.dimension_count": K} if architecture == "llama" else {}
-    both = sizes | heads | ({} if architecture == "gpt2" else rope)
-    tokens = {"tokens": [*byte_of(), "<|endoftext|>"], "token_type": [1] * 256 + [3], "merges": ["a b"]}
-    tokens["tokens"].append("ab")
-    tokens["token_type"].append(1)
-    named = {"model": "gpt2", "pre": "gpt-2", "eos_token_id": 0} | tokens
-    return {f"{architecture}.{key}": value for key, value in both.items()} | {
-        f"tokenizer.ggml.{key}": value for key, value in named.items()
-    }
-
-
-def tensors(architecture: str, vocab: int = 258) -> dict[str, np.ndarray]:
-    """Every tensor of a small model in float32, large enough that every part matters; rows are features out."""
-    queries, keys = H * K, G * K
-    layer: dict[str, tuple[int, ...]] = {"attn_norm.weight": (D,), "ffn_norm.weight": (D,)}
-    outer: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocab, D), "output_norm.weight": (D,)}
-    if architecture == "gpt2":
-        dense = {"attn_qkv": (3 * D, D), "attn_output": (D, D), "ffn_up": (M, D), "ffn_down": (D, M)}
-        layer |= {f"{name}.bias": shape[:1] for name, shape in dense.items()}
-        layer |= {"attn_norm.bias": (D,), "ffn_norm.bias": (D,)}
-        outer |= {"output_norm.bias": (D,), "position_embd.weight": (CONTEXT, D)}
-    else:
-        dense = {"attn_q": (queries, D), "attn_k": (keys, D), "attn_v": (keys, D), "attn_output": (D, queries)}
-        dense |= {"ffn_gate": (M, D), "ffn_up": (M, D), "ffn_down": (D, M)}
-        outer |= {} if architecture == "qwen2" else {"output.weight": (vocab, D)}
-    if architecture == "qwen2":
-        layer |= {f"attn_{name}.bias": (queries if name == "q" else keys,) for name in "qkv"}
-    if architecture == "qwen3":
-        layer |= {"attn_q_norm.weight": (K,), "attn_k_norm.weight": (K,)}
-    layer |= {f"{name}.weight": shape for name, shape in dense.items()}
-    shapes = outer | {f"blk.{i}.{name}": shape for i in range(L) for name, shape in layer.items()}
-    rng = np.random.default_rng(0)
-    return {name: (0.3 * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
-
-
-def write(
-    path: Path, architecture: str, metadata: dict[str, Any], arrays: dict[str, Any], kinds: Any = Format.F32
-) -> Path:
-    """`kinds`: the format of matrices, by name or for all."""
-    writer = gguf.GGUFWriter(path, architecture)
-    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
-    for key, value in metadata.items():
-        (writer.add_bool if type(value) is bool else add[type(value)])(key, value)
-    for name, x in arrays.items():
-        kind = kinds.get(name, Format.F32) if isinstance(kinds, dict) else kinds
-        if x.ndim == 1 or kind == Format.F32:
-            writer.add_tensor(name, x)
-        else:
-            writer.add_tensor(name, quants.quantize(x, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def small(path: Path, architecture: str = "llama", kinds: Any = Format.F32, **changes: Any) -> Path:
-    """A file of a small model. `changes`: metadata (their last part after __) or tensors, None leaves one out."""
-    metadata, arrays = entries(architecture), tensors(architecture)
-    for key, value in changes.get("metadata", {}).items():
-        metadata = {k: v for k, v in metadata.items() if k != key} | ({} if value is None else {key: value})
-    for key, value in changes.get("arrays", {}).items():
-        arrays = {k: v for k, v in arrays.items() if k != key} | ({} if value is None else {key: value})
-    return write(path, architecture, metadata, arrays, kinds)
-
 
 # ---- Weights ----------------------------------------------------------------------------------------------------
 
@@ -218,95 +125,6 @@ def test_the_configuration_is_what_the_metadata_say(tmp_path: Path) -> None:
     linear = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     path = small(tmp_path / "linear.gguf", metadata=changes | linear, arrays={"output.weight": None})
     assert load(path, dtype="bfloat16").model.config == dataclasses.replace(expected, rope_scaling=(4.0,))
-
-
-# ---- Tokenizers -------------------------------------------------------------------------------------------------
-
-# The expressions in the tokenizer.json of Llama 3 and of Qwen2.
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-ORIGINALS: dict[str, list[Any]] = {
-    "gpt-2": [pre_tokenizers.ByteLevel(add_prefix_space=False)],
-    "smollm": [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)],
-    "llama-bpe": [
-        pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ],
-    "qwen2": [
-        pre_tokenizers.Split(Regex(LLAMA3.replace("{1,3}", "")), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ],
-}
-
-
-@pytest.mark.parametrize("name", ORIGINALS)
-def test_ids_are_those_of_the_original_tokenizer(name: str, tmp_path: Path) -> None:
-    original: Any = Backend(models.BPE())
-    original.pre_tokenizer, original.decoder = pre_tokenizers.Sequence(ORIGINALS[name]), decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    loose: Any = Backend(models.BPE())  # merges that only the right way to split keeps from being used
-    loose.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    special = ["<|endoftext|>", "<|begin|>", "<|turn|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=alphabet, special_tokens=special, show_progress=False, min_frequency=1
-    )
-    loose.train_from_iterator(ODD, trainer)
-    learned = json.loads(loose.to_str())["model"]
-    tokens = sorted(learned["vocab"], key=learned["vocab"].get)
-    original.model = models.BPE(
-        learned["vocab"], [tuple(pair) for pair in learned["merges"]], ignore_merges=name == "llama-bpe"
-    )
-    if name == "qwen2":
-        original.normalizer = normalizers.NFC()
-
-    described = {"tokens": tokens, "token_type": [3] * 3 + [1] * (len(tokens) - 3), "pre": name, "eot_token_id": 2}
-    described |= {"merges": [" ".join(pair) for pair in learned["merges"]], "add_bos_token": True, "bos_token_id": 1}
-    arrays = {"token_embd.weight": np.zeros((len(tokens), D), np.float32), "output.weight": None}
-    changes = {f"tokenizer.ggml.{key}": value for key, value in described.items()}
-    language = load(small(tmp_path / "model.gguf", metadata=changes, arrays=arrays))
-    for text in ODD:
-        ids = language.tokenizer.encode(text)
-        assert ids == original.encode(text).ids, text
-        assert language.tokenizer.decode(ids) == (original.normalizer.normalize_str(text) if name == "qwen2" else text)
-    assert (language.first, language.stops, language.tokenizer.end_of_text) == (1, (2,), 0)
-    assert language.tokenizer.special_ids == {0, 1, 2}
-
-
-def sentence_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[int]:
-    """SentencePiece's BPE as it is defined: join the best pair, the leftmost of equals, until there is none."""
-    pieces = list("\u2581" + text.replace(" ", "\u2581")) if text else []
-    while True:
-        joined = [left + right for left, right in itertools.pairwise(pieces)]
-        known = [i for i, piece in enumerate(joined) if piece in ids]
-        if not known:
-            break
-        best = max(known, key=lambda i: (scores[ids[joined[i]]], -i))
-        pieces[best : best + 2] = [joined[best]]
-    spelled = [[piece] if piece in ids else [f"<0x{byte:02X}>" for byte in piece.encode()] for piece in pieces]
-    return [ids[token] for piece in spelled for token in piece]
-
-
-def test_sentence_pieces_are_joined_by_their_scores(tmp_path: Path) -> None:
-    rng, blank = np.random.default_rng(0), "\u2581"
-    letters = [*"abé漢", blank]
-    longer = {"".join(rng.choice(letters, n)) for n in (2, 2, 2, 2, 3, 3, 3, 4, 4) for _ in range(6)}
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *sorted(longer), "[X]"]
-    types = [2, 3, 3] + [6] * 256 + [1] * (len(letters) + len(longer)) + [4]
-    scores = [0.0] * 259 + [-float(x) for x in rng.integers(1, 30, len(tokens) - 259)]
-    described = {"model": "llama", "tokens": tokens, "token_type": types, "scores": scores, "bos_token_id": 1}
-    changes = {f"tokenizer.ggml.{key}": value for key, value in (described | {"eos_token_id": 2}).items()}
-    arrays = {"token_embd.weight": np.zeros((len(tokens), D), np.float32), "output.weight": None}
-    language = load(small(tmp_path / "model.gguf", metadata=changes, arrays=arrays))
-    assert (language.first, language.stops, language.tokenizer.end_of_text) == (1, (), 2)
-    ids = {token: i for i, token in enumerate(tokens)}
-    for _ in range(100):
-        text = "".join(rng.choice([*"abé漢 q", "🎉", "\n"], rng.integers(0, 20)))
-        assert language.tokenizer.encode(text) == sentence_pieces(text, ids, scores), text
-        assert language.tokenizer.decode(language.tokenizer.encode(text)) == text
-    assert ids["[X]"] in language.tokenizer.encode("a[X]b")
-    assert ids["</s>"] not in language.tokenizer.encode("a</s>b")
 
 
 # ---- What is refused --------------------------------------------------------------------------------------------
