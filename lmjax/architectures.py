@@ -19,6 +19,8 @@ class GPTConfig:
     scan: one compiled block scanned over the layers (fast to compile) or unrolled.
     remat: what the backward pass recomputes: nothing, everything but matrix products, everything.
     dtype: of the matrix products; parameters, softmax and loss are always float32.
+    attention: `xla` writes the scores out, `blockwise` needs memory linear in the context, `cudnn` (GPU) and `splash`
+        (TPU) are kernels that do too; `auto` chooses by the devices and the context.
     """
 
     family: Literal["gpt"] = "gpt"
@@ -41,6 +43,7 @@ class GPTConfig:
     qk_norm: bool = False
     dropout: float = 0.0
     init_std: float = 0.02
+    attention: Literal["auto", "xla", "blockwise", "cudnn", "splash"] = "auto"
     scan: bool = True
     remat: Literal["none", "dots", "full"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"

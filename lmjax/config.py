@@ -27,11 +27,13 @@ class CausalConfig:
 
     z_loss: weight of log(Z)^2 (PaLM, section 5: 1e-4), which keeps the logits near normalised. penalty: weight of
     the squared norm of all matrices and embeddings (the regularised likelihood of Bengio et al. 2003, equation 1).
+    chunk: tokens whose logits exist at once (GPT; 0: all of a microbatch), so that a large vocabulary takes no memory.
     """
 
     family: Literal["causal"] = "causal"
     z_loss: float = 0.0
     penalty: float = 0.0
+    chunk: int = 0
 
 
 @dataclass(frozen=True)
@@ -255,14 +257,34 @@ class GuardConfig:
 
 
 @dataclass(frozen=True)
-class ParallelConfig:
-    """devices: how many share each microbatch (data parallel); 0 takes all that divide it.
+class MeshConfig:
+    """How many devices divide what; one of the sizes may be -1: all that are left.
 
+    data: the rows of a microbatch. fsdp: the rows, too, and what is kept: parameters, gradients, optimizer state.
+    tensor: heads, MLP features and vocabulary (GPT, BERT, encoder-decoder). sequence: the positions of a row (GPT).
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """The devices of a run. None of these keys changes what is learnt: --resume takes others without --allow-change.
+
+    mesh: as in `parallel.mesh.fsdp=8` or `parallel.mesh=(data=2, fsdp=4)`. Of one process, -1 takes as many devices as
+        divide the microbatch.
+    form: `mesh` compiles one program for all devices, `pmap` maps the update over those of one process (data only).
+    devices: how many are used; 0: all.
     distributed: join the other processes that a cluster (Slurm, Open MPI, Kubernetes, a TPU pod) has started; with
         JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment that happens anyhow.
     heartbeat_seconds: after so long without a sign of one process the others end, too.
     """
 
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    form: Literal["mesh", "pmap"] = "mesh"
     devices: int = 0
     distributed: bool = False
     heartbeat_seconds: int = 100

@@ -1,19 +1,20 @@
-"""Devices and processes: the mesh, how arrays lie on it, and how the processes of a run act as one.
-
-One axis so far: `data`. Parameters and optimizer state are replicated, the rows of each microbatch are divided.
+"""Devices and processes: the mesh, how batches lie on it, and how the processes of a run act as one.
 
 In a run of several processes each runs the same program on the same decisions; the *main* one (process 0) alone writes.
 """
 
+import dataclasses
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lmjax import axes
 from lmjax.config import ParallelConfig, UserError
 
 T = TypeVar("T")
@@ -85,22 +86,78 @@ def gathered(tree: Any) -> Any:
 # ---- Devices --------------------------------------------------------------------------------------------------------
 
 
-def make_mesh(config: ParallelConfig, *, microbatch: int) -> Mesh:
-    """A mesh of the devices that share each microbatch.
+def make_mesh(config: ParallelConfig, *, microbatch: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a run: axes `data`, `fsdp`, `sequence`, `tensor`, near devices along the last.
 
-    UserError: more devices asked for than there are, or a number that does not divide `microbatch` (sequences); of
-    several processes all devices must take part.
+    devices: default all of JAX's. Of several slices (TPU) the rows are divided first, so that only gradients cross from
+    one to the other. UserError: the sizes do not go into the devices, or `microbatch` (sequences) not among those that
+    divide the rows; of several processes all devices must take part.
     """
-    available = jax.device_count()
-    divisors = [n for n in range(1, available + 1) if microbatch % n == 0]
-    count = config.devices or (max(divisors) if alone() else available)
-    if count > available:
-        raise UserError(f"parallel.devices={count}, but JAX sees {available} device(s)")
-    if count < available and not alone():
-        raise UserError(f"parallel.devices={count}, but a run of several processes takes all {available} devices")
-    if microbatch % count:
-        raise UserError(f"batch.microbatch={microbatch} does not divide among parallel.devices={count}")
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count])
+    every = list(jax.devices() if devices is None else devices)
+    several = len({device.process_index for device in every}) > 1
+    if config.devices > len(every):
+        raise UserError(f"parallel.devices={config.devices}, but JAX sees {len(every)} device(s)")
+    sizes = _sizes(config, config.devices or len(every), microbatch=microbatch, whole=several or devices is not None)
+    count = math.prod(sizes.values())
+    if count < len(every) and several:
+        raise UserError(
+            f"parallel.mesh takes {count} device(s), but a run of several processes takes all {len(every)} devices"
+        )
+    rows = math.prod(sizes[axis] for axis in axes.ROWS)
+    if microbatch % rows:
+        raise UserError(
+            f"batch.microbatch={microbatch} does not divide among {rows} devices (parallel.mesh, data x fsdp); "
+            f"set batch.microbatch={-(-microbatch // rows) * rows}"
+        )
+    if config.form == "pmap" and (count != sizes["data"] or several):
+        raise UserError("parallel.form=pmap is data parallel, within one process; parallel.form=mesh does the rest")
+    names, shape = axes.MESH, tuple(sizes[axis] for axis in axes.MESH)
+    auto = (AxisType.Auto,) * len(names)
+    slices = len({getattr(device, "slice_index", 0) or 0 for device in every})
+    if slices == 1 or count < len(every):
+        return jax.make_mesh(shape, names, axis_types=auto, devices=every[:count])
+    return Mesh(_hybrid(sizes, slices, every), names, axis_types=auto)
+
+
+def _sizes(config: ParallelConfig, available: int, *, microbatch: int, whole: bool) -> dict[str, int]:
+    """The size of every axis; `whole`: a -1 takes all the devices that are left, whatever the microbatch."""
+    sizes = {axis: getattr(config.mesh, axis) for axis in axes.MESH}
+    written = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    left = [axis for axis, size in sizes.items() if size == -1]
+    if len(left) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(f"parallel.mesh=({written}): sizes are 1 or more, and one of them may be -1 (what is left)")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if fixed > available:
+        raise UserError(f"parallel.mesh=({written}) takes {fixed} devices, but there are {available}")
+    if left:
+        if available % fixed and (whole or config.devices):
+            raise UserError(f"parallel.mesh=({written}): {available} devices do not divide by {fixed}")
+        axis, most = left[0], available // fixed
+        if axis in axes.ROWS and not whole and not config.devices:
+            rows = math.prod(sizes[other] for other in axes.ROWS if other != axis)
+            most = max((n for n in range(1, most + 1) if microbatch % (n * rows) == 0), default=1)
+        sizes[axis] = most
+    elif config.devices not in (0, fixed):
+        raise UserError(f"parallel.mesh=({written}) takes {fixed} devices, but parallel.devices={config.devices}")
+    return sizes
+
+
+def _hybrid(sizes: dict[str, int], slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """The devices of several slices as a mesh: slices along the first axis of rows that they divide."""
+    across = next((axis for axis in axes.ROWS if sizes[axis] % slices == 0), None)
+    if across is None:
+        raise UserError(
+            f"parallel.mesh: data={sizes['data']} does not divide among {slices} slices; set it to {slices}"
+        )
+    within = [size // slices if axis == across else size for axis, size in sizes.items()]
+    return mesh_utils.create_hybrid_device_mesh(
+        within, [slices if axis == across else 1 for axis in sizes], devices, allow_split_physical_axes=True
+    )
+
+
+def describe(mesh: Mesh) -> str:
+    """Like `data=2, fsdp=4`."""
+    return ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
 
 
 def local_mesh() -> Mesh:
@@ -115,8 +172,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def rows(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
-    """The axis after `leading` others is divided over the devices."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * leading, "data"))
+    """The axis after `leading` others is divided over the devices that divide rows."""
+    return NamedSharding(
+        mesh, PartitionSpec(*[None] * leading, tuple(axis for axis in axes.ROWS if axis in mesh.shape))
+    )
+
+
+def own_rows(mesh: Mesh, count: int) -> slice:
+    """Which of the `count` rows of a microbatch this process has a device for; together, all of them and no gap."""
+    places = rows(mesh).addressable_devices_indices_map((count,)).values()
+    found = [index[0].indices(count) for index in places if index is not None]
+    return slice(min(start for start, _, _ in found), max(stop for _, stop, _ in found))
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
@@ -129,12 +195,60 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
     )
 
 
-def put_batch(arrays: dict[str, np.ndarray], mesh: Mesh, *, leading: int = 1) -> dict[str, jax.Array]:
-    """Host arrays (K, m, ...) onto the mesh, the m rows divided."""
-    return put(arrays, rows(mesh, leading=leading))
+def put_batch(
+    arrays: dict[str, np.ndarray], mesh: Mesh, *, leading: int = 1, own: slice | None = None, count: int = 0
+) -> dict[str, jax.Array]:
+    """Host arrays (K, m, ...) onto the mesh, the m rows divided.
+
+    own: the arrays have only these rows of the `count` that a microbatch has (`own_rows`).
+    """
+    sharding = rows(mesh, leading=leading)
+    if own is None or own == slice(0, count):
+        return put(arrays, sharding)
+
+    def place(array: np.ndarray) -> jax.Array:
+        shape = (*array.shape[:leading], count, *array.shape[leading + 1 :])
+
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[leading].indices(count)
+            return array[(*index[:leading], slice(start - own.start, stop - own.start), *index[leading + 1 :])]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {name: place(array) for name, array in arrays.items()}
 
 
 def votes(mesh: Mesh, number: int) -> jax.Array:
     """int32 (devices), each process's `number` at its devices: their maximum, taken by an update, is known to all."""
-    shape, sharding = (mesh.size,), rows(mesh)
-    return jax.make_array_from_callback(shape, sharding, lambda index: np.full(shape, number, np.int32)[index])
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.make_array_from_callback(
+        (mesh.size,), sharding, lambda index: np.full(mesh.size, number, np.int32)[index]
+    )
+
+
+def mapped(update: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`update(state, batch)`, mapped by `jax.pmap` over the devices of the mesh under the axis name `data`.
+
+    Each device has its share of the rows (axis 1) of the batch's `arrays` and of the state's `carry`; all else is the
+    same on all of them, before and after: the update has to add up over `data` what it sums over rows.
+    """
+    count = mesh.size
+
+    def cut(array: jax.Array) -> jax.Array:
+        return array.reshape(array.shape[0], count, -1, *array.shape[2:])
+
+    def join(array: jax.Array) -> jax.Array:
+        return array.reshape(array.shape[0], -1, *array.shape[3:])
+
+    def over_devices(state: Any, batch: dict[str, Any]) -> tuple[Any, Any]:
+        state = state.replace(carry=jax.tree.map(cut, state.carry))
+        batch = batch | {"arrays": jax.tree.map(cut, batch["arrays"])}
+        fields = {field.name: None for field in dataclasses.fields(state)}
+        of_state: Any = type(state)(**fields | {"carry": None if state.carry is None else 1})
+        of_batch = {name: 1 if name == "arrays" else None for name in batch}
+        devices = list(mesh.devices.flat)
+        each = jax.pmap(update, "data", in_axes=(of_state, of_batch), out_axes=(of_state, None), devices=devices)
+        state, metrics = each(state, batch)
+        return state.replace(carry=jax.tree.map(join, state.carry)), metrics
+
+    return over_devices

@@ -1,7 +1,8 @@
 """Where the parts are put together: a configuration becomes a run. What notebooks, tests and the doors call."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from lmjax import faults, machine, optim, parallel, typed
+from lmjax import axes, faults, machine, optim, parallel, typed
 from lmjax.config import ClassificationConfig, Config, DataConfig, InContextConfig, UserError
 from lmjax.data import records, tokenizer
 from lmjax.data.feed import prefetch
@@ -80,15 +81,30 @@ def resolve(config: Config, vocab_size: int) -> Config:
 def build(config: Config, store: Store) -> Run:
     """Puts the parts together. UserError: settings that do not fit each other, the data or the devices."""
     config = _with_labels(resolve(config, store.tokenizer.vocab_size), store)
+    return _put_together(config, store, choose.build(config, store))
+
+
+def without_data(config: Config, devices: Sequence[Any] | None = None) -> Run:
+    """A run of a resolved configuration that can be compiled (`abstract`, `update_function`), but reads nothing.
+
+    devices: default those of this process; others, for which a program may be compiled, need not be there.
+    """
+    nothing: Any = None
+    return _put_together(config, nothing, choose.without_data(config), devices)
+
+
+def _put_together(config: Config, store: Store, task: Task, devices: Sequence[Any] | None = None) -> Run:
     plan = _plan(config)
+    mesh = parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch, devices=devices)
+    families.check_mesh(config.model, mesh.shape)
     return Run(
         config=config,
         store=store,
-        task=choose.build(config, store),
+        task=task,
         optimizer=optim.optimizer(config.optimizer),
         plan=plan,
         rates=optim.learning_rates(config.schedule, plan),
-        mesh=parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch),
+        mesh=mesh,
     )
 
 
@@ -114,12 +130,11 @@ def init(run: Run) -> State:
 def abstract(run: Run) -> State:
     """The shapes, dtypes and shardings of the state: what restoring a checkpoint needs. Nothing is computed."""
     shapes = jax.eval_shape(partial(_initial, run.config, run.task, run.optimizer))
-
-    def placed(tree: Any, sharding: Any) -> Any:
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
-
-    state = placed(shapes, parallel.replicated(run.mesh))
-    return state.replace(carry=placed(shapes.carry, parallel.rows(run.mesh, leading=1)))
+    places = axes.shardings(shapes, shapes.params, mesh=run.mesh, table=families.logical_axes(run.config.model))
+    places = places.replace(carry=jax.tree.map(lambda _: parallel.rows(run.mesh, leading=1), shapes.carry))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
+    )
 
 
 def _initial(config: Config, task: Task, optimizer: optax.GradientTransformation) -> State:
@@ -142,16 +157,28 @@ def _plan(config: Config) -> optim.BatchPlan:
 
 
 def update_function(run: Run) -> Any:
-    """The pure update `(state, batch) -> (state, metrics)`, jitted, its state donated."""
+    """The pure update `(state, batch) -> (state, metrics)`, compiled for the mesh of the run, its state donated."""
+    config, mapped = run.config, run.config.parallel.form == "pmap"
 
     def loss(params: Any, microbatch: Any, rng: jax.Array, *carry: Any) -> tuple[Any, ...]:
-        found = run.task.loss(params, microbatch, rng=rng, carry=carry[0] if carry else None, train=True)
+        with nullcontext() if mapped else on_mesh(run):
+            found = run.task.loss(params, microbatch, rng=rng, carry=carry[0] if carry else None, train=True)
         return found if carry else found[:3]
 
-    update = steps.make_update(
-        loss, run.optimizer, guard=run.config.guard, ema=run.config.optimizer.ema, seed=run.config.seed
-    )
-    return jax.jit(update, donate_argnums=0)
+    def place(gradients: Any) -> Any:
+        return jax.lax.with_sharding_constraint(gradients, places.params) if several else gradients
+
+    several, places = run.mesh.size > 1 and not mapped, jax.tree.map(lambda leaf: leaf.sharding, abstract(run))
+    settings: Any = {"guard": config.guard, "ema": config.optimizer.ema, "seed": config.seed, "place": place}
+    update = steps.make_update(loss, run.optimizer, axis="data" if mapped else None, **settings)
+    if mapped:
+        update = parallel.mapped(update, run.mesh)
+    return jax.jit(update, donate_argnums=0, out_shardings=(places, None) if several else None)
+
+
+def on_mesh(run: Run) -> AbstractContextManager[None]:
+    """While a function of the model is traced: for the devices of the run."""
+    return axes.on(run.mesh, families.logical_axes(run.config.model))
 
 
 def check(config: Config) -> None:
@@ -160,7 +187,8 @@ def check(config: Config) -> None:
     plan = _plan(config)
     optim.learning_rates(config.schedule, plan)
     optim.optimizer(config.optimizer)
-    parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch)
+    mesh = parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch)
+    families.check_mesh(config.model, mesh.shape)
     emergence.load(config.evaluate.tasks, trained_in_context(config))
 
 
@@ -266,7 +294,12 @@ def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, 
     average of the parameters is used where the run keeps one. Interrupted: `stop` was requested on the way.
     """
     config, task = run.config, run.task
-    sums = jax.jit(task.measure)
+
+    @jax.jit
+    def sums(params: Any, rows: Any, carry: Any) -> Any:
+        with on_mesh(run):
+            return task.measure(params, rows, carry)
+
     in_context = _in_context(run)
 
     def evaluate(state: State, whole: bool) -> dict[str, float]:

@@ -95,10 +95,22 @@ def _replace(node: Any, path: list[str], value: str, key: str, root: Any = None)
         return dataclasses.replace(node, **{name: members[value]()})
     if len(path) > 1:
         return dataclasses.replace(node, **{name: _replace(child, path[1:], value, key, root)})
+    if is_dataclass(child) and value[:1] + value[-1:] == "()":  # (a=1, b=2)
+        return dataclasses.replace(node, **{name: _group(child, value, key, root)})
     if is_dataclass(child):
         inner = ", ".join(f"{key}.{item.name}" for item in fields(child))
         raise UserError(f"'{key}' is a group of keys; set one of {inner}")
     return dataclasses.replace(node, **{name: _parse(value, hints[name], key)})
+
+
+def _group(node: Any, text: str, key: str, root: Any) -> Any:
+    """A dataclass with the changes of `(a=1, b=2)`."""
+    for part in _split(text[1:-1]):
+        inner, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"{key}: '{part}' is not of the form key=value")
+        node = _replace(node, inner.strip().split("."), value.strip(), f"{key}.{inner.strip()}", root)
+    return node
 
 
 def _parse(text: str, hint: Any, key: str) -> Any:

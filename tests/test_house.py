@@ -21,6 +21,7 @@ ORDER = [
     "files",
     "pytrees",
     "machine",
+    "axes",
     "parallel",
     "console",
     "prompting",

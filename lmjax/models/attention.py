@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lmjax import axes
 from lmjax.models.flops import query_blocks
 from lmjax.models.layers import Dense, Norm, dropout, recomputed, rotate, rounded
 
+_HEADS = ("batch", "length", "heads", None)  # the axes of queries, keys and values
 Cache = dict[str, Array]  # a layer's "keys" and "values" (B, G, S, K)
 
 
@@ -250,14 +252,15 @@ class Attention(nn.Module):
             k_BSGK = self.key_norm(k_BSGK)
         if turn is not None:
             k_BSGK = recomputed(rotate)(k_BSGK, *turn)
-        return k_BSGK, self.value(x_BSD).reshape(shape)
+        v_BSGK = self.value(x_BSD).reshape(shape)
+        return axes.constrain(k_BSGK, *_HEADS), axes.constrain(v_BSGK, *_HEADS)
 
     def _queries(self, x_BTD: Array, turn: tuple[Array, Array] | None = None) -> Array:
         B, T, _ = x_BTD.shape
         q_BTHK = self.query(x_BTD).reshape(B, T, self.heads, self.head_dim)
         if self.norm_epsilon is not None:
             q_BTHK = self.query_norm(q_BTHK)
-        return q_BTHK if turn is None else recomputed(rotate)(q_BTHK, *turn)
+        return axes.constrain(q_BTHK if turn is None else recomputed(rotate)(q_BTHK, *turn), *_HEADS)
 
     @nn.compact
     def _output(self, mixed_BTHK: Array, width: int) -> Array:

@@ -29,19 +29,20 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lmjax import axes
 from lmjax.config import BERTConfig, MaskedConfig, UserError
 from lmjax.data import masking
 from lmjax.models import gpt
 from lmjax.models.attention import Attention
 from lmjax.models.gpt import stack as stack  # the layers stand as in GPT
 from lmjax.models.gpt import unstack as unstack
-from lmjax.models.layers import MLP, Dense, Embedding, Norm, activate, dropout, recomputed
+from lmjax.models.layers import MLP, Dense, Embedding, Norm, activate, dropout, recomputed, weight
 
 # As gpt.LOGICAL_AXES, which it holds.
 LOGICAL_AXES = gpt.LOGICAL_AXES | {
     "kind_embedding/embedding": ("kinds", "embed"),
-    "embedding_norm/scale": ("embed",),
-    "embedding_norm/bias": ("embed",),
+    "embedding_norm/scale": ("features",),
+    "embedding_norm/bias": ("features",),
     "pooler/kernel": ("embed", "pooled"),
     "pooler/bias": ("pooled",),
     "transform/kernel": ("embed", "transformed"),
@@ -92,7 +93,8 @@ class Block(nn.Module):
         y_BTD = attention(x_BTD, seen_BS=real_BT, key=weights_key)
         x_BTD = norm(name="attention_norm")(x_BTD + dropout(y_BTD, c.dropout, attention_key))
         y_BTD = MLP(c.mlp_width, c.activation, std, std, dtype=c.dtype, name="mlp")(x_BTD)
-        return norm(name="mlp_norm")(x_BTD + dropout(y_BTD, c.dropout, mlp_key)), None
+        x_BTD = norm(name="mlp_norm")(x_BTD + dropout(y_BTD, c.dropout, mlp_key))
+        return axes.constrain(x_BTD, "batch", "length", None), None
 
 
 class MaskedHead(nn.Module):
@@ -106,7 +108,8 @@ class MaskedHead(nn.Module):
         y_BPD = Dense(c.width, c.init_std, dtype=c.dtype, name="transform")(x_BPD)
         y_BPD = recomputed(partial(activate, kind=c.activation))(y_BPD)
         y_BPD = Norm("layernorm", c.norm_epsilon, name="norm")(y_BPD)
-        return tokens.logits(y_BPD) + self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+        logits_BPV = tokens.logits(y_BPD) + weight(self, "bias", nn.initializers.zeros, (c.vocab_size,))
+        return axes.constrain(logits_BPV, "batch", None, "vocab")
 
 
 class BERT(nn.Module):
@@ -175,6 +178,7 @@ class BERT(nn.Module):
         with jax.named_scope("embed"):
             x_BTD = self.token_embedding(inputs_BT) + self.kind_embedding(kinds_BT) + self.position_embedding.first(T)
             x_BTD = dropout(self.embedding_norm(x_BTD), c.dropout, embed_key)
+            x_BTD = axes.constrain(x_BTD, "batch", "length", None)
         keys = None if key is None else jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(c.layers))
         if c.scan:
             x_BTD, _ = self.blocks(x_BTD, keys, real_BT)
@@ -210,11 +214,6 @@ def _init_params(c: BERTConfig, seed: Array) -> dict[str, Any]:
 
     params = outer | {"blocks": jax.vmap(block)(jnp.arange(c.layers))}
     return params if c.scan else unstack(params)
-
-
-def logical_axes(params: Any) -> Any:
-    """As `gpt.logical_axes`, by this file's table."""
-    return gpt.logical_axes(params, LOGICAL_AXES)
 
 
 # ---- Closed forms -----------------------------------------------------------------------------------------------

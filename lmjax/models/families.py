@@ -4,12 +4,13 @@ Each family's file (`flops` for GPT) has `check`, `parameters`, `flops_per_token
 configuration; what does not depend on the family stands here.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from flax import linen as nn
 
-from lmjax.config import GPTConfig, ModelConfig, NNLMConfig, OptimizerConfig, RNNConfig
+from lmjax.config import GPTConfig, ModelConfig, NNLMConfig, OptimizerConfig, RNNConfig, UserError
 from lmjax.models import flops
 
 
@@ -46,6 +47,38 @@ def build(config: ModelConfig) -> nn.Module:
 def forms(config: ModelConfig) -> Any:
     """The module with the closed forms of a family."""
     return _family(config)[1]
+
+
+def logical_axes(config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
+    """The names of the axes of every parameter, also of a classifier (`lmjax.axes`)."""
+    from lmjax.models import gpt
+
+    module, file = _family(config)
+    table = gpt.LOGICAL_AXES if module is gpt.GPT else file.LOGICAL_AXES
+    return {**table, "classifier/kernel": ("embed", "classes"), "classifier/bias": ("classes",)}
+
+
+def check_mesh(config: ModelConfig, sizes: Mapping[str, int]) -> None:
+    """UserError: a size of the model does not divide among the devices of an axis of the mesh (`axes.MESH`)."""
+    c: Any = forms(config).resolve(config) if hasattr(forms(config), "resolve") else config
+    able = {"gpt": ("tensor", "sequence"), "bert": ("tensor",), "transformer": ("tensor",)}.get(config.family, ())
+    for axis in ("tensor", "sequence"):
+        if sizes.get(axis, 1) > 1 and axis not in able:
+            raise UserError(f"parallel.mesh.{axis}={sizes[axis]}: model.family={config.family} cannot be divided so")
+    keys = {
+        "fsdp": ("width", "hidden") if config.family == "nnlm" else ("width",),
+        "tensor": ("heads", "key_heads", "mlp_width", "vocab_size"),
+        "sequence": ("context",),
+    }
+    for axis, names in keys.items():
+        count = sizes.get(axis, 1)
+        for name in names:
+            size = getattr(c, name, 0)
+            if size % count:
+                raise UserError(
+                    f"model.{name}={size} does not divide among parallel.mesh.{axis}={count}; "
+                    f"{-(-size // count) * count} would"
+                )
 
 
 def check(config: ModelConfig) -> None:

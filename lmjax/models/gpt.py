@@ -24,7 +24,6 @@ The spread and the scaling by depth are GPT-2's (section 2.3). Biases exist with
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -33,13 +32,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from lmjax import axes
 from lmjax.config import GPTConfig, UserError
 from lmjax.models.attention import Attention, Cache, Place
 from lmjax.models.flops import check as check  # the check of a configuration, which must not wait for JAX
 from lmjax.models.flops import resolve
-from lmjax.models.layers import MLP, Dense, Embedding, Norm, dropout, rotation
+from lmjax.models.layers import MLP, Dense, Embedding, Norm, dropout, product, rotation
 
-# Leaf by "parent/leaf" -> a name for each axis, from which a sharding follows; stacked leaves have "layers" in front.
+# Leaf by "parent/leaf" -> a name for each axis, from which its place on a mesh follows (`lmjax.axes`). "features" are
+# those of a vector: vectors are small, and whole everywhere.
 LOGICAL_AXES = {
     "token_embedding/embedding": ("vocab", "embed"),
     "position_embedding/embedding": ("positions", "embed"),
@@ -54,18 +55,18 @@ LOGICAL_AXES = {
     "query/bias": ("heads",),
     "key/bias": ("heads",),
     "value/bias": ("heads",),
-    "output/bias": ("embed",),
+    "output/bias": ("features",),
     "up/bias": ("mlp",),
     "gate/bias": ("mlp",),
-    "down/bias": ("embed",),
+    "down/bias": ("features",),
     "query_norm/scale": ("head_dim",),
     "key_norm/scale": ("head_dim",),
-    "attention_norm/scale": ("embed",),
-    "attention_norm/bias": ("embed",),
-    "mlp_norm/scale": ("embed",),
-    "mlp_norm/bias": ("embed",),
-    "final_norm/scale": ("embed",),
-    "final_norm/bias": ("embed",),
+    "attention_norm/scale": ("features",),
+    "attention_norm/bias": ("features",),
+    "mlp_norm/scale": ("features",),
+    "mlp_norm/bias": ("features",),
+    "final_norm/scale": ("features",),
+    "final_norm/bias": ("features",),
 }
 
 
@@ -110,10 +111,10 @@ class Block(nn.Module):
             y_BTD = attention(y_BTD, turn=turn, segments_BT=segments_BT, ends_BS=ends_BT, key=weights_key)
         else:
             y_BTD, cache = attention.extend(y_BTD, cache, place, turn=turn)
-        x_BTD = x_BTD + dropout(y_BTD, c.dropout, attention_key)
+        x_BTD = axes.constrain(x_BTD + dropout(y_BTD, c.dropout, attention_key), "batch", "length", None)
         y_BTD = norm(name="mlp_norm")(x_BTD)
         y_BTD = MLP(c.mlp_width, c.activation, std, output_std, c.bias, c.dtype, name="mlp")(y_BTD)
-        return x_BTD + dropout(y_BTD, c.dropout, mlp_key), cache
+        return axes.constrain(x_BTD + dropout(y_BTD, c.dropout, mlp_key), "batch", "length", None), cache
 
 
 class GPT(nn.Module):
@@ -161,7 +162,7 @@ class GPT(nn.Module):
             else:
                 positions_BT = jnp.arange(T)[None] if positions_BT is None else positions_BT
                 turn = rotation(positions_BT, c.head_dim, c.rope_theta, x_BTD.dtype, c.rope_scaling)
-            x_BTD = dropout(x_BTD, c.dropout, embed_key)
+            x_BTD = axes.constrain(dropout(x_BTD, c.dropout, embed_key), "batch", "length", None)
         layers = None if cache is None else cache["layers"]
         x_BTD, layers = self._blocks(c, x_BTD, (key, layers), turn, (segments_BT, ends_BT), place)
         if places_BN is not None:
@@ -171,7 +172,7 @@ class GPT(nn.Module):
             return x_BTD
         with jax.named_scope("logits"):
             output = tokens.logits if c.tied else Dense(c.vocab_size, c.init_std, False, c.dtype, name="head")
-            logits_BTV = output(x_BTD)
+            logits_BTV = axes.constrain(output(x_BTD), "batch", "length", "vocab")
         return logits_BTV if cache is None else (logits_BTV, cache | {"layers": layers, "slot": cache["slot"] + T})
 
     @nn.nowrap
@@ -285,11 +286,7 @@ def unstack(params: dict[str, Any]) -> dict[str, Any]:
     return {name: leaf for name, leaf in params.items() if name != "blocks"} | unrolled
 
 
-def logical_axes(params: Any, table: Mapping[str, tuple[str, ...]] = LOGICAL_AXES) -> Any:
-    """For each leaf the tuple of its axes' names, by the table; of the same structure as `params`."""
-
-    def axes(path: tuple[Any, ...], _: Any) -> tuple[str, ...]:
-        names = [part.key for part in path]
-        return ("layers",) * ("blocks" in names) + table["/".join(names[-2:])]
-
-    return jax.tree_util.tree_map_with_path(axes, params)
+def logits(config: GPTConfig, params: Any, x_ND: Array) -> Array:
+    """The logits (N, V), float32, of features (N, D) as the model gives them without its head."""
+    name, leaf, axis = ("token_embedding", "embedding", 1) if config.tied else ("head", "kernel", 0)
+    return product(x_ND, params[name][leaf], axis, config.dtype, axes.held(name, leaf))

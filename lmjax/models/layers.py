@@ -16,6 +16,8 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from lmjax import axes
+
 # ---- Products ---------------------------------------------------------------------------------------------------
 
 
@@ -24,32 +26,37 @@ def rounded(x: Array, dtype: str) -> Array:
     return x.astype(jnp.bfloat16) if dtype == "bfloat16" else x
 
 
-def product(x: Array, w: Array, axis: int = 0, dtype: str = "float32") -> Array:
+def product(x: Array, w: Array, axis: int = 0, dtype: str = "float32", where: axes.Held | None = None) -> Array:
     """x (..., D) times w, which is (D, F) with `axis` 0 or (F, D) with `axis` 1 -> (..., F), in the dtype of `x`.
 
+    where: the devices that keep w, and those that compute with it; it is gathered rounded, in each pass anew.
     Its gradients round their inputs and add up as it does itself. The weight gradient contracts the rows directly:
     XLA's own transpose rule would copy both factors on CPU, a quarter of a small model's time.
     """
-    return _product(x, w, axis, dtype)
+    return _product(x, w, axis, dtype, where)
 
 
-def _product_forward(x: Array, w: Array, axis: int, dtype: str) -> tuple[Array, tuple[Array, Array]]:
-    x_saved, w_saved = rounded(x, dtype), rounded(w, dtype)
-    return _dot(x_saved, w_saved, (x.ndim - 1,), (axis,), x.dtype), (x_saved, w_saved)
+def _product_forward(
+    x: Array, w: Array, axis: int, dtype: str, where: axes.Held | None
+) -> tuple[Array, tuple[Array, Array]]:
+    x_saved, w_saved = rounded(x, dtype), axes.stored(rounded(w, dtype), where)
+    return _dot(x_saved, axes.gathered(w_saved, where), (x.ndim - 1,), (axis,), x.dtype), (x_saved, w_saved)
 
 
-def _product_backward(axis: int, dtype: str, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _product_backward(
+    axis: int, dtype: str, where: axes.Held | None, saved: tuple[Array, Array], g: Array
+) -> tuple[Array, Array]:
     x, w = saved
     g_rounded, rows, last = rounded(g, dtype), tuple(range(g.ndim - 1)), g.ndim - 1
-    dx = _dot(g_rounded, w, (last,), (1 - axis,), g.dtype)
+    dx = _dot(g_rounded, axes.gathered(w, where), (last,), (1 - axis,), g.dtype)
     left, right = (x, g_rounded) if axis == 0 else (g_rounded, x)
     if left.dtype == jnp.bfloat16:  # whose fast kernel on CPU wants the contracted axes last
         columns = row_major(jnp.moveaxis(left, -1, 0))
-        return dx, _dot(columns, right, tuple(range(1, g.ndim)), rows, g.dtype)
-    return dx, _dot(left, right, rows, rows, g.dtype)
+        return dx, axes.stored(_dot(columns, right, tuple(range(1, g.ndim)), rows, g.dtype), where)
+    return dx, axes.stored(_dot(left, right, rows, rows, g.dtype), where)
 
 
-_product = jax.custom_vjp(lambda *args: _product_forward(*args)[0], nondiff_argnums=(2, 3))
+_product = jax.custom_vjp(lambda *args: _product_forward(*args)[0], nondiff_argnums=(2, 3, 4))
 _product.defvjp(_product_forward, _product_backward)
 
 
@@ -68,6 +75,11 @@ def row_major(x: Array) -> Array:
     return lax.platform_dependent(x, cpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x)
 
 
+def weight(module: nn.Module, name: str, start: Any, shape: tuple[int, ...]) -> Array:
+    """A parameter of a module, as it is computed with."""
+    return axes.gathered(module.param(name, start, shape), axes.held(module.name, name))
+
+
 class Dense(nn.Module):
     """x W + b over the last axis; b starts at zero.
 
@@ -83,8 +95,8 @@ class Dense(nn.Module):
     def __call__(self, x: Array) -> Array:
         start = nn.initializers.glorot_uniform() if self.std is None else nn.initializers.normal(self.std)
         kernel_DF = self.param("kernel", start, (x.shape[-1], self.features))
-        y = product(x, kernel_DF, 0, self.dtype)
-        return y + self.param("bias", nn.initializers.zeros, (self.features,)) if self.bias else y
+        y = product(x, kernel_DF, 0, self.dtype, axes.held(self.name, "kernel"))
+        return y + weight(self, "bias", nn.initializers.zeros, (self.features,)) if self.bias else y
 
 
 # ---- Elementwise functions --------------------------------------------------------------------------------------
@@ -102,10 +114,10 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        scale = weight(self, "scale", nn.initializers.ones, x.shape[-1:])
         if self.kind == "rmsnorm":
             return recomputed(_rms_norm)(x, scale, self.epsilon)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]) if self.bias else None
+        bias = weight(self, "bias", nn.initializers.zeros, x.shape[-1:]) if self.bias else None
         return recomputed(_layer_norm)(x, scale, bias, self.epsilon)
 
 
@@ -158,15 +170,18 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: Array) -> Array:
         """The rows (..., D) of integer ids (...)."""
-        return _wide(jnp.take(self.embedding, ids, axis=0, mode="fill"))
+        return _wide(jnp.take(self._whole(), ids, axis=0, mode="fill"))
 
     def first(self, count: int) -> Array:
         """The first rows (count, D), without a look-up."""
-        return _wide(self.embedding[:count])
+        return _wide(self._whole()[:count])
 
     def logits(self, x: Array) -> Array:
         """The tied output layer (Press and Wolf 2017): x (..., D) times the table -> (..., V)."""
-        return product(x, self.embedding, 1, self.dtype)
+        return product(x, self.embedding, 1, self.dtype, axes.held(self.name, "embedding"))
+
+    def _whole(self) -> Array:
+        return axes.gathered(self.embedding, axes.held(self.name, "embedding"))
 
 
 def _wide(x: Array) -> Array:
@@ -234,9 +249,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
         dense = partial(Dense, bias=self.bias, dtype=self.dtype)
-        up_BTM = dense(self.width, self.std, name="up")(x_BTD)
+        up_BTM = axes.constrain(dense(self.width, self.std, name="up")(x_BTD), "batch", "length", "mlp")
         if self.activation == "swiglu":
-            hidden_BTM = recomputed(swiglu)(up_BTM, dense(self.width, self.std, name="gate")(x_BTD))
+            gate_BTM = axes.constrain(dense(self.width, self.std, name="gate")(x_BTD), "batch", "length", "mlp")
+            hidden_BTM = recomputed(swiglu)(up_BTM, gate_BTM)
         else:
             hidden_BTM = recomputed(partial(activate, kind=self.activation))(up_BTM)
         return dense(x_BTD.shape[-1], self.output_std, name="down")(hidden_BTM)

@@ -19,6 +19,17 @@ from jax import Array
 from lmjax.config import NNLMConfig, UserError
 from lmjax.models.layers import Dense, Embedding, dropout
 
+# As gpt.LOGICAL_AXES.
+LOGICAL_AXES = {
+    "token_embedding/embedding": ("rows", "embed"),
+    "hidden/kernel": ("embed", "features"),
+    "hidden/bias": ("features",),
+    "direct/kernel": ("embed", "rows"),
+    "direct/bias": ("rows",),
+    "head/kernel": ("embed", "rows"),
+    "head/bias": ("rows",),
+}
+
 # ---- The model --------------------------------------------------------------------------------------------------
 
 

@@ -27,10 +27,21 @@ from flax import linen as nn
 from jax import Array, lax
 
 from lmjax.config import RNNConfig, UserError
-from lmjax.models.layers import Dense, Embedding, dropout, product
+from lmjax.models.layers import Dense, Embedding, dropout, product, weight
 
 Carry = dict[str, Array]  # the state: "h", and "c" of an LSTM
 GATES = {"tanh": 1, "lstm": 4, "gru": 3}
+
+# As gpt.LOGICAL_AXES.
+LOGICAL_AXES = {
+    "token_embedding/embedding": ("rows", "embed"),
+    "input/kernel": ("embed", "gates"),
+    "recurrent/kernel": ("embed", "gates"),
+    "recurrent/bias": ("features",),
+    "bias": ("gates",),
+    "head/kernel": ("embed", "rows"),
+    "head/bias": ("rows",),
+}
 
 # ---- The cells --------------------------------------------------------------------------------------------------
 
@@ -144,10 +155,10 @@ class Recurrence(nn.Module):
         self, a_TBG: Array, carry: Carry, keep_TB: Array | None, nudge_TBH: Array | None
     ) -> tuple[Array, Carry]:
         H, G = carry["h"].shape[-1], a_TBG.shape[-1]
-        kernel_HG = self.param("kernel", _orthogonal_gates, (H, G))
+        kernel_HG = weight(self, "kernel", _orthogonal_gates, (H, G))
         bias_G = None
         if self.cell == "gru":
-            bias_G = jnp.pad(self.param("bias", nn.initializers.zeros, (H,)), (G - H, 0))
+            bias_G = jnp.pad(weight(self, "bias", nn.initializers.zeros, (H,)), (G - H, 0))
         if nudge_TBH is None:
             return recur(self.cell, self.dtype, a_TBG, kernel_HG, bias_G, carry, keep_TB)
         return unrolled(self.cell, a_TBG, kernel_HG, bias_G, carry, keep_TB, nudge_TBH)[:2]
@@ -171,7 +182,7 @@ class Layer(nn.Module):
         c = self.config
         G = GATES[c.cell] * c.width
         a_TBG = Dense(G, c.width**-0.5, bias=False, dtype=c.dtype, name="input")(x_TBH)
-        a_TBG += self.param("bias", self._first_bias, (G,))
+        a_TBG += weight(self, "bias", self._first_bias, (G,))
         return Recurrence(c.cell, c.dtype, name="recurrent")(a_TBG, carry, keep_TB, nudge_TBH)
 
     def _first_bias(self, _: Array, shape: tuple[int]) -> Array:

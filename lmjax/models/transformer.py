@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from lmjax import axes
 from lmjax.config import TransformerConfig, UserError
 from lmjax.models import gpt
 from lmjax.models.attention import Attention
@@ -39,12 +40,12 @@ from lmjax.models.layers import MLP, Dense, Embedding, Norm, dropout, sinusoids
 LOGICAL_AXES = gpt.LOGICAL_AXES | {
     "source_embedding/embedding": ("vocab", "embed"),
     "target_embedding/embedding": ("vocab", "embed"),
-    "cross_norm/scale": ("embed",),
-    "cross_norm/bias": ("embed",),
-    "encoder_norm/scale": ("embed",),
-    "encoder_norm/bias": ("embed",),
-    "decoder_norm/scale": ("embed",),
-    "decoder_norm/bias": ("embed",),
+    "cross_norm/scale": ("features",),
+    "cross_norm/bias": ("features",),
+    "encoder_norm/scale": ("features",),
+    "encoder_norm/bias": ("features",),
+    "decoder_norm/scale": ("features",),
+    "decoder_norm/bias": ("features",),
 }
 
 
@@ -108,7 +109,7 @@ class Block(nn.Module):
 
     @nn.nowrap
     def _after(self, norm: Norm, x_BTD: Array, y_BTD: Array, key: Array | None = None) -> Array:
-        x_BTD = x_BTD + dropout(y_BTD, self.config.dropout, key)
+        x_BTD = axes.constrain(x_BTD + dropout(y_BTD, self.config.dropout, key), "batch", "length", None)
         return x_BTD if self.config.norm_first else norm(x_BTD)
 
 
@@ -191,6 +192,7 @@ class Transformer(nn.Module):
         c = self.config
         with jax.named_scope("embed"):
             x_BTD = table(ids_BT) * math.sqrt(c.width) + sinusoids(ids_BT.shape[1], c.width)
+            x_BTD = axes.constrain(x_BTD, "batch", "length", None)
             if not (train and c.dropout):
                 return x_BTD, [None] * c.layers
             key, *keys = jax.random.split(self.make_rng("dropout"), c.layers + 1)
@@ -199,7 +201,8 @@ class Transformer(nn.Module):
     def _logits(self, x_BTD: Array) -> Array:
         with jax.named_scope("logits"):
             x_BTD = self.decoder_norm(x_BTD) if self.config.norm_first else x_BTD
-            return self.token_embedding.logits(x_BTD) if self.config.shared else self.head(x_BTD)
+            logits_BTV = self.token_embedding.logits(x_BTD) if self.config.shared else self.head(x_BTD)
+            return axes.constrain(logits_BTV, "batch", "length", "vocab")
 
     @nn.nowrap
     def _tables(self) -> tuple[Embedding, Embedding]:

@@ -20,7 +20,14 @@ Update = Callable[[State, dict[str, Any]], tuple[State, dict[str, Array]]]
 
 
 def make_update(
-    loss: Loss, optimizer: optax.GradientTransformation, *, guard: GuardConfig, ema: float = 0.0, seed: int
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    guard: GuardConfig,
+    ema: float = 0.0,
+    seed: int,
+    place: Callable[[Any], Any] = lambda gradients: gradients,
+    axis: str | None = None,
 ) -> Update:
     """The function `update(state, batch) -> (state, metrics)`, to be jitted with `donate_argnums=0`.
 
@@ -36,6 +43,10 @@ def make_update(
     The gradient is that of (sum of loss sums) / (sum of weight sums), so that splitting a batch otherwise
     changes nothing but rounding. Random keys come from (seed, update, microbatch).
 
+    place: lays out the gradients, which are shaped like the parameters, on the devices that keep these. axis: the name
+    under which the update is mapped over devices (`pmap`), each with a share of the rows: sums are taken over it, and
+    the random keys are each device's own.
+
     votes: optional, int32 (N); the metric `vote` is their maximum, by which processes agree.
 
     metrics, scalars: `loss` and every further sum, divided by the weight; `weight`; `grad_norm` before
@@ -46,8 +57,11 @@ def make_update(
 
     def update(state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.update)
+        if axis is not None:
+            key = jax.random.fold_in(key, lax.axis_index(axis))
         with jax.named_scope("gradients"):
-            (gradients, (loss_sum, weight, sums)), carry = _accumulate(loss, state.params, batch, key, state.carry)
+            found, carry = _accumulate(loss, state.params, batch, key, state.carry, place)
+            gradients, (loss_sum, weight, sums) = found if axis is None else lax.psum(found, axis)
             scale = 1 / jnp.where(weight > 0, weight, 1)
             gradients = jax.tree.map(lambda g: g * scale, gradients)
             norm = optax.tree.norm(gradients)
@@ -93,7 +107,7 @@ def make_update(
 
 
 def _accumulate(
-    loss: Loss, params: Any, batch: dict[str, Any], key: Array, carry: Any
+    loss: Loss, params: Any, batch: dict[str, Any], key: Array, carry: Any, place: Callable[[Any], Any]
 ) -> tuple[tuple[Any, tuple[Array, Array, dict[str, Array]]], Any]:
     """Over the first k microbatches: (gradient of the loss sum, (loss sum, weight sum, further sums)); the carry."""
 
@@ -107,7 +121,7 @@ def _accumulate(
         gradients, (sums, after) = jax.grad(objective, has_aux=True)(params)
         if carry is not None:
             carry = jax.tree.map(lambda leaf, new: leaf.at[i].set(new), carry, after[0])
-        return (gradients, sums), carry
+        return (place(gradients), sums), carry
 
     def add(i: Any, so_far: Any) -> Any:
         total, carry = so_far
@@ -117,5 +131,5 @@ def _accumulate(
     most = len(next(iter(batch["arrays"].values())))
     if most == 1:
         return one(0, carry)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, 0, carry)[0])
-    return lax.fori_loop(0, batch["microbatches"], add, (zeros, carry))
+    gradients, sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, 0, carry)[0])
+    return lax.fori_loop(0, batch["microbatches"], add, ((place(gradients), sums), carry))

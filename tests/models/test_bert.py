@@ -14,7 +14,7 @@ from lmjax import pytrees
 from lmjax.config import BERTConfig, UserError
 from lmjax.interop.layouts import from_transformers
 from lmjax.models import bert
-from lmjax.models.bert import BERT, init_params, logical_axes, stack, unstack
+from lmjax.models.bert import BERT, LOGICAL_AXES, init_params, stack, unstack
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = BERTConfig(layers=2, width=24, heads=4, mlp_width=40, context=12, vocab_size=31, dropout=0.0)
@@ -229,8 +229,8 @@ def test_initial_parameters_follow_their_table_and_the_seed():
     assert pytrees.leaf_names(unstack(params)) == pytrees.leaf_names(jax.eval_shape(lambda: init_params(flat, 0)))
     other = init_params(BERT(config), 1)
     assert (other["pooler"]["kernel"] != params["pooler"]["kernel"]).all()
-    axes = jax.tree.leaves(logical_axes(params), is_leaf=lambda x: isinstance(x, tuple))
-    assert [len(names) for names in axes] == [leaf.ndim for leaf in jax.tree.leaves(params)]
+    for name, leaf in zip(pytrees.leaf_names(params), jax.tree.leaves(params), strict=True):
+        assert len(LOGICAL_AXES["/".join(name.split("/")[-2:])]) + name.startswith("blocks/") == leaf.ndim, name
 
 
 def test_without_next_sentence_there_is_no_such_head():

@@ -13,7 +13,7 @@ from gpt_reference import forward
 
 from lmjax import objectives, pytrees
 from lmjax.config import CausalConfig, GPTConfig, UserError
-from lmjax.models.gpt import GPT, init_params, logical_axes, stack, unstack
+from lmjax.models.gpt import GPT, LOGICAL_AXES, init_params, stack, unstack
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = GPTConfig(layers=2, width=24, heads=4, context=12, vocab_size=31)
@@ -323,9 +323,8 @@ def test_stack_keeps_layers_in_order_beyond_ten():
 @over_options
 def test_every_leaf_has_logical_axes(config):
     params = jax.eval_shape(lambda: init_params(GPT(config), 0))
-    axes = jax.tree.leaves(logical_axes(params), is_leaf=lambda x: isinstance(x, tuple))
-    assert [len(names) for names in axes] == [leaf.ndim for leaf in jax.tree.leaves(params)]
-    assert all(names[0] == "layers" for names in axes if "layers" in names)
+    for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
+        assert len(LOGICAL_AXES["/".join(name.split("/")[-2:])]) + name.startswith("blocks/") == leaf.ndim, name
 
 
 # ---- The rest ---------------------------------------------------------------------------------------------------
