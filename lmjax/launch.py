@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from lmjax import __version__, faults, machine, parallel, plan, report, transfer, typed
+from lmjax import __version__, faults, machine, measure, parallel, plan, report, transfer, typed
 from lmjax import run as runs
 from lmjax.autopsy import report as autopsy
 from lmjax.config import ClassificationConfig, Config, DataConfig, TrackConfig, UserError
@@ -327,7 +327,7 @@ def _parts(
             step=runs.update_function(run),
             batches=partial(runs.batches, run),
             samples=partial(runs.sample_ranges, run),
-            evaluate=runs.evaluator(run, stop=stop),
+            evaluate=measure.evaluator(run, stop=stop),
             autopsy=partial(autopsy.write, run, run_dir),
             conclude=partial(autopsy.conclude, run_dir),
             machine=machine_of(versions(run)),

@@ -1,7 +1,7 @@
 """Where the parts are put together: a configuration becomes a run. What notebooks, tests and the doors call."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,6 @@ from lmjax.data.order import Order, Ranges, to_ranges
 from lmjax.data.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.evaluate import emergence
-from lmjax.generate import LanguageModel
 from lmjax.models import families
 from lmjax.tasks import choose
 from lmjax.tasks.task import Task
@@ -30,12 +29,7 @@ from lmjax.train import state as states
 from lmjax.train import step as steps
 from lmjax.train.history import History
 from lmjax.train.parts import Fed
-from lmjax.train.signals import StopRequest
 from lmjax.train.state import State
-
-
-class Interrupted(RuntimeError):
-    """A signal asked the run to stop."""
 
 
 @dataclass(frozen=True)
@@ -284,54 +278,7 @@ def _microbatches(array: np.ndarray, rows: int, most: int) -> np.ndarray:
     return result
 
 
-# ---- Measuring ------------------------------------------------------------------------------------------------------
-
-
-def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, bool], dict[str, float]]:
-    """A function (state, whole) -> the task's scores on the validation split: `val_loss`, and what it adds.
-
-    It reads the whole split, or the first `train.evaluate_batches` (`final_batches`, with `whole`) microbatches. The
-    average of the parameters is used where the run keeps one. Interrupted: `stop` was requested on the way.
-    """
-    config, task = run.config, run.task
-
-    @jax.jit
-    def sums(params: Any, rows: Any, carry: Any) -> Any:
-        with on_mesh(run):
-            return task.measure(params, rows, carry)
-
-    in_context = _in_context(run)
-
-    def evaluate(state: State, whole: bool) -> dict[str, float]:
-        params, most = averaged(state), config.train.final_batches if whole else config.train.evaluate_batches
-        found, carry = [], task.begin((config.batch.microbatch,))
-        for number, rows in enumerate(task.validation()):
-            faults.reach("evaluate.batch")
-            if number == most > 0:
-                break
-            if stop is not None and stop.name and parallel.alone():  # else the others would wait for this one
-                raise Interrupted("the evaluation was interrupted by a signal")
-            some, carry = sums(params, parallel.put_batch(rows, run.mesh, leading=0), carry)
-            found.append(some)
-        found = jax.device_get(found)
-        totals = {name: float(np.sum([np.float64(some[name]) for some in found])) for name in found[0]}
-        return task.scores(totals) | in_context(params)
-
-    return evaluate
-
-
-def _in_context(run: Run) -> Callable[[Any], dict[str, float]]:
-    """What `evaluate` of the configuration asks for, as a function of the parameters."""
-    config = run.config
-    if not config.evaluate.tasks:
-        return lambda params: {}
-    tasks = emergence.load(config.evaluate.tasks, trained_in_context(config))
-
-    def measure(params: Any) -> dict[str, float]:
-        lm = LanguageModel(run.model, parallel.local(params), run.store.tokenizer, name=config.name)
-        return emergence.measure(lm, tasks, config.evaluate)
-
-    return measure
+# ---- The configuration and the devices of a run ---------------------------------------------------------------------
 
 
 def trained_in_context(config: Config) -> InContextConfig | None:

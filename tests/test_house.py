@@ -37,6 +37,7 @@ ORDER = [
     "tasks",
     "plan",
     "run",
+    "measure",
     "plots",
     "autopsy",
     "report",

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import pytest
 
-from lmjax import commands, launch, pretrained, run
+from lmjax import commands, launch, measure, pretrained, run
 from lmjax.config import Config, UserError
 from lmjax.console import Console
 from lmjax.train import checkpoint, journal, metrics
@@ -305,7 +305,7 @@ def test_the_evaluator_measures_what_a_plain_forward_pass_does(tiny: Config) -> 
         logits = parts.model.apply({"params": state.params}, window[None, :-1])
         log_p = jax.nn.log_softmax(logits[0])
         total -= float(sum(log_p[i, target] for i, target in enumerate(window[1:])))
-    measured = run.evaluator(parts)(state, True)
+    measured = measure.evaluator(parts)(state, True)
     assert measured["val_loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
     text_bytes = parts.store.validation.bytes - 1  # the first byte is not predicted
     assert measured["val_bits_per_byte"] == pytest.approx(total / 0.6931471805599453 / text_bytes, rel=1e-5)

@@ -323,7 +323,7 @@ def test_stack_keeps_layers_in_order_beyond_ten():
 @over_options
 def test_every_leaf_has_logical_axes(config):
     params = jax.eval_shape(lambda: init_params(GPT(config), 0))
-    for name, leaf in zip(leaf_names(params), jax.tree.leaves(params), strict=True):
+    for name, leaf in zip(pytrees.leaf_names(params), jax.tree.leaves(params), strict=True):
         assert len(LOGICAL_AXES["/".join(name.split("/")[-2:])]) + name.startswith("blocks/") == leaf.ndim, name
 
 

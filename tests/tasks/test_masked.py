@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import small
 
-from lmjax import run
+from lmjax import measure, run
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def made(corpus: Path) -> run.Run:
 def test_scores_equal_numpy(made: run.Run) -> None:
     """The masked tokens' mean, and the rows' means batch by batch, each as heavy as its batch has masked tokens."""
     params = small.rough(made.task)
-    found = run.evaluator(made)(SimpleNamespace(params=params, ema=None), False)  # type: ignore[arg-type]
+    found = measure.evaluator(made)(SimpleNamespace(params=params, ema=None), False)  # type: ignore[arg-type]
     forward = jax.jit(
         lambda b: made.model.apply(
             {"params": params}, b["inputs_BT"], **{k: b[k] for k in ("kinds_BT", "real_BT", "places_BP")}

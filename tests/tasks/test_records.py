@@ -10,7 +10,7 @@ import pytest
 import sacrebleu
 import small
 
-from lmjax import run
+from lmjax import measure, run
 from lmjax.config import UserError
 from lmjax.data import records
 from lmjax.tasks import records as tasks
@@ -80,7 +80,7 @@ def test_classes_are_scored_by_their_confusion_matrix(corpus: Path) -> None:
     count = made.store.manifest["records"]["validation"]
     assert confusion.sum() == count
     right, has, given = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    found = run.evaluator(made)(SimpleNamespace(params=params, ema=None), False)  # type: ignore[arg-type]
+    found = measure.evaluator(made)(SimpleNamespace(params=params, ema=None), False)  # type: ignore[arg-type]
     expected = {
         "val_loss": loss / count,
         "val_accuracy": right.sum() / count,

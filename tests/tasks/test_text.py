@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small
 
-from lmjax import run
+from lmjax import measure
 from lmjax.config import TokenizerConfig, UserError
 from lmjax.data import tokenizer
 from lmjax.data.store import Store, Tokens
@@ -98,7 +98,7 @@ def test_two_windows_with_the_carry_are_one_window_twice_as_long(numbered: Carri
 def test_the_validation_loss_is_that_of_one_pass_over_each_part(corpus: Path) -> None:
     made = small.build("lstm", corpus, "train.evaluate_batches=0")
     params, ids = small.rough(made.task), np.asarray(made.store.validation.ids)
-    found = run.evaluator(made)(SimpleNamespace(params=params, ema=None), False)  # type: ignore[arg-type]
+    found = measure.evaluator(made)(SimpleNamespace(params=params, ema=None), False)  # type: ignore[arg-type]
     rows = made.config.batch.microbatch
     length = -(-(len(ids) - 1) // (T * rows)) * T
     padded = np.concatenate([ids, np.zeros(rows * length + 1 - len(ids), ids.dtype)]).astype(np.int32)
