@@ -131,6 +131,19 @@ def abstract(run: Run) -> State:
     )
 
 
+def abstract_batch(run: Run) -> dict[str, Any]:
+    """The same of what an update is fed (`Fed.batch`)."""
+    microbatch, most = run.config.batch.microbatch, int(_plan(run.config).microbatches.max())
+    kinds = {"microbatches": np.int32, "learning_rate": np.float32, "update": np.int32, "stretch": np.int32}
+    rows, whole = parallel.rows(run.mesh, leading=1), parallel.replicated(run.mesh)
+    arrays = {
+        name: jax.ShapeDtypeStruct((most, *blank.shape), blank.dtype, sharding=rows)
+        for name, blank in run.task.blank(microbatch).items()
+    }
+    scalars = {name: jax.ShapeDtypeStruct((), kind, sharding=whole) for name, kind in kinds.items()}
+    return {"arrays": arrays, **scalars}
+
+
 def _initial(config: Config, task: Task, optimizer: optax.GradientTransformation) -> State:
     inputs, named = task.example()
     microbatches = int(_plan(config).microbatches.max())

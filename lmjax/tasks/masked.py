@@ -60,6 +60,13 @@ class Masked(TextTask):
             seed=self.config.seed,
         )
 
+    def blank(self, rows: int) -> Batch:
+        context = self.config.model.context
+        whole, some = (rows, context), (rows, masking.predictions(context, self._objective.rate))
+        shapes = {"inputs_BT": whole, "kinds_BT": whole, "real_BT": whole, "places_BP": some, "targets_BP": some}
+        integers = {name: np.zeros(shape, np.int32) for name, shape in (shapes | {"next_B": (rows,)}).items()}
+        return integers | {"weights_BP": np.zeros(some, np.float32)}
+
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:

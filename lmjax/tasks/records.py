@@ -99,6 +99,11 @@ class Translation(RecordsTask):
     def arrays(self, ids: np.ndarray) -> Batch:
         return records.pairs(self.store, ids, order=self.order, plan=self.buckets)
 
+    def blank(self, rows: int) -> Batch:
+        shape, kinds = (rows, self.config.model.context), {"source_mask_BS": np.float32, "weights_BT": np.float32}
+        names = ("source_BS", "source_mask_BS", "inputs_BT", "targets_BT", "weights_BT")
+        return {name: np.zeros(shape, kinds.get(name, np.int32)) for name in names}
+
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
@@ -201,6 +206,12 @@ class Classification(RecordsTask):
 
     def arrays(self, ids: np.ndarray) -> Batch:
         return records.labelled(self.store, ids, order=self.order, plan=self.buckets)
+
+    def blank(self, rows: int) -> Batch:
+        shape = rows, self.config.model.context
+        whole = {name: np.zeros(shape, np.int32) for name in ("inputs_BT", "kinds_BT")}
+        each = {"labels_B": np.zeros(rows, np.int32), "weights_B": np.zeros(rows, np.float32)}
+        return whole | each | {"real_BT": np.zeros(shape, np.float32)}
 
     def logits(self, params: Any, batch: Mapping[str, Any], *, rng: Array | None = None, train: bool) -> Array:
         """Of each row, for each label (B, C)."""

@@ -51,6 +51,10 @@ class Task(ABC):
     def arrays(self, ids: np.ndarray) -> Batch:
         """The rows (B, ...) of these samples."""
 
+    @abstractmethod
+    def blank(self, rows: int) -> Batch:
+        """Rows of zeros, shaped and typed as those of `arrays`; reads no data. Records are as long as the context."""
+
     def share(self, rows: Batch) -> float:
         """The share of a whole sample's tokens that these rows have places for."""
         return 1.0

@@ -98,6 +98,11 @@ class Causal(TextTask):
         context = self.config.model.context
         return examples.rows(self.store.sources, *self._begin(ids), context=context, **self._packing())
 
+    def blank(self, rows: int) -> Batch:
+        shape = rows, self.config.model.context
+        names = ["inputs_BT", "targets_BT"] + ["segments_BT", "positions_BT"] * data_of(self.config).packed
+        return {name: np.zeros(shape, np.int32) for name in names} | {"weights_BT": np.zeros(shape, np.float32)}
+
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
@@ -194,6 +199,9 @@ class Carried(Causal):
         first_B = self._window(ids) % part == 0
         follows_B = np.where(first_B, -2, np.asarray((ids - self.streams) % 2**31)).astype(np.int32)
         return super().arrays(ids) | {"place_B": place_B, "follows_B": follows_B}
+
+    def blank(self, rows: int) -> Batch:
+        return super().blank(rows) | {name: np.zeros(rows, np.int32) for name in ("place_B", "follows_B")}
 
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
