@@ -117,8 +117,13 @@ def _with_labels(config: Config, store: Store) -> Config:
 
 def init(run: Run) -> State:
     """The state before update 0: a function of the configuration and the seed."""
+    return init_function(run)()
+
+
+def init_function(run: Run) -> Any:
+    """What `init` calls, jitted: every leaf is made where it is kept, and never exists whole on one device."""
     make = partial(_initial, run.config, run.task, run.optimizer)
-    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract(run)))()
+    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract(run)))
 
 
 def abstract(run: Run) -> State:
@@ -216,45 +221,53 @@ def describe_data(run: Run) -> list[str]:
 
 
 def host_batches(
-    run: Run, update: int, cursor: int, *, order: Order | None = None
+    run: Run, update: int, cursor: int, *, order: Order | None = None, own: slice | None = None
 ) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
-    """(update, cursor after it, arrays (B, T)) from a position of the run onwards, on the host."""
-    order = order or run.order
+    """(update, cursor after it, arrays (B, T)) from a position of the run onwards, on the host.
+
+    own: make only these rows of each microbatch.
+    """
+    order, microbatch = order or run.order, run.config.batch.microbatch
     while update < run.plan.updates:
         ids, cursor = order.take(cursor, int(run.plan.sequences[update]))
-        yield update, cursor, run.task.arrays(ids)
+        yield update, cursor, run.task.arrays(_part(ids, own, microbatch) if own else ids)
         update += 1
 
 
 def batches(run: Run, update: int, cursor: int, past: History | None = None) -> Generator[Fed, None, None]:
     """The same as equal microbatches on the devices, made ahead in a thread; every batch has the same shape.
 
+    Each process makes the rows that its devices hold; of rows that are made together, it keeps these.
     past: what the run has decided so far, to be left out of the data or cut off the learning rate.
     """
     past = past or History()
     order = run.order.excluding(past.exclude)
     schedule = run.config.schedule
-    rates = run.rates
+    rates, own = run.rates, parallel.own_rows(run.mesh, run.config.batch.microbatch)
     if past.cuts:
         rates = optim.learning_rates(dataclasses.replace(schedule, cuts=(*schedule.cuts, *past.cuts)), run.plan)
 
     def feed() -> Iterator[Fed]:
         before = cursor
-        for at, after, rows in host_batches(run, update, cursor, order=order):
-            yield _fed(run, at, before, after, rates[at], rows)
+        for at, after, rows in host_batches(run, update, cursor, order=order, own=own if run.task.apart else None):
+            yield _fed(run, at, before, after, rates[at], rows, own)
             before = after
 
     yield from prefetch(feed(), size=2)
 
 
-def _fed(run: Run, update: int, before: int, cursor: int, rate: np.floating, rows: dict[str, np.ndarray]) -> Fed:
-    """A batch, put on the devices."""
+def _fed(
+    run: Run, update: int, before: int, cursor: int, rate: np.floating, rows: dict[str, np.ndarray], own: slice
+) -> Fed:
+    """A batch, put on the devices. own: of each microbatch, the rows for those of this process."""
     microbatch = run.config.batch.microbatch
     most = int(run.plan.sequences.max()) // microbatch
     rows = faults.change("data", faults.change("batch", rows, at=update + 1), at=before)
     rate = np.float32(faults.change("learning_rate", rate, at=update + 1))
     count = int(run.plan.sequences[update])
     stretch = stretch_of(run, update, cursor)
+    mine = rows if run.task.apart else {name: _part(array, own, microbatch) for name, array in rows.items()}
+    arrays = {name: _microbatches(array, own.stop - own.start, most) for name, array in mine.items()}
     scalars = {
         "microbatches": np.int32(count // microbatch),
         "learning_rate": rate,
@@ -262,7 +275,7 @@ def _fed(run: Run, update: int, before: int, cursor: int, rate: np.floating, row
         "stretch": np.int32(stretch),
     }
     batch = {
-        "arrays": parallel.put_batch({name: _microbatches(a, microbatch, most) for name, a in rows.items()}, run.mesh),
+        "arrays": parallel.put_batch(arrays, run.mesh, own=own, count=microbatch),
         **parallel.put(scalars, parallel.replicated(run.mesh)),
     }
     return Fed(update, before, cursor, count, float(rate), stretch, batch, run.task.share(rows))
@@ -282,6 +295,11 @@ def sample_ranges(run: Run, start: int, stop: int, past: History) -> Ranges:
     order = run.order.excluding(past.exclude)
     ids = order.sample_id(np.arange(start, stop))
     return to_ranges(ids[~order.excluded(ids)])
+
+
+def _part(array: np.ndarray, own: slice, microbatch: int) -> np.ndarray:
+    """Of (B, ...), these rows of each microbatch."""
+    return array.reshape(-1, microbatch, *array.shape[1:])[:, own].reshape(-1, *array.shape[1:])
 
 
 def _microbatches(array: np.ndarray, rows: int, most: int) -> np.ndarray:

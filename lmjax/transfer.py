@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmjax import pretrained, typed
+from lmjax import parallel, pretrained, typed
 from lmjax import run as runs
 from lmjax.config import Config, GPTConfig, ModelConfig, TokenizerConfig, UserError
 from lmjax.data import tokenizer
@@ -86,7 +86,7 @@ def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, 
 
     def leaf(path: tuple[Any, ...], ours: jax.Array) -> jax.Array:
         name = path_name(path)
-        return jax.device_put(found[name].astype(ours.dtype), ours.sharding) if name in found else ours
+        return parallel.put(found[name].astype(ours.dtype), ours.sharding) if name in found else ours
 
     params = jax.tree_util.tree_map_with_path(leaf, state.params)
     values = sum(named[name].size for name in taken)

@@ -131,3 +131,23 @@ def test_a_mistake_is_one_line_that_names_the_way_out(override: str, message: st
 def test_a_damaged_file_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         from_json(text, Config)
+
+
+def test_a_group_of_keys_is_changed_at_once() -> None:
+    changed = apply_overrides(Config(), ["parallel.mesh=(data=2, fsdp=4)"])
+    assert changed == apply_overrides(Config(), ["parallel.mesh.data=2", "parallel.mesh.fsdp=4"])
+    assert changed.parallel.mesh.tensor == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("parallel.mesh=(fsdp)", r"parallel\.mesh: 'fsdp' is not of the form key=value"),
+        ("parallel.mesh=(fdsp=2)", r"unknown key 'parallel\.mesh\.fdsp'; did you mean 'parallel\.mesh\.fsdp'"),
+        ("parallel.mesh=(fsdp=two)", r"parallel\.mesh\.fsdp: expected an integer, got 'two'"),
+        ("parallel.mesh=8", r"'parallel\.mesh' is a group of keys; set one of parallel\.mesh\.data"),
+    ],
+)
+def test_a_wrong_group_is_answered_with_its_key(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        apply_overrides(Config(), [text])
