@@ -31,20 +31,39 @@ def connect(config: ParallelConfig) -> None:
     JAX_PROCESS_ID, or, with `parallel.distributed`, by what Slurm, Open MPI, Kubernetes or a TPU pod provide.
     UserError: they cannot.
     """
-    if not config.distributed and _ADDRESS not in os.environ:
-        return
     if jax.distributed.is_initialized():
         return
+    if config.distributed or _ADDRESS in os.environ:
+        _join(config)
+    elif jax.process_count() > 1:  # libtpu knows the other hosts of a pod by itself
+        raise UserError("this is one of several hosts of a TPU pod: set parallel.distributed=true on all of them")
+
+
+def _join(config: ParallelConfig) -> None:
+    heartbeat = config.heartbeat_seconds
     try:
         count, number = (int(os.environ[name]) if name in os.environ else None for name in (_COUNT, _ID))
-        jax.distributed.initialize(
-            num_processes=count, process_id=number, heartbeat_timeout_seconds=config.heartbeat_seconds
-        )
+        jax.distributed.initialize(num_processes=count, process_id=number, heartbeat_timeout_seconds=heartbeat)
     except (ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0].rstrip(".")
+        set_all = f"set {_ADDRESS} (host:port of process 0), {_COUNT} and {_ID} for each process"
+        if _ADDRESS in os.environ:
+            raise UserError(
+                f"the processes of the run cannot be joined ({first}): {set_all}, or unset them for a run of one"
+            ) from None
         raise UserError(
-            f"the processes of the run cannot be joined ({str(error).splitlines()[0]}); set {_ADDRESS}, {_COUNT} and "
-            f"{_ID}, or unset them for a run of one process"
+            f"parallel.distributed=true, but Slurm, Open MPI, Kubernetes or a TPU pod do not say what the processes of "
+            f"the run are ({first}): start it by their launcher (srun, mpirun), or {set_all}; one process needs neither"
         ) from None
+
+
+def overlooked() -> str:
+    """A line on a launcher that has started several processes, where this run is of one; empty if there is none."""
+    for name, launcher in (("SLURM_STEP_NUM_TASKS", "Slurm"), ("OMPI_COMM_WORLD_SIZE", "Open MPI")):
+        count = os.environ.get(name, "")
+        if alone() and count.isdecimal() and int(count) > 1:
+            return f"{launcher} started {count} processes, this one runs alone: parallel.distributed=true joins them"
+    return ""
 
 
 def alone() -> bool:
@@ -74,13 +93,30 @@ def main_first(name: str, make: Callable[[], T]) -> T:
 
 
 def local(tree: Any) -> Any:
-    """Replicated arrays as arrays of one device of this process, to be used by it alone."""
-    return tree if alone() else jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+    """Arrays that may be divided among processes, whole on one device of this process, to be used by it alone.
+
+    Every process must call it.
+    """
+    return tree if alone() else jax.tree.map(lambda leaf: jax.device_put(leaf, jax.local_devices()[0]), gathered(tree))
 
 
 def gathered(tree: Any) -> Any:
-    """Arrays that are divided among processes, whole in each."""
-    return tree if alone() else multihost_utils.process_allgather(tree, tiled=True)
+    """Arrays that may be divided among processes, whole in the memory of each host; every process must call it.
+
+    A device holds no more than one of them whole at a time. Of a single process they are left as they are.
+    """
+    return tree if alone() else jax.tree.map(_whole, tree)
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        sharding: Any = leaf.sharding
+        leaf = jax.jit(_same, out_shardings=replicated(sharding.mesh))(leaf).addressable_data(0)
+    return np.asarray(leaf)
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
 
 
 # ---- Devices --------------------------------------------------------------------------------------------------------

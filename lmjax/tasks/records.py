@@ -32,6 +32,7 @@ class RecordsTask(Task):
     """Samples are records, in classes of length; a batch is of one class where no data are left out."""
 
     buckets: Any = None  # records.Buckets
+    apart = False  # all rows of a batch are as long as the longest needs
 
     @classmethod
     def _parts(cls, config: Config, store: Store) -> tuple[Any, Any]:

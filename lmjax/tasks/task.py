@@ -41,6 +41,8 @@ class Task(ABC):
     model: nn.Module
     order: Order
 
+    apart: ClassVar[bool] = True  # a row of `arrays` does not depend on the others: some can be made without the rest
+
     # ---- Training ----------------------------------------------------------------------------------------------
 
     def example(self) -> tuple[Sequence[Any], Mapping[str, Any]]:

@@ -15,7 +15,8 @@ Ranges = tuple[tuple[int, int], ...]
 
 # Reasons of `boundary` records.
 TRANSIENT, ROLLED_BACK, SAVING = "transient: the spike did not come again", "rolled back", "saving"
-MACHINE = ("jax", "devices", "processes", "platform")  # what must be equal for the bits to be
+# What must be equal for the bits to be.
+MACHINE = ("jax", "devices", "processes", "platform", "mesh", "form")
 
 
 class Applied(NamedTuple):
@@ -99,7 +100,7 @@ def advance(history: History, record: Record) -> None:
         case "resume":
             history._go_back(record["update"], record["cursor"])
             history.machine = machine_of(record)
-            if record.get("changed"):
+            if learnt(record.get("changed", ())):
                 history.expected = {}
         case "fallback":  # where a rollback had to go back further; after a save that failed this changes nothing
             history._go_back(record["update"], record["cursor"])
@@ -124,6 +125,14 @@ def advance(history: History, record: Record) -> None:
 def machine_of(record: Record) -> tuple[Any, ...]:
     """What a record says about the machine, as far as it decides about bits."""
     return tuple(record.get(name) for name in MACHINE)
+
+
+def learnt(changed: Iterable[str]) -> list[str]:
+    """The changes of a resume, as `typed.differences` tells them, that change what is learnt: not those of devices.
+
+    The form does, where there is dropout: `pmap` draws it for each device apart.
+    """
+    return [line for line in changed if not line.startswith("parallel.") or line.startswith("parallel.form:")]
 
 
 def _applied(history: History, record: Record) -> None:
