@@ -13,7 +13,10 @@ _MALLOC_OPTIONS = ((-1, 2**31 - 1), (-2, 256 * 2**20), (-3, 2**30))
 
 def settings() -> dict[str, str]:
     """The environment that `prepare` sets where the user has not: names of environment variables to values."""
+    # Programs that meet each other on the virtual devices of one CPU may all wait, each holding threads the others need.
+    several = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     return {
+        **({"JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"} if several else {}),
         "JAX_COMPILATION_CACHE_DIR": str(cache_folder() / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
