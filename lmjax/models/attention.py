@@ -4,6 +4,7 @@ Shapes: B batch, T query positions, S key positions, D width, H heads, G key hea
 head (head h reads key head h // R), K head size.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,8 +12,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from lmjax import axes
+from lmjax.models import kernels
+from lmjax.models.blockwise import blockwise
 from lmjax.models.flops import query_blocks
 from lmjax.models.layers import Dense, Norm, dropout, recomputed, rotate, rounded
 
@@ -39,6 +43,7 @@ def attend(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
     dtype: str = "float32",
+    form: str = "auto",
 ) -> Array:
     """Softmax(q k^T / sqrt(K)) v -> (B, T, H, K) (Vaswani et al. 2017, section 3.2.1), softmax in the dtype of q.
 
@@ -46,12 +51,25 @@ def attend(
     seen_BS: and only those where it is not 0 (padding is 0); a query that sees no key at all gets zeros.
     ends_BS: and a key only by queries before this position: a tree of sequences, written out depth first.
     dropout_key: drops weights with probability `dropout_rate`. dtype: in which products read their inputs.
+    form: how it is computed, as `kernels.chosen` decides and GPTConfig.attention says. UserError: it cannot be so.
     """
+    key, visible = dropout_key if dropout_rate else None, (segments_BT, seen_BS, ends_BS)
+    case = kernels.Case(
+        kernels.device(),
+        dtype,
+        causal,
+        packed=segments_BT is not None,
+        dropout=key is not None,
+        masked=seen_BS is not None or ends_BS is not None,
+    )
+    form = kernels.chosen(form, case, q_BTHK, k_BSGK)
+    if form != "xla":
+        how = How(form, causal, dropout_rate, dtype)
+        return _divided(q_BTHK, k_BSGK, v_BSGK, (segments_BT, *visible), key, how=how)
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
     q_BGRTK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
-    key = dropout_key if dropout_rate else None
-    k_BGSK, v_BGSK, visible = k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2), (segments_BT, seen_BS, ends_BS)
+    k_BGSK, v_BGSK = k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2)
     mixed_BGRTK = _attend(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, dropout_rate, dtype)
     return mixed_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
@@ -89,6 +107,92 @@ def attend_cached(q_BTHK: Array, k_BGSK: Array, v_BGSK: Array, seen_BS: Array, *
     weights_BGNS = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores_BGNS, -jnp.inf), axis=-1)
     mixed_BGNK = _einsum("bgns,bgsk->bgnk", rounded(weights_BGNS, dtype), v_BGSK, wide)
     return mixed_BGNK.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K)
+
+
+# ---- On the devices of a mesh -----------------------------------------------------------------------------------
+
+
+# The masks of `attend`, the segments of queries and of keys apart: segments_BT, segments_BS, seen_BS, ends_BS.
+Visible = tuple[Array | None, Array | None, Array | None, Array | None]
+
+
+class How(NamedTuple):
+    """A form of attention and its settings."""
+
+    form: str
+    causal: bool
+    dropout_rate: float
+    dtype: str
+
+
+def _divided(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, visible: Visible, key: Array | None, *, how: How) -> Array:
+    """`_undivided` on what each device has: its rows, its heads and its queries, with all the keys of those.
+
+    The compiler divides rows and heads of `blockwise` by itself, but no sequence and no kernel. Keys and values are
+    gathered along the sequence; the gradient scatters their sums back. Dropout: where sequences are divided each device
+    draws with a key of its own, so that another mesh drops other weights.
+    """
+    layout = axes.current()
+    if layout is None or (how.form == "blockwise" and layout.size("sequence") == 1):
+        return _undivided(q_BTHK, k_BSGK, v_BSGK, visible, key, how=how)
+    rows, length, heads = _parts(layout, q_BTHK, k_BSGK)
+
+    def on_each(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, visible: Visible, key: Array | None) -> Array:
+        offset, own = 0, (*rows, *length, *heads)
+        if length and layout.size("sequence") > 1:
+            k_BSGK, v_BSGK = (jax.lax.all_gather(x, length, axis=1, tiled=True) for x in (k_BSGK, v_BSGK))
+            offset = jax.lax.axis_index(length) * q_BTHK.shape[1]
+        if key is not None and own:
+            key = jax.random.fold_in(key, jax.lax.axis_index(own))
+        return _undivided(q_BTHK, k_BSGK, v_BSGK, visible, key, how=how, offset=offset)
+
+    of_heads, of_queries, of_keys = (
+        PartitionSpec(*parts) for parts in ((rows, length, heads), (rows, length), (rows,))
+    )
+    of_visible: Any = (of_queries, of_keys, of_keys, of_keys)
+    places = of_heads, of_heads, of_heads, of_visible, PartitionSpec()
+    mapped = jax.shard_map(on_each, mesh=layout.mesh, in_specs=places, out_specs=of_heads, check_vma=False)
+    return mapped(q_BTHK, k_BSGK, v_BSGK, visible, key)
+
+
+def _parts(layout: axes.Layout, q_BTHK: Array, k_BSGK: Array) -> list[tuple[str, ...]]:
+    """The axes of the mesh that divide rows, positions and heads; none where they do not go into a size."""
+    (B, T), (S, G) = q_BTHK.shape[:2], k_BSGK.shape[1:3]
+    wanted: Any = (axes.ROWS, (B,)), (("sequence",), (T, S)), (("tensor",), (G,))
+    counts = [math.prod(layout.size(axis) for axis in names) for names, _ in wanted]
+    fits = [all(size % count == 0 for size in sizes) for (_, sizes), count in zip(wanted, counts, strict=True)]
+    return [names if fit else () for (names, _), fit in zip(wanted, fits, strict=True)]
+
+
+def _undivided(
+    q_BTHK: Array,
+    k_BSGK: Array,
+    v_BSGK: Array,
+    visible: Visible,
+    key: Array | None,
+    *,
+    how: How,
+    offset: Array | int = 0,
+) -> Array:
+    """On one device, whose queries stand from `offset` on; only `blockwise` has another than 0."""
+    segments_BT, segments_BS, seen_BS, ends_BS = visible
+    if how.form == "cudnn":
+        return kernels.cudnn(q_BTHK, k_BSGK, v_BSGK, causal=how.causal)
+    if how.form == "splash":
+        return kernels.splash(q_BTHK, k_BSGK, v_BSGK, segments_BT=segments_BT, dtype=how.dtype)
+    return blockwise(
+        q_BTHK,
+        k_BSGK,
+        v_BSGK,
+        causal=how.causal,
+        segments=None if segments_BT is None or segments_BS is None else (segments_BT, segments_BS),
+        seen_BS=seen_BS,
+        ends_BS=ends_BS,
+        offset=offset,
+        dropout_rate=how.dropout_rate,
+        dropout_key=key,
+        dtype=how.dtype,
+    )
 
 
 # ---- The product with its own gradient --------------------------------------------------------------------------
@@ -173,7 +277,7 @@ class Attention(nn.Module):
 
     key_heads: shared by heads / key_heads queries each (Ainslie et al. 2023). norm_epsilon: if given, queries and keys
     pass through an RMSNorm over the head (Henry et al. 2020, Dehghani et al. 2023). std, output_std: as Dense has it.
-    capture: sows the weights.
+    capture: sows the weights. form: as in `attend`.
     """
 
     heads: int
@@ -187,6 +291,7 @@ class Attention(nn.Module):
     causal: bool = True
     dtype: str = "float32"
     capture: bool = False
+    form: str = "auto"
 
     def setup(self) -> None:
         dense = partial(Dense, std=self.std, bias=self.bias, dtype=self.dtype)
@@ -215,7 +320,8 @@ class Attention(nn.Module):
         if self.capture:
             self.sow("intermediates", "weights", attention_weights(q_BTHK, k_BSGK, **visible))
         dropped: Any = {"dropout_rate": self.dropout, "dropout_key": key}
-        mixed_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, **visible, ends_BS=ends_BS, **dropped)
+        form = "auto" if self.is_initializing() else self.form  # parameters may be made where they are not trained
+        mixed_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, **visible, ends_BS=ends_BS, **dropped, form=form)
         return self._output(mixed_BTHK, x_BTD.shape[-1])
 
     def extend(
@@ -234,7 +340,7 @@ class Attention(nn.Module):
         if T == 1:
             mixed_BTHK = attend_cached(q_BTHK, cache["keys"], cache["values"], place.seen_BS, dtype=self.dtype)
         else:
-            visible: Any = {"causal": True, "seen_BS": place.seen_BS[:, :T], "dtype": self.dtype}
+            visible: Any = {"causal": True, "seen_BS": place.seen_BS[:, :T], "dtype": self.dtype, "form": self.form}
             mixed_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, **visible)
         return self._output(mixed_BTHK, x_BTD.shape[-1]), cache
 

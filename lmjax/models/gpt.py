@@ -103,6 +103,7 @@ class Block(nn.Module):
             dropout=c.dropout,
             dtype=c.dtype,
             capture=self.capture,
+            form=c.attention,
             name="attention",
         )
         y_BTD = norm(name="attention_norm")(x_BTD)
