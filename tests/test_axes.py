@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
@@ -137,3 +138,34 @@ def test_a_mesh_of_one_process_holds_all_rows() -> None:
     assert mesh.axis_names == axes.MESH
     assert own_rows(mesh, 4) == slice(0, 4)
     assert describe(mesh) == "one device"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stand:
+    """What a mesh wants to know of a device."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize(
+    ("mesh", "across"),
+    [(MeshConfig(data=2, fsdp=2, tensor=2), "data"), (MeshConfig(data=1, fsdp=-1), "fsdp"), (MeshConfig(), "data")],
+)
+def test_of_two_slices_each_holds_a_half_of_the_rows_and_all_else_stays_within(mesh: MeshConfig, across: str) -> None:
+    devices = [Stand(number, slice_index=number // 4, process_index=number // 2) for number in range(8)]
+    made = make_mesh(ParallelConfig(mesh=mesh), microbatch=8, devices=devices)
+    place = made.axis_names.index(across)
+    slices = np.vectorize(lambda device: device.slice_index)(np.moveaxis(made.devices, place, 0))
+    half = len(slices) // 2
+    assert (slices[:half] == 0).all()
+    assert (slices[half:] == 1).all()
+
+
+def test_slices_that_divide_no_rows_are_refused() -> None:
+    devices = [Stand(number, slice_index=number // 4, process_index=0) for number in range(8)]
+    with pytest.raises(UserError, match=r"parallel\.mesh: data=1 does not divide among 2 slices"):
+        make_mesh(ParallelConfig(mesh=MeshConfig(data=1, tensor=8)), microbatch=8, devices=devices)
