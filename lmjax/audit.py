@@ -14,11 +14,9 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-import jax
-
-from lmjax import launch, typed
+from lmjax import launch, parallel, typed
 from lmjax import run as runs
-from lmjax.config import Config, ParallelConfig, UserError
+from lmjax.config import Config, UserError
 from lmjax.console import Console
 from lmjax.data import store as stores
 from lmjax.data import tokenizer
@@ -27,7 +25,7 @@ from lmjax.pytrees import digest
 from lmjax.run import Run
 from lmjax.train import checkpoint, journal, metrics
 from lmjax.train.checkpoint import Checkpoint, CheckpointError
-from lmjax.train.history import TRANSIENT, History, Record, machine_of
+from lmjax.train.history import TRANSIENT, History, Record, learnt, machine_of
 from lmjax.train.retrace import Findings, Plan, Walk
 
 IN_ORDER, WRONG = 0, 1
@@ -92,14 +90,14 @@ def _sessions(
     run_dir: Path, config: Config, records: Sequence[Record], findings: Findings, console: Console
 ) -> list[Run]:
     """The run as each session (from the start, from each resume) had it; empty where that cannot be known."""
-    if config.parallel.devices > jax.device_count():  # what is checked does not depend on them
-        config = replace(config, parallel=ParallelConfig())
+    config = replace(config, parallel=parallel.here(config.parallel, microbatch=config.batch.microbatch))
     try:
         store = stores.prepare(config.data, report=console.report)
         sessions = [runs.build(config, store)]
         for record in reversed([record for record in records if record["event"] == "resume"]):
-            config = _before(config, record["changed"])
-            sessions.append(runs.build(config, store) if record["changed"] else sessions[-1])
+            before = _before(config, record["changed"])
+            sessions.append(runs.build(before, store) if before != config else sessions[-1])
+            config = before
         beside = tokenizer.load(run_dir / "tokenizer.json").sha256
     except (ValueError, SyntaxError, OSError) as error:  # a UserError is a ValueError
         findings.add("inputs", f"data plan and guard cannot be checked: {error}")
@@ -113,8 +111,8 @@ def _sessions(
 
 
 def _before(config: Config, changed: Sequence[str]) -> Config:
-    """The configuration before a resume changed it: undoes what `typed.differences` tells."""
-    for line in changed:
+    """The configuration before a resume changed it: undoes what `typed.differences` tells, but not of devices."""
+    for line in (line for line in changed if not line.startswith("parallel.")):
         key, _, values = line.partition(": ")
         old = ast.literal_eval(values.partition(" -> ")[0])
         config = typed.apply_overrides(config, [f"{key}={old if isinstance(old, str) else json.dumps(old)}"])
@@ -244,6 +242,7 @@ def _words(record: Record, before: Record, samples: int) -> str:
 
 def _where(record: Record) -> str:
     devices = f"{record['devices']} {record['platform']} device{'s' * (record['devices'] != 1)}"
+    devices += f" ({record['mesh']})" * (record["devices"] > 1 and "mesh" in record)
     return f"lmjax {record['lmjax']}, jax {record['jax']}, Python {record['python']}, on {devices}"
 
 
@@ -311,7 +310,7 @@ def _tell_fresh(
         f"a fresh run that takes the same way: {'' if path else f'lmjax audit {run_dir} --config {name}; '}"
         f"python train.py {name} --run-dir {run_dir}-fresh"
     )
-    if any(record.get("changed") for record in records):
+    if any(learnt(record.get("changed", ())) for record in records):
         console.event("but settings were changed on the way, and a fresh run has the last ones from the start")
 
 
@@ -343,8 +342,12 @@ def _replay(
 ) -> None:
     """Computes the updates behind checkpoint `begin` again, up to `last`, and compares their bits."""
     here = machine_of(launch.versions(run))
-    exact = all(applied.machine == here for applied in history.path[begin:last])
-    tolerance = 0.0 if exact else 1e-5 if run.config.model.dtype == "float32" else 1e-2
+    machines = {applied.machine for applied in history.path[begin:last]}
+    exact = machines == {here}
+    tolerance = 0.0 if exact else launch.tolerance(run.config)
+    if not exact and run.config.model.dropout and "pmap" in {*here, *sum(machines, ())}:
+        console.event("not replayed: pmap draws dropout for each device, and the devices of the run are others")
+        return
     if not exact:
         console.event(f"this is another machine than the run's, bits may differ: compared to within {tolerance:g}")
     with console.phase("replaying"):

@@ -6,6 +6,7 @@ Each function returns an exit status: 0 finished (or stopped by a signal, its st
 import dataclasses
 import io
 import json
+import math
 import os
 import platform
 import time
@@ -28,7 +29,7 @@ from lmjax.models import families
 from lmjax.run import Run
 from lmjax.train import checkpoint, guard, loop, metrics, rollback
 from lmjax.train.checkpoint import Checkpoints
-from lmjax.train.history import fold, last, machine_of
+from lmjax.train.history import fold, last, learnt, machine_of
 from lmjax.train.journal import Journal
 from lmjax.train.parts import GaveUp, Parts, Position, write
 from lmjax.train.signals import StopRequest
@@ -69,6 +70,10 @@ def _begin(run: Run, run_dir: Path, console: Console) -> int:
         write_text(run_dir / "config.json", typed.to_json(run.config))
         run.store.tokenizer.save(run_dir / "tokenizer.json")
     journal = _journal(run_dir)
+    if not (run_dir / "config.json").is_file():
+        raise UserError(
+            f"{run_dir} of process 0 is not seen by process {jax.process_index()}: it must be on a disk of all"
+        )
     state, origin = transfer.begin(run, report=console.event)
     position = Position(state, update=0, cursor=0, wall_step=0)
     inputs = fingerprints(run) | origin | versions(run)
@@ -79,8 +84,9 @@ def _begin(run: Run, run_dir: Path, console: Console) -> int:
 def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
     """Goes on with the run in `run_dir` from its newest whole checkpoint, bit for bit.
 
-    A rollback that was announced but not finished is finished first. UserError: `config` differs from the run's in a
-    key that is not in `allow`, the tokenizer or data changed, or another process is at work on the run.
+    A rollback that was announced but not finished is finished first. The devices may be others than before: the
+    samples are the same then, the losses up to rounding. UserError: `config` differs from the run's in a key that is
+    not in `allow` nor `parallel.*`, the tokenizer or data changed, or another process is at work on the run.
     CheckpointError: the run has checkpoints, but none can be read.
     """
     parallel.connect(config.parallel)
@@ -89,7 +95,7 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
         config = absolute(config)
         config = _resolved_like(config, saved)
         changed = _allowed_changes(saved, config, allow)
-        if _complete(run_dir) and not changed:
+        if _complete(run_dir) and not learnt(changed):
             console.event(f"{run_dir} is complete; to train on, add train.updates=N --allow-change train.updates")
             return FINISHED
         run = _prepare(config, console, kept=run_dir / "tokenizer.json")
@@ -106,9 +112,13 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
         if changed and parallel.is_main():
             write_text(run_dir / "config.json", typed.to_json(run.config))
         counters = {"update": position.update, "cursor": position.cursor, "wall_step": journal.wall_step}
+        before = fold(journal.records).machine
         journal.write("resume", **counters, changed=changed, **versions(run))
         console.event(f"going on with {run_dir} after update {position.update}")
-        recent = fold(journal.records).recent(guard.remembered(run.config.guard), cursor=position.cursor)
+        past = fold(journal.records)
+        if past.machine != before:
+            console.event("on other devices or another JAX than before: losses are the same up to rounding")
+        recent = past.recent(guard.remembered(run.config.guard), cursor=position.cursor)
         return _train(run, run_dir, Position(position.state, **counters, recent=recent), journal, console)
 
 
@@ -186,16 +196,21 @@ def _prepare(config: Config, console: Console, *, kept: Path | None = None) -> R
     run = runs.build(config, store)
     for line in runs.describe_data(run):
         console.event(line)
+    if run.mesh.size > 1:
+        processes = "" if parallel.alone() else f", in {jax.process_count()} processes"
+        console.event(f"{run.mesh.size} devices: {parallel.describe(run.mesh)}{processes}")
+    if overlooked := parallel.overlooked():
+        console.event(overlooked)
     return run
 
 
 def _allowed_changes(saved: Config, config: Config, allow: Sequence[str]) -> list[str]:
-    """The differences, each of them allowed. UserError: one is not."""
+    """The differences, each of them allowed, as those of devices are. UserError: one is not."""
     for key in allow:
         if key not in typed.keys(saved):
             raise UserError(f"--allow-change {key}: unknown key{typed.nearest(key, typed.keys(saved))}")
     changed = typed.differences(saved, config)
-    refused = [line for line in changed if line.partition(":")[0] not in allow]
+    refused = [line for line in changed if line.partition(":")[0] not in allow and not line.startswith("parallel.")]
     if refused:
         keys = " ".join(f"--allow-change {line.partition(':')[0]}" for line in refused)
         raise UserError(f"the run was made with another configuration ({'; '.join(refused)}); to change it: {keys}")
@@ -221,6 +236,7 @@ def fingerprints(run: Run) -> dict[str, Any]:
 def versions(run: Run) -> dict[str, Any]:
     """What a session runs on: the software and the devices."""
     machine = {"devices": run.mesh.size, "processes": jax.process_count(), "platform": jax.default_backend()}
+    machine |= {"mesh": parallel.describe(run.mesh), "form": run.config.parallel.form}
     return {"lmjax": __version__, "python": platform.python_version(), "jax": jax.__version__, **machine}
 
 
@@ -268,8 +284,9 @@ def _train(run: Run, run_dir: Path, position: Position, journal: Journal, consol
             write(parts, position, "signal", name=stopped)  # it came after the last update
         if not stopped:
             write(parts, position, "end", status=status, digest=summary["digest"])
+        params = None if stopped else parallel.local(runs.averaged(position.state))
         if not stopped and parallel.is_main():
-            report.finish(run, run_dir, summary, state=parallel.local(position.state), console=console)
+            report.finish(run, run_dir, summary, params=params, console=console)
     if stopped:
         console.close()
         console.event(f"stopped by {stopped}, saved after update {position.update}; go on with:")
@@ -331,13 +348,21 @@ def _parts(
             autopsy=partial(autopsy.write, run, run_dir),
             conclude=partial(autopsy.conclude, run_dir),
             machine=machine_of(versions(run)),
-            tolerance=1e-5 if config.model.dtype == "float32" else 1e-2,
+            tolerance=tolerance(config),
             fingerprints=fingerprints(run),
             journal=journal,
             checkpoints=saves,
             recorder=recorder,
             console=console,
         )
+    parallel.barrier("the end")  # process 0 has more to do
+
+
+def tolerance(config: Config) -> float:
+    """By how much, relative, the losses of other devices may differ; infinite where they draw other random numbers."""
+    if config.parallel.form == "pmap" and config.model.dropout:
+        return math.inf
+    return 1e-5 if config.model.dtype == "float32" else 1e-2
 
 
 def _seconds_before(run_dir: Path) -> float:

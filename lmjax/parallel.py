@@ -40,10 +40,12 @@ def connect(config: ParallelConfig) -> None:
 
 
 def _join(config: ParallelConfig) -> None:
-    heartbeat = config.heartbeat_seconds
+    seconds = config.heartbeat_seconds
     try:
         count, number = (int(os.environ[name]) if name in os.environ else None for name in (_COUNT, _ID))
-        jax.distributed.initialize(num_processes=count, process_id=number, heartbeat_timeout_seconds=heartbeat)
+        # One that fails waits at its end for the others, which wait for it: that is what the second bound ends.
+        bounds: Any = {"heartbeat_timeout_seconds": seconds, "shutdown_timeout_seconds": seconds}
+        jax.distributed.initialize(num_processes=count, process_id=number, **bounds)
     except (ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0].rstrip(".")
         set_all = f"set {_ADDRESS} (host:port of process 0), {_COUNT} and {_ID} for each process"
@@ -153,6 +155,15 @@ def make_mesh(config: ParallelConfig, *, microbatch: int, devices: Sequence[Any]
     if slices == 1 or count < len(every):
         return jax.make_mesh(shape, names, axis_types=auto, devices=every[:count])
     return Mesh(_hybrid(sizes, slices, every), names, axis_types=auto)
+
+
+def here(config: ParallelConfig, *, microbatch: int) -> ParallelConfig:
+    """What a run asks for, or, where such devices are not here, the default: what can be computed again with others."""
+    try:
+        make_mesh(config, microbatch=microbatch)
+        return config
+    except UserError:
+        return ParallelConfig()
 
 
 def _sizes(config: ParallelConfig, available: int, *, microbatch: int, whole: bool) -> dict[str, int]:

@@ -33,15 +33,18 @@ def summarise(run: Run, state: State, *, status: str, seconds: float, measured: 
     }
 
 
-def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, state: State, console: Console) -> None:
-    """Measures the baselines, lets the model write, draws the curves, writes summary.json and shows it all."""
+def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, console: Console) -> None:
+    """Measures the baselines, lets the model write, draws the curves, writes summary.json and shows it all.
+
+    params: to measure and to use, on one device; of several processes the main one alone does this.
+    """
     if run.config.train.baselines:
         with console.phase("baselines"):
             summary["baselines"] = run.task.baselines()
     with console.phase("measuring"):
-        summary |= run.task.finish(runs.averaged(state))
+        summary |= run.task.finish(params)
     with console.phase("writing a sample"):
-        sample = run.task.sample(runs.averaged(state))
+        sample = run.task.sample(params)
     if found := runs.best(run_dir):
         summary["best"] = {"update": found[0], "val_loss": found[1]}
     write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")

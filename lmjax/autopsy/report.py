@@ -35,10 +35,12 @@ def write(run: Run, run_dir: Path, state: State, fed: Fed, decision: Decision) -
     found out is said in its place. UserError: the journal is damaged. OSError: the report cannot be written.
     Every process of the run must call it; the main one alone goes on, with what it needs.
     """
-    arrays, counted = parallel.gathered(fed.batch["arrays"]), parallel.local(fed.batch["microbatches"])
-    fed, state = replace(fed, batch={"arrays": arrays, "microbatches": counted}), parallel.local(state)
+    broken = cases.not_finite(state)
+    needed = replace(state, opt_state=None, ema=None)  # what is divided need not fit one device, the rest of it has to
+    state, batch = parallel.local((needed, {name: fed.batch[name] for name in ("arrays", "microbatches")}))
     if not parallel.is_main():
         return
+    fed = replace(fed, batch=batch)
     folder, update = run_dir / "spikes", decision.trigger.update + 1
     folder.mkdir(exist_ok=True)
     past = fold(journal.read(run_dir / "journal.jsonl"))
@@ -54,7 +56,7 @@ def write(run: Run, run_dir: Path, state: State, fed: Fed, decision: Decision) -
         ("Is it a few sequences, or all of them?", _spread),
         ("The batch", _sequences),
         ("Gradient by layer", _layers),
-        ("State", _state),
+        ("State", lambda case: _state(broken)),
         ("Documents of the suspects", _documents),
         ("Going on by hand", _by_hand),
     ]
@@ -218,9 +220,8 @@ def _layers(case: Case) -> str:
     return text + (f"\n\nGradients that are not finite: {_names(broken)}." if broken else "")
 
 
-def _state(case: Case) -> str:
+def _state(names: Sequence[str]) -> str:
     """Which leaves are not finite."""
-    names = cases.not_finite(case.state)
     if names:
         return f"**Not finite**: {_names(names)}."
     return "Parameters, optimizer state and the guard's window are finite."

@@ -17,7 +17,7 @@ import numpy as np
 from lmjax.config import GuardConfig
 from lmjax.train import guard, recovery
 from lmjax.train.guard import Tried, Window
-from lmjax.train.history import ROLLED_BACK, History, Ranges, Record, advance
+from lmjax.train.history import ROLLED_BACK, History, Ranges, Record, advance, learnt
 
 _SEEN = ("loss", "grad_norm", "param_norm", "z_loss", "z_grad_norm")  # of a suspect
 _SHOWN = 4  # findings of one kind: one mistake is often followed by many
@@ -130,7 +130,7 @@ class Walk:
             self.committed = {at for at in self.committed if at <= record["target"]}
         if event in ("resume", "rollback") or len(self.history.path) < length:
             self._go_back(record["target_cursor"] if event == "rollback" else record["cursor"])
-            self.since = update if record.get("changed") else min(self.since, len(self.history.path))
+            self.since = update if learnt(record.get("changed", ())) else min(self.since, len(self.history.path))
         if event in ("resume", "skip") and self.plans:
             self._use(session)
 
