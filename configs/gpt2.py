@@ -6,6 +6,8 @@ from lmjax.config import (
     Config,
     DataConfig,
     GPTConfig,
+    MeshConfig,
+    ParallelConfig,
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
@@ -53,4 +55,6 @@ def _gpt2(name: str, *, layers: int, width: int, heads: int, peak: float) -> Con
         batch=BatchConfig(tokens=((0, 32_768), (500_000_000, 524_288)), growth="linear", microbatch=32),
         train=TrainConfig(tokens=10_000_000_000, evaluate_every=500, evaluate_batches=64, log_every=10),
         checkpoint=CheckpointConfig(every=1000, keep_every=10_000),
+        # From 774M on, parameters and optimizer state on every device would leave a TPU v5e no room.
+        parallel=ParallelConfig(mesh=MeshConfig(data=1, fsdp=-1) if width >= 1280 else MeshConfig()),
     )

@@ -11,6 +11,8 @@ from lmjax.config import (
     Config,
     DataConfig,
     GPTConfig,
+    MeshConfig,
+    ParallelConfig,
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
@@ -78,4 +80,6 @@ def _gpt3(name: str, *, layers: int, width: int, heads: int, peak: float, batch:
         batch=BatchConfig(tokens=((0, 32_768), (growth, batch)), growth="linear", microbatch=16),
         train=TrainConfig(tokens=300_000_000_000, evaluate_every=1000, evaluate_batches=64, log_every=10),
         checkpoint=CheckpointConfig(every=1000, keep_every=20_000),
+        # From 760M on, parameters and optimizer state on every device would leave a TPU v5e no room.
+        parallel=ParallelConfig(mesh=MeshConfig(data=1, fsdp=-1) if width >= 1536 else MeshConfig()),
     )

@@ -156,6 +156,16 @@ def _train(options: argparse.Namespace) -> int:
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     _config_arguments(parser)
+    parser.add_argument(
+        "--topology",
+        metavar="CHIP:SIZE",
+        default="",
+        help="compile the update for v5e:8x8, v5p:2x2x4, v6e:4x4, 2*v5e:16x16 (slices), h100:8, ... "
+        "without such devices, and say what it needs, sends and takes (extras plan-tpu, plan-gpu)",
+    )
+    parser.add_argument(
+        "--no-search", action="store_true", help="with --topology: do not look for the largest microbatch that fits"
+    )
     parser.epilog = _preset_table()
     parser.set_defaults(function=_plan)
 
@@ -163,7 +173,19 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 def _plan(options: argparse.Namespace) -> int:
     config = _load(options.words)
     check(config)
-    return with_jax(lambda launch: launch.show_plan(config))
+    if not options.topology:
+        return with_jax(lambda launch: launch.show_plan(config))
+    from lmjax import chips, runtime
+
+    chips.parse(options.topology)
+    runtime.compile_only()
+
+    def call(launch: Any) -> int:
+        from lmjax import compiled
+
+        return compiled.show(config, options.topology, largest=not options.no_search)
+
+    return with_jax(call)
 
 
 def _plot_arguments(parser: argparse.ArgumentParser) -> None:

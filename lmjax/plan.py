@@ -1,6 +1,6 @@
 """What a run will do and need, before it starts: tables of text, nothing is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +22,18 @@ class Table(NamedTuple):
     header: Sequence[str] = ()
 
 
-def tables(config: Config, *, peak_flops: float, devices: int, corpus_tokens: int = 0) -> list[Table]:
+def tables(
+    config: Config,
+    *,
+    peak_flops: float,
+    devices: int,
+    corpus_tokens: int = 0,
+    mesh: Mapping[str, int] | None = None,
+) -> list[Table]:
     """The plan of a resolved configuration (its vocabulary known).
 
-    peak_flops: FLOP/s of all devices. corpus_tokens: of the training split, where it is known.
+    peak_flops: FLOP/s of all devices. corpus_tokens: of the training split, where it is known. mesh: the size of each
+    axis (`lmjax.axes`); default: all devices divide the rows.
     """
     plan = optim.batch_plan(config.batch, config.train, families.tokens(config.model))
     rates = optim.learning_rates(config.schedule, plan)
@@ -39,7 +47,7 @@ def tables(config: Config, *, peak_flops: float, devices: int, corpus_tokens: in
         Table("Milestones", _milestones(config, plan, rates), ("update", "tokens", "batch", "learning rate", "")),
         Table(
             "Memory of a device",
-            [(name, f"{size / 2**30:.2f} GiB") for name, size in _memory(config, devices).items()],
+            [(name, f"{size / 2**30:.2f} GiB") for name, size in _memory(config, mesh or {"data": devices}).items()],
             ("", "closed form"),
         ),
     ]
@@ -51,10 +59,13 @@ def _parameters(config: Config) -> dict[str, int]:
     return families.parameters(config.model)
 
 
-def _memory(config: Config, devices: int) -> dict[str, float]:
-    return families.memory(
-        config.model, config.batch.microbatch // devices, optimizer=config.optimizer, accumulate=_accumulates(config)
-    )
+def _memory(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
+    data, fsdp, tensor, sequence = (mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor", "sequence"))
+    rows = config.batch.microbatch // (data * fsdp)
+    found = families.memory(config.model, rows, optimizer=config.optimizer, accumulate=_accumulates(config))
+    among = {"activations": tensor * sequence, "logits": tensor * sequence}
+    parts = {name: size / among.get(name, fsdp * tensor) for name, size in found.items() if name != "total"}
+    return parts | {"total": sum(parts.values())}
 
 
 def _accumulates(config: Config) -> bool:

@@ -1,0 +1,204 @@
+"""What a compiled program sends between devices: its collectives, read from the text of the optimised HLO.
+
+A loop's body counts as often as the loop runs: by the trip count that the compiler notes, else by the constant that the
+counter is compared with, else (a count that is known only when the program runs) as often as the caller says.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+
+
+class Collective(NamedTuple):
+    """One collective of a program. size: bytes of its result on a device. group: devices that take part together.
+
+    times: how often it runs. far: whether a group has devices of several islands. where: the operation it serves.
+    """
+
+    kind: str
+    size: float
+    group: int
+    times: float
+    far: bool
+    where: str
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends each time, in the ring forms (Thakur et al. 2005, sections 4.1 to 4.5)."""
+        share = (self.group - 1) / self.group
+        match self.kind:
+            case "all-reduce":  # a reduce-scatter and an all-gather
+                return 2 * self.size * share
+            case "reduce-scatter":  # whose result is one of the shards
+                return self.size * (self.group - 1)
+            case "collective-permute" | "collective-broadcast":
+                return self.size
+        return self.size * share
+
+
+class _Instruction(NamedTuple):
+    name: str
+    shape: str
+    operation: str
+    rest: str  # operands and attributes
+
+
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_CALLED = re.compile(r"\b(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+
+
+def collectives(text: str, *, dynamic: float = 1, islands: Sequence[int] = ()) -> list[Collective]:
+    """Every collective of a program, those of a computation before those of the ones it calls.
+
+    dynamic: how often a loop runs whose count the text does not tell. islands: the slice or node of each device, in the
+    order in which the program numbers them.
+    """
+    program, entry = _computations(text)
+    devices = len(islands) or int((re.search(r"num_partitions=(\d+)", text) or [0, 1])[1])
+    found: dict[object, Collective] = {}
+    for name, times, fused in _calls(program, entry, 1.0, dynamic):
+        named = {instruction.name: instruction for instruction in program[name]}
+        for number, instruction in enumerate(program[name]):
+            made = _collective(instruction, named, program, times, devices, islands)
+            if made is None:
+                continue
+            # A TPU spreads one collective over several fusions, each of which names it.
+            channel = re.search(r"channel_id=(\d+)", instruction.rest) if fused else None
+            key = (made.kind, channel[1]) if channel else (name, number)
+            if key not in found or not channel:
+                before = found.get(key)
+                found[key] = made._replace(times=made.times + (before.times if before else 0))
+    return list(found.values())
+
+
+def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
+    program: dict[str, list[_Instruction]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            name = head[2]
+            program[name] = []
+            entry = name if head[1] else entry
+        elif name and (found := _INSTRUCTION.match(line)):
+            program[name].append(_Instruction(*found.groups()))
+    return program, entry
+
+
+def _calls(
+    program: dict[str, list[_Instruction]], name: str, times: float, dynamic: float, fused: bool = False
+) -> Iterator[tuple[str, float, bool]]:
+    """(computation, how often it runs, whether inside a fusion) of `name` and all it calls; of a branch, every side."""
+    yield name, times, fused
+    for instruction in program[name]:
+        rest = instruction.rest
+        if instruction.operation == "while":
+            body = re.search(r"\bbody=%?([\w.-]+)", rest)
+            assert body
+            yield from _calls(program, body[1], times * _trips(instruction, program, dynamic), dynamic, fused)
+            continue
+        if _scatters(instruction):
+            continue
+        called = _CALLED.findall(rest) + [part.strip(" %") for part in ",".join(_BRANCHES.findall(rest)).split(",")]
+        inside = fused or instruction.operation == "fusion"
+        for other in called:
+            if other in program:
+                yield from _calls(program, other, times, dynamic, inside)
+
+
+def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], dynamic: float) -> float:
+    noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
+    if noted:
+        return int(noted[1])
+    condition = re.search(r"\bcondition=%?([\w.-]+)", loop.rest)
+    instructions = {i.name: i for i in program[condition[1]]} if condition else {}
+    compared = [i for i in instructions.values() if i.operation == "compare" and "direction=LT" in i.rest]
+    for instruction in compared:
+        for operand in re.findall(r"%([\w.-]+)", instruction.rest.split(")")[0]):
+            constant = instructions.get(operand)
+            if constant and constant.operation == "constant":
+                return int(constant.rest.split(")")[0])
+    return dynamic
+
+
+def _scatters(instruction: _Instruction) -> bool:
+    """Whether it is a TPU's form of a reduce-scatter: a fusion of an all-reduce with the slice that is kept of it."""
+    return instruction.operation == "fusion" and "calls=%all-reduce-scatter" in instruction.rest
+
+
+def _collective(
+    instruction: _Instruction,
+    named: dict[str, _Instruction],
+    program: dict[str, list[_Instruction]],
+    times: float,
+    devices: int,
+    islands: Sequence[int],
+) -> Collective | None:
+    kind, shape, attributes = instruction.operation, instruction.shape, instruction.rest
+    if _scatters(instruction):
+        inner = program["all-reduce-scatter" + attributes.split("calls=%all-reduce-scatter")[1].split(",")[0]]
+        kind = "reduce-scatter"
+        attributes = next(i.rest for i in inner if i.operation == "all-reduce")
+    elif kind.endswith("-done") and kind.removesuffix("-done") in KINDS:  # whose result is that of the whole
+        kind, start = kind.removesuffix("-done"), re.search(r"%([\w.-]+)", attributes)
+        attributes = named[start[1]].rest if start else ""
+    if kind not in KINDS:
+        return None
+    groups = _groups(attributes, kind, devices)
+    at = np.asarray(islands) if len(islands) else np.zeros(devices, int)
+    far = bool((at[groups] != at[groups[:, :1]]).any())
+    where = re.search(r'op_name="([^"]*)"', attributes)
+    return Collective(kind, _bytes(shape), groups.shape[1], times, far, where[1] if where else "")
+
+
+def _bytes(shape: str) -> float:
+    """The size of arrays as HLO writes them: `bf16[8,128]{1,0}`, or several in parentheses."""
+    total = 0.0
+    for kind, sizes in re.findall(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]", shape):
+        bits = 8 if kind == "pred" else int((re.search(r"\d+", kind) or [8])[0])
+        total += bits / 8 * math.prod(int(size) for size in sizes.split(",") if size)
+    return total
+
+
+def _groups(attributes: str, kind: str, devices: int) -> np.ndarray:
+    """Devices (groups, members) that take part together, in any of the forms in which HLO writes them."""
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes)
+        assert pairs, attributes
+        return np.asarray([[int(n) for n in pair.split(",")] for pair in re.findall(r"\{([\d, ]+)\}", pairs[1])])
+    if lists := re.search(r"replica_groups=\{(\{.*?\})\}", attributes):
+        return np.asarray([[int(n) for n in one.split(",")] for one in re.findall(r"\{([\d, ]+)\}", lists[1])])
+    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        shape = [int(n) for n in iota[3].split(",")]
+        order = [int(n) for n in iota[4].split(",")] if iota[4] else range(len(shape))
+        return np.arange(math.prod(shape)).reshape(shape).transpose(order).reshape(int(iota[1]), int(iota[2]))
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):
+        return _mesh_groups(mesh[1], mesh[2])
+    return np.arange(devices)[None]
+
+
+def _mesh_groups(mesh: str, over: str) -> np.ndarray:
+    """Groups written as axes of a mesh: `'x'=4,'y'=2` and the axes (`'x'`), or parts of axes (`'x':(1)2`), of a group.
+
+    A part `(before)size` is the middle one of an axis that is cut into `before`, `size` and the rest.
+    """
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    parts = [(name, before, size) for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", over)]
+    shape, chosen = [], []
+    for name, whole in sizes.items():
+        cuts = sorted((int(b or 1), int(s or whole)) for n, b, s in parts if n == name)
+        done = 1
+        for before, size in cuts:
+            shape += [before // done, size]
+            chosen.append(len(shape) - 1)
+            done = before * size
+        shape.append(whole // done)
+    rest = [axis for axis in range(len(shape)) if axis not in chosen]
+    members = math.prod(shape[axis] for axis in chosen)
+    return np.arange(math.prod(shape)).reshape(shape).transpose(rest + chosen).reshape(-1, members)
