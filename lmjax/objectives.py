@@ -1,19 +1,30 @@
 """Training objectives: a model, its parameters and a batch to sums of losses and of weights.
 
-Shapes: B rows, S positions of a source, T positions, P places that are predicted, V vocabulary, C classes.
+Shapes: B rows, S positions of a source, T positions, P places that are predicted, V vocabulary, C classes, D width;
+N chunks, each of E positions from each of J parts of a row.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lmjax.config import CausalConfig
+from lmjax import axes
+from lmjax.config import CausalConfig, UserError
+from lmjax.models import gpt
 
 Batch = Mapping[str, Array]
+
+
+class Read(NamedTuple):
+    """What is read off logits: log Z, the target's logit, and whether that is the largest."""
+
+    log_z_BT: Array
+    target_BT: Array
+    hits_BT: Array
 
 
 def causal(
@@ -32,17 +43,17 @@ def causal(
     `positions_BT`. Each token adds weight * (cross-entropy in nats + z_loss * log(Z)^2) (PaLM, section 5).
     The metrics are the same weighted sums of `cross_entropy` alone and of `accuracy` (the target's logit is
     the largest). `rng` is for dropout, used only when `train`. `carry`: what a recurrent model goes on with.
+    With `config.chunk` only so many tokens have logits at once; the gradient computes them again. UserError: the model
+    is no GPT then.
     """
-    logits_BTV, carry = _logits(model, params, batch, rng=rng, train=train, carry=carry)
+    found, carry = _read(model, params, batch, rng=rng, train=train, carry=carry, chunk=config.chunk)
     with jax.named_scope("loss"):
-        weights_BT = batch["weights_BT"]
-        log_z_BT, target_BT = log_z_and_target(logits_BTV, batch["targets_BT"])
+        weights_BT, (log_z_BT, target_BT, hits_BT) = batch["weights_BT"], found
         entropy_sum = loss_sum = jnp.sum(weights_BT * (log_z_BT - target_BT))
         if config.z_loss:
             loss_sum += config.z_loss * jnp.sum(weights_BT * jnp.square(log_z_BT))
         if config.penalty:
             loss_sum += config.penalty * jnp.sum(weights_BT) * squared_norm(params)
-        hits_BT = target_BT >= jnp.max(logits_BTV, axis=-1)  # log Z has the maximum already; an argmax would cost
         metrics = {"cross_entropy": entropy_sum, "accuracy": jnp.sum(weights_BT * hits_BT)}
     return (loss_sum, jnp.sum(weights_BT), metrics, *([] if carry is None else [carry]))
 
@@ -53,22 +64,71 @@ def squared_norm(params: Any) -> Array:
     return sum((jnp.sum(x * x) for path, x in leaves if path[-1].key in ("kernel", "embedding")), jnp.float32(0))
 
 
-def causal_by_row(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array]:
-    """Cross-entropy sums (B) and weight sums (B) of each row, without dropout; the batch is `causal`'s."""
-    logits_BTV, _ = _logits(model, params, batch, rng=None, train=False)
-    return _by_row(logits_BTV, batch["targets_BT"], batch["weights_BT"])
+def causal_by_row(model: nn.Module, params: Any, batch: Batch, *, chunk: int = 0) -> tuple[Array, Array]:
+    """Cross-entropy sums (B) and weight sums (B) of each row, without dropout; batch and chunk are `causal`'s."""
+    (log_z_BT, target_BT, _), _ = _read(model, params, batch, rng=None, train=False, chunk=chunk)
+    weights_BT = batch["weights_BT"]
+    return jnp.sum(weights_BT * (log_z_BT - target_BT), axis=-1), jnp.sum(weights_BT, axis=-1)
 
 
-def _logits(
-    model: nn.Module, params: Any, batch: Batch, *, rng: Array | None, train: bool, carry: Any = None
-) -> tuple[Array, Any]:
-    """Logits, and the carry after them if one is given."""
+def _read(
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    *,
+    rng: Array | None,
+    train: bool,
+    carry: Any = None,
+    chunk: int = 0,
+) -> tuple[Read, Any]:
+    """What is read off the logits of the targets, and the carry after them if one is given."""
     settings: dict[str, Any] = {name: batch[name] for name in ("segments_BT", "positions_BT") if name in batch}
     if carry is not None:
         settings["carry"] = carry
+    if chunk:
+        if not isinstance(model, gpt.GPT) or chunk < 0:
+            raise UserError(f"objective.chunk={chunk}: a number of tokens, and for model.family=gpt alone; set it to 0")
+        settings["head"] = False
     result: Any = apply(model, params, batch["inputs_BT"], rng=rng, train=train, **settings)
-    logits_BTV, after = (result, None) if carry is None else result
-    return _wide(logits_BTV), after
+    output, after = (result, None) if carry is None else result
+    with jax.named_scope("loss"):
+        if not isinstance(model, gpt.GPT) or not chunk:
+            return _read_off(output, batch["targets_BT"]), after
+        return _read_in_chunks(model, params, output, batch["targets_BT"], chunk=chunk), after
+
+
+def _read_off(logits_BTV: Array, targets_BT: Array) -> Read:
+    logits_BTV = _wide(logits_BTV)
+    log_z_BT, target_BT = log_z_and_target(logits_BTV, targets_BT)
+    # log Z has the maximum already; an argmax would cost
+    return Read(log_z_BT, target_BT, target_BT >= jnp.max(logits_BTV, axis=-1))
+
+
+def _read_in_chunks(model: gpt.GPT, params: Any, x_BTD: Array, targets_BT: Array, *, chunk: int) -> Read:
+    """The same of a model's features, for about `chunk` tokens at a time, at least one of each row.
+
+    A chunk takes positions of all rows, and of every part into which a mesh divides them, so that each device computes
+    with what it has. Where parameters are divided (FSDP), each chunk gathers the output layer anew.
+    """
+    layout, (B, T) = axes.current(), targets_BT.shape
+    J = 1 if layout is None or T % layout.size("sequence") else layout.size("sequence")
+    E = min(T // J, max(1, chunk // (B * J)))
+
+    def cut(x: Array) -> Array:
+        x = x.reshape(B, J, T // J, *x.shape[2:])
+        x = jnp.pad(x, [(0, -x.shape[axis] % E if axis == 2 else 0) for axis in range(x.ndim)])
+        x = jnp.moveaxis(x.reshape(B, J, -1, E, *x.shape[3:]), 2, 0)
+        return axes.constrain(x, None, "batch", "length", *[None] * (x.ndim - 3))
+
+    def join(x_NBJE: Array) -> Array:
+        return jnp.moveaxis(x_NBJE, 0, 2).reshape(B, J, -1)[:, :, : T // J].reshape(B, T)
+
+    def read(given: tuple[Array, Array]) -> Read:
+        x_BJED, targets_BJE = given
+        logits_BJEV = gpt.logits(model.config, params, x_BJED)
+        return _read_off(axes.constrain(logits_BJEV, "batch", "length", None, "vocab"), targets_BJE)
+
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(read, prevent_cse=False), (cut(x_BTD), cut(targets_BT))))
 
 
 def apply(model: nn.Module, params: Any, *inputs: Array, rng: Array | None, train: bool, **settings: Any) -> Any:
