@@ -14,7 +14,7 @@ SOME = {
     "gpt": ["1x8x1x1", "2x2x2x1", "1x2x2x2", "pmap"],
     "bert": ["2x2x2x1"],
     "transformer": ["2x2x2x1"],
-    "lstm": ["1x8x1x1", "pmap"],
+    "lstm": ["1x8x1x1"],
 }
 
 
@@ -39,7 +39,7 @@ def check(row: dict[str, Any]) -> None:
     parts = sizes[1] * sizes[2]
     assert 1 / parts <= row["parameters"] < 1 / parts + 0.08, row
     assert 1 / parts <= row["optimizer"] < 1 / parts + 0.08, row
-    assert row["initial"] < 1 / parts + 0.3, row
+    assert parts == 1 or row["initial"] < 1 / parts + 0.3, row  # nothing was whole while it was made
     if row["model"] == "gpt":  # the embedding is 14 % of it, the four layers' largest matrix, stacked, 28 %
         assert row["gathered"] < 0.15, row
 

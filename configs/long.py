@@ -1,0 +1,43 @@
+"""Long contexts, where attention must not write its scores out."""
+
+from lmjax.config import (
+    BatchConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    GPTConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+
+def long_context() -> Config:
+    """A small GPT that reads 8192 bytes at once: attention in blocks, whose memory grows with the context alone.
+
+    Hardware: any CPU.
+    """
+    return Config(
+        name="long_context",
+        data=DataConfig(source="docstrings", tokenizer=TokenizerConfig(kind="bytes"), validation_fraction=0.1),
+        model=GPTConfig(
+            layers=2,
+            width=128,
+            heads=2,
+            context=8192,
+            norm="rmsnorm",
+            positions="rotary",
+            activation="swiglu",
+            mlp_width=384,
+            bias=False,
+            qk_norm=True,
+            scan=False,
+            dtype="bfloat16",
+        ),
+        optimizer=OptimizerConfig(name="muon"),
+        schedule=ScheduleConfig(peak=3e-3, warmup=0.02),
+        batch=BatchConfig(tokens=((0, 8192),), microbatch=1),
+        train=TrainConfig(updates=150, evaluate_every=50, evaluate_batches=4),
+        checkpoint=CheckpointConfig(every=50),
+    )
