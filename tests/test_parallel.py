@@ -1,25 +1,23 @@
-"""The same run on one device and on several: the same samples, the same losses up to rounding."""
+"""The processes of a run: how they find each other, and which rows each of them makes."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+import small
 from jax.sharding import PartitionSpec
 
-from lmjax.config import Config, ParallelConfig, UserError
+from lmjax import parallel, run
+from lmjax.config import ParallelConfig, UserError
 from lmjax.parallel import make_mesh, rows
-from lmjax.typed import apply_overrides, to_json
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_a_mesh_takes_the_devices_that_divide_the_microbatch() -> None:
     assert make_mesh(ParallelConfig(), microbatch=3).size == max(n for n in (1, 3) if n <= jax.device_count())
-    assert rows(make_mesh(ParallelConfig(devices=1), microbatch=4), leading=1).spec == PartitionSpec(None, "data")
+    assert rows(make_mesh(ParallelConfig(devices=1), microbatch=4), leading=1).spec == PartitionSpec(
+        None, ("data", "fsdp")
+    )
 
 
 def test_more_devices_than_there_are_is_refused() -> None:
@@ -27,18 +25,35 @@ def test_more_devices_than_there_are_is_refused() -> None:
         make_mesh(ParallelConfig(devices=99), microbatch=99)
 
 
-@pytest.mark.slow
-def test_four_devices_train_as_one_does(tiny: Config, tmp_path: Path) -> None:
-    """Sums over rows associate otherwise on four devices: float32 rounding through twelve updates of Adam."""
-    config = apply_overrides(tiny, ["train.baselines=false", "model.dropout=0"])
-    (tmp_path / "config.json").write_text(to_json(config))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    losses = {}
-    for devices in (1, 4):
-        folder = tmp_path / str(devices)
-        words = [str(tmp_path / "config.json"), f"parallel.devices={devices}", "--run-dir", str(folder)]
-        subprocess.run([sys.executable, ROOT / "train.py", *words], check=True, env=environment, capture_output=True)
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        losses[devices] = [record.get("loss", record.get("val_loss")) for record in records]
-    assert len(losses[1]) == 15
-    assert losses[4] == pytest.approx(losses[1], abs=1e-5)
+@pytest.mark.parametrize("name", ["masked", "lstm"])
+def test_processes_make_the_rows_of_a_batch_between_them(name: str, corpus: Path) -> None:
+    made = small.build(name, corpus)
+    _, cursor, whole = next(run.host_batches(made, 0, 0))
+    halves = [next(run.host_batches(made, 0, 0, own=own)) for own in (slice(0, 2), slice(2, 4))]
+    assert [half[1] for half in halves] == [cursor, cursor]
+    for array, *parts in zip(whole.values(), *(half[2].values() for half in halves), strict=True):
+        of_each = [part.reshape(2, 2, *part.shape[1:]) for part in parts]  # two microbatches of four rows
+        np.testing.assert_array_equal(np.concatenate(of_each, axis=1).reshape(array.shape), array)
+
+
+def test_processes_that_cannot_be_found_are_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"parallel\.distributed=true, but Slurm.*JAX_COORDINATOR_ADDRESS"):
+        parallel.connect(ParallelConfig(distributed=True))
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(UserError, match=r"cannot be joined \(invalid literal.*'two'\).* for a run of one"):
+        parallel.connect(ParallelConfig())
+
+
+def test_processes_that_were_started_and_not_joined_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parallel.overlooked() == ""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert parallel.overlooked() == ""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert "Slurm started 4 processes" in parallel.overlooked()
+
+
+def test_a_mesh_that_is_not_here_gives_way() -> None:
+    config = ParallelConfig(devices=1)
+    assert parallel.here(config, microbatch=4) == config
+    assert parallel.here(ParallelConfig(devices=99), microbatch=99) == ParallelConfig()

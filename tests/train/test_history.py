@@ -268,6 +268,9 @@ def test_a_resume_on_another_machine_or_with_another_configuration() -> None:
     assert past.expected == {2: one(8)}  # of the machine that computed it
     changed = record("resume", 1, 4, changed=["schedule.peak: 1 -> 2"], **MACHINE)
     assert fold([START, way, changed]).expected == {}
+    elsewhere = record("resume", 1, 4, changed=["parallel.mesh.fsdp: 8 -> 1"], **MACHINE, mesh="one device")
+    assert fold([START, way, elsewhere]).expected == {2: one(8)}  # what is learnt is the same
+    assert fold([START, way, elsewhere]).machine != fold([START, way]).machine
 
 
 def test_a_fallback_inside_a_rollback_leaves_the_way_too() -> None:
