@@ -141,6 +141,8 @@ def _collective(
     islands: Sequence[int],
 ) -> Collective | None:
     kind, shape, attributes = instruction.operation, instruction.shape, instruction.rest
+    if kind == "recv" and "_xla_megascale_transfer_type" in attributes:
+        return _between_slices(instruction, times)
     if _scatters(instruction):
         inner = program["all-reduce-scatter" + attributes.split("calls=%all-reduce-scatter")[1].split(",")[0]]
         kind = "reduce-scatter"
@@ -155,6 +157,21 @@ def _collective(
     far = bool((at[groups] != at[groups[:, :1]]).any())
     where = re.search(r'op_name="([^"]*)"', attributes)
     return Collective(kind, _bytes(shape), groups.shape[1], times, far, where[1] if where else "")
+
+
+def _between_slices(instruction: _Instruction, times: float) -> Collective:
+    """A collective between TPU slices, each of which runs its own program, as what it receives from the network."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', instruction.rest)
+    assert kind is not None
+    assert target is not None
+    name = kind[1].lower().replace("_", "-")
+    slices = 0
+    for part in target[1].split(","):
+        first, _, last = part.partition(":")
+        slices += int(last or first) - int(first) + 1
+    result = instruction.shape.split(" u32[]")[0]
+    return Collective(name if name in KINDS else "collective-permute", _bytes(result), slices, times, True, "")
 
 
 def _bytes(shape: str) -> float:

@@ -82,23 +82,29 @@ def search(
 ) -> dict[int, float]:
     """The sizes of the microbatches that were compiled on the way to the largest that fits, by microbatch.
 
-    A size is nearly linear in the microbatch, so each compilation but the first tries the largest candidate that fits
-    by the line through the two nearest known sizes (through `floor`, the size at 0, while only one is known).
+    A size is nearly linear in the microbatch, so each compilation but the first tries the largest candidate of which
+    that is `expected`. floor: the size at 0.
     """
     sizes = {first: measure(first)}
-    while len(sizes) < most:
-        below = max((m for m, size in sizes.items() if size <= limit), default=0)
-        above = min((m for m, size in sizes.items() if size > limit), default=max(candidates) + 1)
-        left = sorted(m for m in candidates if below < m < above)
-        if not left:
-            break
-        known = sorted(sizes.items(), key=lambda item: abs(item[1] - limit))
-        (m, size), (other, its_size) = known[0], known[1] if len(known) > 1 else (0, floor)
-        slope = (size - its_size) / (m - other)
-        fitting = [c for c in left if size + slope * (c - m) <= limit]
+    while len(sizes) < most and (left := open_ones(sizes, candidates, limit)):
+        fitting = [m for m in left if expected(sizes, m, floor=floor, limit=limit) <= limit]
         choice = fitting[-1] if fitting else left[0]
         sizes[choice] = measure(choice)
     return sizes
+
+
+def open_ones(sizes: dict[int, float], candidates: Sequence[int], limit: float) -> list[int]:
+    """The candidates above the largest that is known to fit, and below the smallest that is known not to."""
+    below = max((m for m, size in sizes.items() if size <= limit), default=0)
+    above = min((m for m, size in sizes.items() if size > limit), default=max(candidates) + 1)
+    return sorted(m for m in candidates if below < m < above)
+
+
+def expected(sizes: dict[int, float], microbatch: int, *, floor: float, limit: float) -> float:
+    """The size of a microbatch by the line through the two known ones nearest the limit, or one and the floor."""
+    known = sorted(sizes.items(), key=lambda item: abs(item[1] - limit))
+    (m, size), (other, its_size) = known[0], known[1] if len(known) > 1 else (0, floor)
+    return size + (size - its_size) / (m - other) * (microbatch - m)
 
 
 def microbatches(run: Run) -> list[int]:
@@ -228,11 +234,7 @@ def report(config: Config, target: Target, *, most: int = 3, phase: Callable[[st
     if first in programs:
         tables += _of_program(run, target, programs[first])
     if most > 1:
-        rows = [
-            (f"{m:,}", f"{size / _GiB:.2f} GiB", "fits" if size <= target.limit else "does not fit")
-            for m, size in sorted(sizes.items())
-        ]
-        tables.append(Table(f"batch.microbatch, of {target.limit / _GiB:.2f} GiB", rows, ("", "needs", "")))
+        tables.append(_searched(sizes, microbatches(run), floor=floor, limit=target.limit))
     return Report(tables, _problem(run, target, sizes))
 
 
@@ -260,6 +262,19 @@ def _memory(program: Program, limit: float) -> Table:
     return Table("Memory of a device", rows, ("", "compiled", f"of {limit / _GiB:.2f} GiB"))
 
 
+def _searched(sizes: dict[int, float], candidates: Sequence[int], *, floor: float, limit: float) -> Table:
+    """What was compiled, and what the next larger microbatch is expected to need."""
+    rows = {m: (f"{m:,}", f"{size / _GiB:.2f} GiB", _verdict(size, limit)) for m, size in sizes.items()}
+    if left := open_ones(sizes, candidates, limit):
+        size = expected(sizes, left[0], floor=floor, limit=limit)
+        rows[left[0]] = (f"{left[0]:,}", f"{size / _GiB:.2f} GiB", f"{_verdict(size, limit)}, by extrapolation")
+    return Table("batch.microbatch", [rows[m] for m in sorted(rows)], ("", "needs", f"of {limit / _GiB:.2f} GiB"))
+
+
+def _verdict(size: float, limit: float) -> str:
+    return "fits" if size <= limit else "does not fit"
+
+
 def _sent(found: Sequence[Collective]) -> Table:
     kinds: dict[str, list[Collective]] = {}
     for one in found:
@@ -273,7 +288,7 @@ def _sent(found: Sequence[Collective]) -> Table:
         )
         for kind, some in sorted(kinds.items())
     ]
-    return Table("Collectives of an update, on a device", rows, ("", "number", "results", "sent"))
+    return Table("Collectives of an update", rows, ("of a device", "number", "results", "sent"))
 
 
 def _time(run: Run, target: Target, bounds: Sequence[Bound]) -> Table:
@@ -286,7 +301,7 @@ def _time(run: Run, target: Target, bounds: Sequence[Bound]) -> Table:
         ("MFU, at most", "", "", f"{flops(run) / (peak * seconds):.1%}"),
         ("the run, at best", "", "", duration(updates * seconds)),
     ]
-    return Table("Roofline of the largest update, on a device", rows, ("", "needs", "has", "time"))
+    return Table("Roofline of an update", rows, ("of a device", "needs", "has", "time"))
 
 
 def _problem(run: Run, target: Target, sizes: dict[int, float]) -> str:

@@ -126,6 +126,14 @@ def test_groups_are_read_in_every_form(attributes: str, expected: list[list[int]
     np.testing.assert_array_equal(_groups(attributes, "all-reduce", 4), expected)
 
 
+def test_between_tpu_slices_a_program_tells_what_it_receives() -> None:
+    handler = '_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.1_0"'
+    what = '_xla_megascale_target="{1,2}x{0:15}",_xla_megascale_transfer_type="ALL_REDUCE"'
+    line = "%recv = (f32[64,8]{1,0:T(8,128)}, u32[], token[]) recv(%after-all), channel_id=1, is_host_transfer=true"
+    text = f"ENTRY %main (x: f32[4]) -> f32[4] {{\n  {line}, frontend_attributes={{{handler},{what}}}\n}}\n"
+    assert collectives(text) == [Collective("all-reduce", 4 * 64 * 8, 2, 1, True, "")]
+
+
 def test_a_permutation_goes_far_if_one_of_its_pairs_does() -> None:
     line = "  ROOT %p = f32[4]{0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}"
     text = f"HloModule m, num_partitions=4\n\nENTRY %main (x: f32[4]) -> f32[4] {{\n{line}\n}}\n"
