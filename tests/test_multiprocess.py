@@ -7,24 +7,28 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import small
 
 from lmjax.config import Config
 from lmjax.train import journal, metrics
+from lmjax.train.history import fold
 from lmjax.typed import apply_overrides, to_json
 
 pytestmark = pytest.mark.multiprocess
 ROOT = Path(__file__).parents[1]
+FSDP = "parallel.mesh=(data=1, fsdp=2)"  # state and rows are divided
+ONE = "parallel.mesh=(data=1, fsdp=1)"
 Processes = list[subprocess.Popen[str]]
 
 
 @contextmanager
-def processes(count: int, *words: str, **environment: str) -> Iterator[Processes]:
-    """So many processes of `train.py`; what is left of them is killed at the end."""
+def processes(count: int, *words: str, faults: Sequence[str] = (), **environment: str) -> Iterator[Processes]:
+    """So many processes of `train.py`, each with its `faults`; what is left of them is killed at the end."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -36,6 +40,7 @@ def processes(count: int, *words: str, **environment: str) -> Iterator[Processes
             "JAX_PROCESS_ID": str(number),
         }
         settings = os.environ | {"PYTHONPATH": str(ROOT)} | environment | (joined if count > 1 else {})
+        settings |= {"LMJAX_FAULTS": faults[number]} if faults else {}
         command = [sys.executable, str(ROOT / "train.py"), *words]
         started.append(
             subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -67,6 +72,11 @@ def losses(folder: Path) -> dict[int, float]:
     return {record["update"]: record["loss"] for record in metrics.read(folder / "metrics.jsonl") if "loss" in record}
 
 
+def way(folder: Path) -> list[int]:
+    """The position in the sample order behind each update."""
+    return [applied.cursor for applied in fold(journal.read(folder / "journal.jsonl")).path]
+
+
 def updates(folder: Path) -> int:
     return max(losses(folder), default=0) if (folder / "metrics.jsonl").exists() else 0
 
@@ -79,24 +89,36 @@ def configured(tiny: Config, tmp_path: Path) -> str:
     return str(tmp_path / "config.json")
 
 
-def test_two_processes_train_as_one_and_go_on_as_one(configured: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mesh", "words"),
+    [
+        (FSDP, ""),
+        pytest.param("parallel.mesh=(data=2)", "optimizer.ema=0.9", marks=pytest.mark.exhaustive),
+        pytest.param("parallel.mesh=(data=1, tensor=2)", "data.packed=true", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_two_processes_train_as_one_and_go_on_as_one(configured: str, tmp_path: Path, mesh: str, words: str) -> None:
     """Sums over rows associate otherwise in two processes: float32 rounding through twelve updates of Adam."""
-    with processes(1, configured, "--run-dir", str(tmp_path / "one")) as started:
+    changes = words.split()
+    with processes(1, configured, *changes, "--run-dir", str(tmp_path / "one")) as started:
         finished(started)
-    with processes(2, configured, "--run-dir", str(tmp_path / "two")) as started:
+    with processes(2, configured, *changes, mesh, "--run-dir", str(tmp_path / "two")) as started:
         outputs = finished(started)
     assert "finished: 12 updates" in outputs[0]
     assert not [line for line in outputs[1].splitlines() if not line.startswith("[Gloo]")]  # only the main one speaks
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert way(tmp_path / "two") == way(tmp_path / "one")
     record = journal.read(tmp_path / "two" / "journal.jsonl")[0]
     assert (record["devices"], record["processes"]) == (2, 2)
+    assert f"parallel.mesh=({record['mesh']})" in mesh.replace("data=1, ", "")
     # What two have saved one can take up, and the other way round.
     longer = ["train.updates=16", "--allow-change", "train.updates"]
-    for name, count in (("two", 1), ("one", 2)):
-        with processes(count, "--resume", str(tmp_path / name), *longer) as started:
+    for name, count, devices in (("two", 1, ONE), ("one", 2, mesh)):
+        with processes(count, "--resume", str(tmp_path / name), devices, *longer) as started:
             finished(started)
     assert updates(tmp_path / "one") == 16
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert way(tmp_path / "two") == way(tmp_path / "one")
 
 
 @pytest.mark.parametrize(
@@ -106,7 +128,7 @@ def test_a_signal_to_one_process_saves_and_ends_both(
     configured: str, tmp_path: Path, number: signal.Signals, who: int
 ) -> None:
     folder = tmp_path / "run"
-    words = [configured, "train.updates=100000", "train.evaluate_every=0", "checkpoint.every=0"]
+    words = [configured, FSDP, "train.updates=100000", "train.evaluate_every=0", "checkpoint.every=0"]
     with processes(2, *words, "--run-dir", str(folder)) as started:
         wait_until(lambda: updates(folder) > 5, started)
         started[who].send_signal(number)
@@ -122,7 +144,7 @@ def test_a_signal_to_one_process_saves_and_ends_both(
 
 @pytest.mark.exhaustive
 def test_a_stopped_run_of_two_goes_on_bit_for_bit(configured: str, tmp_path: Path) -> None:
-    words = ["train.updates=40", "checkpoint.every=10"]
+    words = [FSDP, "train.updates=40", "checkpoint.every=10"]
     with processes(2, configured, *words, "--run-dir", str(tmp_path / "whole")) as started:
         finished(started)
     folder = tmp_path / "cut"
@@ -150,7 +172,7 @@ def test_when_one_process_is_lost_the_other_ends_and_the_run_can_go_on(
 ) -> None:
     """A killed one is noticed at once; one that only stands still after `parallel.heartbeat_seconds` (10)."""
     folder = tmp_path / "run"
-    words = [configured, "train.updates=100000", "train.evaluate_every=0", "checkpoint.every=5"]
+    words = [configured, FSDP, "train.updates=100000", "train.evaluate_every=0", "checkpoint.every=5"]
     with processes(2, *words, "--run-dir", str(folder)) as started:
         wait_until(lambda: updates(folder) > 12, started)
         begun = time.monotonic()
@@ -167,9 +189,38 @@ def test_when_one_process_is_lost_the_other_ends_and_the_run_can_go_on(
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("failing", [0, 1])
+def test_when_one_process_fails_the_other_ends(configured: str, tmp_path: Path, failing: int) -> None:
+    """It would wait for the other at its end, and the other for it, but no longer than `parallel.heartbeat_seconds`."""
+    faults = ["", ""]
+    faults[failing] = "journal.write=error@5"
+    words = [configured, FSDP, "train.updates=100000", "checkpoint.every=2", "--run-dir", str(tmp_path / "run")]
+    with processes(2, *words, faults=faults) as started:
+        begun = time.monotonic()
+        for process in started:
+            process.communicate(timeout=120)
+            assert process.returncode not in (0, 2)
+        assert time.monotonic() - begun < 90
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["lstm", "translation", "masked"])
+def test_every_kind_of_task_in_two_processes(name: str, corpus: Path, tmp_path: Path) -> None:
+    """States carried from batch to batch, rows that are made together, places that are drawn for each row."""
+    changes = ["train.updates=12", "model.dropout=0", "guard.policy=off"]
+    (tmp_path / "config.json").write_text(to_json(apply_overrides(small.config(name, corpus), changes)))
+    for folder, count, mesh in (("one", 1, ONE), ("two", 2, FSDP)):
+        words = [str(tmp_path / "config.json"), mesh, "--run-dir", str(tmp_path / folder)]
+        with processes(count, *words) as started:
+            finished(started)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    assert way(tmp_path / "two") == way(tmp_path / "one")
+
+
+@pytest.mark.exhaustive
 def test_a_spike_takes_both_processes_back(configured: str, tmp_path: Path) -> None:
     """Bad data are replayed, then left out, with one journal and one quarantine."""
-    words = [configured, "batch.tokens=((0,64),)", "train.updates=110", "checkpoint.every=20"]
+    words = [configured, FSDP, "batch.tokens=((0,64),)", "train.updates=110", "checkpoint.every=20"]
     folder = tmp_path / "run"
     with processes(2, *words, "--run-dir", str(folder), LMJAX_FAULTS="data=random@360-372!") as started:
         finished(started)
