@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from lmjax.models.flops import BLOCK, block_size
 from lmjax.models.layers import dropout, rounded
-
-BLOCK = 256  # queries, and keys, at most: what a core's cache holds the scores of
 
 
 class Masks(NamedTuple):
@@ -51,7 +50,7 @@ def blockwise(
     block. block: the most queries, and keys, of a block.
     """
     (B, T, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
-    C, E = _size(T, block), _size(S, block)
+    C, E = block_size(T, block), block_size(S, block)
     if seen_BS is not None or S % E:
         seen_BS = jnp.ones((B, S), jnp.int32) if seen_BS is None else seen_BS
         ends_BS = jnp.where(seen_BS != 0, jnp.iinfo(jnp.int32).max if ends_BS is None else ends_BS, 0)
@@ -63,11 +62,6 @@ def blockwise(
     q_NBGRCK = q_NBCGRK.transpose(0, 1, 3, 4, 2, 5)
     out_NBGRCK = _mix(q_NBGRCK, k_MBGEK, v_MBGEK, masks, key, causal, dropout_rate, dtype)
     return out_NBGRCK.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, H, K)[:, :T]
-
-
-def _size(length: int, block: int) -> int:
-    """The size of the fewest blocks, all equal, that cover a length."""
-    return -(-length // -(-length // block))
 
 
 def _cut(x: Any, size: int) -> Any:

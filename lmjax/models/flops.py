@@ -4,6 +4,9 @@ from dataclasses import replace
 
 from lmjax.config import GPTConfig, UserError
 
+LONG = 2048  # queries from which attention writes no scores out; on CPU both forms take the same time there
+BLOCK = 256  # queries, and keys, whose scores exist at once then, at most: a core's cache holds those of a head
+
 
 def resolve(config: GPTConfig) -> GPTConfig:
     """The configuration with `key_heads`, `head_dim` and `mlp_width` written out where they are 0."""
@@ -65,6 +68,16 @@ def query_blocks(queries: int, keys: int, causal: bool) -> list[tuple[int, int, 
     return [(start, end, end) for start, end in zip(range(0, queries, size), ends, strict=True)]
 
 
+def block_size(length: int, most: int = BLOCK) -> int:
+    """The size of the fewest blocks, all equal, that cover a length."""
+    return -(-length // -(-length // most))
+
+
+def written_out(config: GPTConfig) -> bool:
+    """Whether attention keeps its scores; `auto` is taken for what it is on a CPU."""
+    return config.attention == "xla" or (config.attention == "auto" and config.context < LONG)
+
+
 def parameters(config: GPTConfig) -> dict[str, int]:
     """The number of parameters of each part, and their `total`. A tied output layer is part of the embeddings."""
     c = resolve(config)
@@ -88,7 +101,8 @@ def flops_per_token(config: GPTConfig, *, whole_square: bool = False) -> float:
     A weight takes 2 FLOPs forward and 4 backward; so do a query's features with each key (scores) and with each value
     (mixing): 6 N + 12 L H K S, where N counts the weights of products (not look-ups) and S the keys that a query is
     computed against, on average. `whole_square`: S = T, as PaLM (Chowdhery et al. 2022, appendix B) counts it; else
-    only what is computed. What `remat` computes again is not counted.
+    only what is computed where scores are written out: the other forms are counted alike. What they and `remat` compute
+    again is not counted.
     """
     c = resolve(config)
     sizes = parameters(replace(c, bias=False))
@@ -110,6 +124,7 @@ def activation_bytes(config: GPTConfig) -> float:
     queries, projected = c.heads * c.head_dim, (c.heads + 2 * c.key_heads) * c.head_dim
     ups = c.mlp_width * (2 if c.activation == "swiglu" else 1)
     wide = 4 * (2 * D + queries + ups)  # into both norms, what attention mixed, into the nonlinearity
-    inputs = narrow * (2 * D + projected + queries + c.mlp_width + c.heads * _keys(c))  # of every product
+    scores = narrow * c.heads * _keys(c) if written_out(c) else 4 * c.heads  # or log Z alone
+    inputs = narrow * (2 * D + projected + queries + c.mlp_width) + scores  # of every product
     kept = {"none": wide + inputs, "dots": 4 * (2 * D + projected + ups), "full": 4 * D}[c.remat]
     return c.layers * kept + wide + inputs

@@ -14,10 +14,11 @@ from jax import Array
 
 from lmjax import axes
 from lmjax.config import UserError
+from lmjax.models.flops import LONG
 from lmjax.models.layers import rounded
 
 KERNELS = {"gpu": "cudnn", "tpu": "splash"}
-LONG, LONG_TPU = 2048, 1024  # queries from which scores are not written out; on CPU both forms take the same time there
+LONG_TPU = 1024  # queries from which splash pays
 _BLOCK, _LANES = 512, 128  # of splash: positions of a block, at most, and what their number is a multiple of
 
 
