@@ -1,5 +1,8 @@
 """The processes of a run: how they find each other, and which rows each of them makes."""
 
+import json
+import os
+import subprocess
 from pathlib import Path
 
 import jax
@@ -11,6 +14,8 @@ from jax.sharding import PartitionSpec
 from lmjax import parallel, run
 from lmjax.config import ParallelConfig, UserError
 from lmjax.parallel import make_mesh, rows
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def test_a_mesh_takes_the_devices_that_divide_the_microbatch() -> None:
@@ -57,3 +62,25 @@ def test_a_mesh_that_is_not_here_gives_way() -> None:
     config = ParallelConfig(devices=1)
     assert parallel.here(config, microbatch=4) == config
     assert parallel.here(ParallelConfig(devices=99), microbatch=99) == ParallelConfig()
+
+
+def test_the_recipe_for_slurm_starts_a_run_goes_on_with_it_and_comes_again(tmp_path: Path) -> None:
+    """With commands in the place of Slurm's that print what they are told; the run is stopped once, then finished."""
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    folder = tmp_path / "run"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+
+    def told(status: str) -> list[str]:
+        (tmp_path / "summary.json").write_text(json.dumps({"status": status}, indent=1))
+        words = ["bash", str(SCRIPTS / "slurm_gpu.sh"), str(folder), "gpt2_124m", "seed=1", "parallel.devices=8"]
+        made = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
+        return made.stdout.replace("srun --kill-on-bad-exit=1 python train.py ", "").splitlines()
+
+    folder.mkdir()
+    (folder / "summary.json").symlink_to(tmp_path / "summary.json")
+    start = f"gpt2_124m seed=1 parallel.devices=8 --run-dir {folder} parallel.distributed=true"
+    assert told("stopped") == [start, "scontrol requeue 7"]
+    (folder / "config.json").touch()
+    assert told("finished") == [f"--resume {folder} parallel.devices=8 parallel.distributed=true"]
