@@ -148,7 +148,7 @@ def _tpus(chip: Chip, key: str, count: int, shape: tuple[int, ...]) -> Any:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **settings).devices
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"--topology {name}: {str(error).splitlines()[0]}; {EXAMPLES} exist") from None
+        raise UserError(f"--topology {name}: {str(error).splitlines()[0]}; write one as in {EXAMPLES}") from None
 
 
 def _gpus(chip: Chip, key: str, count: int, shape: tuple[int, ...]) -> Any:

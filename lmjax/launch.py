@@ -194,6 +194,8 @@ def _prepare(config: Config, console: Console, *, kept: Path | None = None) -> R
         data = dataclasses.replace(data, tokenizer=dataclasses.replace(choice, path=str(kept)))
     store = stores.prepare(data, report=console.report)
     run = runs.build(config, store)
+    software = f"{__version__}, jax {jax.__version__}"
+    parallel.agree(lmjax=software, configuration=typed.to_json(run.config), **fingerprints(run))
     for line in runs.describe_data(run):
         console.event(line)
     if run.mesh.size > 1:
@@ -382,6 +384,6 @@ def show_plan(config: Config) -> int:
     peak = machine.peak_flops(config.model.dtype, devices=list(mesh.devices.flat))
     with Console() as console:
         console.event(machine.describe())
-        for table in plan.tables(config, peak_flops=peak, devices=mesh.size):
+        for table in plan.tables(config, peak_flops=peak, devices=mesh.size, mesh=mesh.shape):
             console.table(*table)
     return FINISHED

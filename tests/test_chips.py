@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lmjax import chips, machine
+from lmjax import chips, cli, machine
 from lmjax.config import UserError
 
 
@@ -67,3 +67,10 @@ def test_of_a_gpu_programs_have_the_share_that_jax_takes(monkeypatch: pytest.Mon
     assert gpu.limit == 0.9 * gpu.chip.memory
     tpu = chips.Target("v5e:8x8", chips.CHIPS["v5e"], (), {}, {})
     assert tpu.limit == 15.75 * 2**30
+
+
+def test_the_command_answers_before_anything_heavy_is_imported(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", "quickstart", "--topology", "v9:2"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --topology v9:2: write CHIP:SIZE as in v5e:8x8")
