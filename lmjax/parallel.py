@@ -4,6 +4,7 @@ In a run of several processes each runs the same program on the same decisions; 
 """
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -82,6 +83,18 @@ def barrier(name: str) -> None:
     """Waits until every process is here."""
     if not alone():
         multihost_utils.sync_global_devices(name)
+
+
+def agree(**facts: str) -> None:
+    """Compares what all processes must have alike; every process must call it. UserError: one has it otherwise."""
+    if alone():
+        return
+    mine = [list(hashlib.sha256(fact.encode()).digest()) for fact in facts.values()]
+    found = np.asarray(multihost_utils.process_allgather(np.asarray(mine, np.uint8)))  # (processes, facts, bytes)
+    for i, name in enumerate(facts):
+        for process in range(len(found)):
+            if (found[process, i] != found[0, i]).any():
+                raise UserError(f"process {process} has another {name} than process 0: start all of them with the same")
 
 
 def main_first(name: str, make: Callable[[], T]) -> T:

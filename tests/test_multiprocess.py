@@ -28,7 +28,7 @@ Processes = list[subprocess.Popen[str]]
 
 @contextmanager
 def processes(count: int, *words: str, faults: Sequence[str] = (), **environment: str) -> Iterator[Processes]:
-    """So many processes of `train.py`, each with its `faults`; what is left of them is killed at the end."""
+    """So many processes of `train.py`, `{}` in a word its number, each with its `faults`; killed if left at the end."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -41,7 +41,7 @@ def processes(count: int, *words: str, faults: Sequence[str] = (), **environment
         }
         settings = os.environ | {"PYTHONPATH": str(ROOT)} | environment | (joined if count > 1 else {})
         settings |= {"LMJAX_FAULTS": faults[number]} if faults else {}
-        command = [sys.executable, str(ROOT / "train.py"), *words]
+        command = [sys.executable, str(ROOT / "train.py"), *(word.format(number) for word in words)]
         started.append(
             subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
@@ -201,6 +201,14 @@ def test_when_one_process_fails_the_other_ends(configured: str, tmp_path: Path, 
             process.communicate(timeout=120)
             assert process.returncode not in (0, 2)
         assert time.monotonic() - begun < 90
+
+
+@pytest.mark.exhaustive
+def test_processes_that_would_train_different_runs_are_refused(configured: str, tmp_path: Path) -> None:
+    with processes(2, configured, "seed={}", "--run-dir", str(tmp_path / "run")) as started:
+        errors = [process.communicate(timeout=120)[1] for process in started]
+        assert [process.returncode for process in started] == [2, 2]
+    assert all("process 1 has another configuration than process 0" in error for error in errors)
 
 
 @pytest.mark.exhaustive
