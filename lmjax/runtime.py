@@ -35,6 +35,7 @@ def compile_only() -> None:
             "TPU_SKIP_MDS_QUERY": "1",  # the compiler for TPUs does not ask the network what machine this is,
             "TPU_WORKER_HOSTNAMES": "localhost",  # nor does it complain that nothing tells
             "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nor does a second process find it taken
         }
     )
 
