@@ -107,6 +107,18 @@ def main_first(name: str, make: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
+def told(make: Callable[[], str | None]) -> str | None:
+    """What `make()` gives the main process, to all of them; every process must call it."""
+    if alone():
+        return make()
+    line = np.zeros(1000, np.uint8)  # of a fixed size, zeros behind the text
+    if is_main():
+        text = (make() or "").encode()[: len(line)]
+        line[: len(text)] = list(text)
+    line = np.asarray(multihost_utils.broadcast_one_to_all(line))
+    return bytes(line.tolist()).rstrip(b"\0").decode(errors="replace") or None
+
+
 def local(tree: Any) -> Any:
     """Arrays that may be divided among processes, whole on one device of this process, to be used by it alone.
 

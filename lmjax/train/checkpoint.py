@@ -14,13 +14,14 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from lmjax import faults
+from lmjax import faults, parallel
 from lmjax.config import CheckpointConfig
 from lmjax.files import sync_folder, write_text
 from lmjax.pytrees import all_finite, digest, leaf_names, path_name
@@ -191,7 +192,7 @@ def load(
     for folder in reversed(folders(root)):
         if update not in (None, int(folder.name)):
             continue
-        problem = verify(folder)
+        problem = parallel.told(partial(verify, folder))  # all the files are read: by one process
         if problem is None:
             found = read(folder)
             told = (digests or {}).get(found.meta["update"], found.meta["digest"])
