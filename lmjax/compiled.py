@@ -36,7 +36,7 @@ class TooLarge(Exception):
 class Program(NamedTuple):
     """A compiled update: bytes of a device, and its optimised HLO.
 
-    temporaries: with the results that do not take the place of arguments, and the code.
+    temporaries: what is there beside the arguments at most, with the results that do not take their place.
     """
 
     arguments: float
@@ -60,8 +60,11 @@ def compile_update(run: Run, target: Target) -> Program:
             raise
         raise TooLarge(needed) from None
     sizes = program.memory_analysis()
+    given = sizes.argument_size_in_bytes
     beside = sizes.output_size_in_bytes - sizes.alias_size_in_bytes + sizes.generated_code_size_in_bytes
-    return Program(sizes.argument_size_in_bytes, sizes.temp_size_in_bytes + beside, program.as_text())
+    if target.chip.is_tpu:  # whose compiler compares the peak of everything with the memory
+        return Program(given, sizes.peak_memory_in_bytes - given, program.as_text())
+    return Program(given, sizes.temp_size_in_bytes + beside, program.as_text())
 
 
 def needed_of(message: str) -> float | None:
@@ -132,12 +135,11 @@ class Bound(NamedTuple):
 
 def roofline(run: Run, target: Target, sent: Sequence[Collective]) -> list[Bound]:
     """The bounds of the largest update: products, memory (both closed forms), and what the program sends."""
-    chip, devices = target.chip, len(target.devices)
-    peak = machine.peak_flops(run.config.model.dtype, devices=target.devices) / devices
+    chip, peak = target.chip, machine.peak_flops(run.config.model.dtype, devices=target.devices[:1])
     near = sum(c.sent * c.times for c in sent if not c.far)
     far = sum(c.sent * c.times for c in sent if c.far)
     bounds = [
-        Bound("products", flops(run, again=True) / devices, peak, "FLOP"),
+        Bound("products", flops(run, again=True) / run.mesh.size, peak, "FLOP"),
         Bound("memory", traffic(run), chip.bandwidth, "B"),
         Bound("ICI" if chip.is_tpu else "NVLink", near, chip.near, "B"),
         Bound("network", far, chip.far, "B"),
@@ -185,7 +187,7 @@ def show(config: Config, topology: str, *, largest: bool = True) -> int:
     families.check(config.model)
     config = runs.resolve(config, runs.expected_vocabulary(config))
     mesh = runs.without_data(config, devices=found.devices).mesh
-    peak = machine.peak_flops(config.model.dtype, devices=found.devices)
+    peak = machine.peak_flops(config.model.dtype, devices=list(mesh.devices.flat))
     with Console() as console:
         for table in plan.tables(config, peak_flops=peak, devices=mesh.size, mesh=mesh.shape):
             console.table(*table)
@@ -245,11 +247,11 @@ def _of_program(run: Run, target: Target, program: Program) -> list[Table]:
 
 
 def _devices(run: Run, target: Target) -> Table:
-    count = len(set(target.islands.values()))
+    count = len({target.islands[device] for device in run.mesh.devices.flat})
     each = f" in {count} {'slices' if target.chip.is_tpu else 'nodes'}" if count > 1 else ""
     microbatch, most = run.config.batch.microbatch, int(run.plan.microbatches.max())
     rows = [
-        ("devices", f"{len(target.devices)} x {target.chip.name}{each}"),
+        ("devices", f"{run.mesh.size} x {target.chip.name}{each}"),
         ("mesh", describe(run.mesh)),
         ("microbatch", f"{microbatch:,} sequences, up to {most:,} an update"),
     ]
@@ -293,7 +295,7 @@ def _sent(found: Sequence[Collective]) -> Table:
 
 def _time(run: Run, target: Target, bounds: Sequence[Bound]) -> Table:
     seconds = max(bound.seconds for bound in bounds)
-    peak = machine.peak_flops(run.config.model.dtype, devices=target.devices)
+    peak = machine.peak_flops(run.config.model.dtype, devices=target.devices[:1]) * run.mesh.size
     updates = run.plan.tokens / (int(run.plan.sequences.max()) * run.plan.context)
     rows = [(b.name, quantity(b.amount, b.unit), f"{quantity(b.rate, b.unit)}/s", f"{b.seconds:.3g} s") for b in bounds]
     rows += [
