@@ -32,6 +32,7 @@ def compile_only() -> None:
     os.environ.update(
         {
             "JAX_PLATFORMS": "cpu",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program for devices that are not there cannot be read back
             "TPU_SKIP_MDS_QUERY": "1",  # the compiler for TPUs does not ask the network what machine this is,
             "TPU_WORKER_HOSTNAMES": "localhost",  # nor does it complain that nothing tells
             "TPU_ACCELERATOR_TYPE": "v5litepod-4",
