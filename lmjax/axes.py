@@ -64,8 +64,9 @@ def current() -> Layout | None:
 
 @contextmanager
 def on(mesh: Mesh, table: Table) -> Iterator[None]:
-    """While a model is traced: its axes lie on this mesh. On one device it changes nothing."""
-    token = _layout.set(Layout(mesh, table) if mesh.size > 1 else None)
+    """While a model is traced: its axes lie on this mesh. On the one device there is it changes nothing."""
+    here = mesh.size == 1 and mesh.devices.flat[0].platform == jax.default_backend()
+    token = _layout.set(None if here else Layout(mesh, table))
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from lmjax.config import Config, DataConfig, MaskedConfig, RecordsConfig, UserError
+from lmjax.config import CausalConfig, Config, DataConfig, MaskedConfig, RecordsConfig, UserError
 
 
 def check(config: Config) -> None:
@@ -125,6 +125,10 @@ def _check_families(config: Config) -> None:
         raise UserError(
             f"objective.family = {objective} needs data.family = {_LEARNS[model, objective]}, not {data}; "
             f"start from a preset that has it"
+        )
+    if isinstance(config.objective, CausalConfig) and config.objective.chunk and model != "gpt":
+        raise UserError(
+            f"objective.chunk = {config.objective.chunk} is for model.family = gpt, not {model}; set it to 0"
         )
     if config.evaluate.tasks and objective != "causal":
         raise UserError(f"evaluate.tasks are for models of the next token, not objective.family = {objective}")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from lmjax import axes
 from lmjax.config import ParallelConfig, UserError
@@ -257,7 +257,7 @@ def own_rows(mesh: Mesh, count: int) -> slice:
     return slice(min(start for start, _, _ in found), max(stop for _, stop, _ in found))
 
 
-def put(tree: Any, sharding: NamedSharding) -> Any:
+def put(tree: Any, sharding: Sharding) -> Any:
     """Host arrays, the same in every process, onto the devices."""
     if alone():
         return jax.device_put(tree, sharding)

@@ -62,7 +62,10 @@ def _parameters(config: Config) -> dict[str, int]:
 def _memory(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
     data, fsdp, tensor, sequence = (mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor", "sequence"))
     rows = config.batch.microbatch // (data * fsdp)
-    found = families.memory(config.model, rows, optimizer=config.optimizer, accumulate=_accumulates(config))
+    chunk = -(-getattr(config.objective, "chunk", 0) // (data * fsdp))
+    found = families.memory(
+        config.model, rows, optimizer=config.optimizer, accumulate=_accumulates(config), chunk=chunk
+    )
     among = {"activations": tensor * sequence, "logits": tensor * sequence}
     parts = {name: size / among.get(name, fsdp * tensor) for name, size in found.items() if name != "total"}
     return parts | {"total": sum(parts.values())}

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from lmjax import axes, faults, machine, optim, parallel, typed
-from lmjax.config import ClassificationConfig, Config, DataConfig, InContextConfig, UserError
+from lmjax.config import ClassificationConfig, Config, DataConfig, GPTConfig, InContextConfig, UserError
 from lmjax.data import records, tokenizer
 from lmjax.data.feed import prefetch
 from lmjax.data.order import Order, Ranges, to_ranges
@@ -359,7 +359,10 @@ def load(run_dir: Path, update: int | None = None) -> Trained:
     saved = {int(folder.name) for folder in checkpoint.folders(run_dir / "checkpoints")}
     if update is not None and update not in saved:
         raise UserError(f"{run_dir} has no checkpoint of update {update}, but of {', '.join(map(str, sorted(saved)))}")
-    task = choose.without_data(config)
+    model: Any = config.model
+    if isinstance(model, GPTConfig):  # a kernel of other devices than these
+        model = dataclasses.replace(model, attention="auto")
+    task = choose.without_data(dataclasses.replace(config, model=model))
     device = SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),

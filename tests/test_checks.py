@@ -31,6 +31,7 @@ def test_shares_of_masking_that_make_no_sense_name_their_key(override: str) -> N
     [
         ("model.family=rnn objective.family=masked", "model.family = rnn learns with objective.family = causal"),
         ("model.family=bert objective.family=masked evaluate.tasks=[copying]", "models of the next token"),
+        ("model.family=rnn objective.chunk=64", "objective.chunk = 64 is for model.family = gpt, not rnn"),
         ("model.family=transformer objective.family=translation", "needs data.family = records, not text"),
     ],
 )

@@ -102,13 +102,19 @@ def flops_per_token(config: ModelConfig) -> float:
 
 
 def memory(
-    config: ModelConfig, microbatch: int, *, optimizer: OptimizerConfig | None = None, accumulate: bool = False
+    config: ModelConfig,
+    microbatch: int,
+    *,
+    optimizer: OptimizerConfig | None = None,
+    accumulate: bool = False,
+    chunk: int = 0,
 ) -> dict[str, float]:
     """Bytes that an update needs on a device that computes `microbatch` whole samples at once.
 
-    Nothing is sharded. `accumulate`: a second gradient, the sum over microbatches. Parameters, gradients and the
-    optimizer's state are exact, but for Adafactor's and Muon's state, which are estimates; activations and logits are
-    what the backward pass keeps, an estimate that compiled GPTs meet within a factor of 1.5.
+    Nothing is sharded. `accumulate`: a second gradient, the sum over microbatches. `chunk`: tokens whose logits exist
+    at once (0: all). Parameters, gradients and the optimizer's state are exact, but for Adafactor's and Muon's state,
+    which are estimates; activations and logits are what the backward pass keeps, an estimate that compiled GPTs meet
+    within a factor of 1.5.
     """
     sizes, optimizer = parameters(config), optimizer or OptimizerConfig()
     count, places = sizes["total"], microbatch * tokens(config)
@@ -118,7 +124,7 @@ def memory(
         "optimizer": 4.0 * _optimizer_values(config, sizes, optimizer),
         "average": 4.0 * count * (optimizer.ema > 0),
         "activations": places * forms(config).activation_bytes(config),
-        "logits": places * 8.0 * config.vocab_size * _predicted(config),
+        "logits": min(places, chunk or places) * 8.0 * config.vocab_size * _predicted(config),
     }
     return {name: size for name, size in parts.items() if size} | {"total": sum(parts.values())}
 

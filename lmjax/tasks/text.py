@@ -106,12 +106,17 @@ class Causal(TextTask):
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
-        objective = self.config.objective if train else CausalConfig()  # measured without regularisation
-        assert isinstance(objective, CausalConfig)
+        objective = self._objective(train)
         return Loss(*objectives.causal(self.model, params, batch, rng=rng, config=objective, train=train))
 
     def by_row(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        return objectives.causal_by_row(self.model, params, batch)
+        return objectives.causal_by_row(self.model, params, batch, chunk=self._objective(False).chunk)
+
+    def _objective(self, train: bool) -> CausalConfig:
+        """The objective; what is measured has no regularisation."""
+        found = self.config.objective
+        assert isinstance(found, CausalConfig)
+        return found if train else CausalConfig(chunk=found.chunk)
 
     def validation(self) -> Iterator[Batch]:
         context, rows = self.config.model.context, self.config.batch.microbatch
@@ -206,8 +211,7 @@ class Carried(Causal):
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
-        objective = self.config.objective if train else CausalConfig()
-        assert isinstance(objective, CausalConfig)
+        objective = self._objective(train)
         if carry is None:
             carry = self.begin((len(batch["inputs_BT"]),))
         goes_on_B = carry["place"] == batch["follows_B"]
