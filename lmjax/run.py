@@ -185,7 +185,7 @@ def update_function(run: Run) -> Any:
     update = steps.make_update(loss, run.optimizer, axis="data" if mapped else None, **settings)
     if mapped:
         update = parallel.mapped(update, run.mesh)
-    return jax.jit(update, donate_argnums=0, out_shardings=(places, None) if several else None)
+    return jax.jit(update, donate_argnums=0, out_shardings=(places, None))
 
 
 def on_mesh(run: Run) -> AbstractContextManager[None]:
