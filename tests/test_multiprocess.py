@@ -22,7 +22,7 @@ from lmjax.typed import apply_overrides, to_json
 pytestmark = pytest.mark.multiprocess
 ROOT = Path(__file__).parents[1]
 FSDP = "parallel.mesh=(data=1, fsdp=2)"  # state and rows are divided
-ONE = "parallel.mesh=(data=1, fsdp=1)"
+ONE = "parallel.mesh=(data=1, fsdp=1, tensor=1)"
 Processes = list[subprocess.Popen[str]]
 
 
@@ -94,7 +94,9 @@ def configured(tiny: Config, tmp_path: Path) -> str:
     [
         (FSDP, ""),
         pytest.param("parallel.mesh=(data=2)", "optimizer.ema=0.9", marks=pytest.mark.exhaustive),
-        pytest.param("parallel.mesh=(data=1, tensor=2)", "data.packed=true", marks=pytest.mark.exhaustive),
+        pytest.param(
+            "parallel.mesh=(data=1, tensor=2)", "model.vocab_size=258 data.packed=true", marks=pytest.mark.exhaustive
+        ),
     ],
 )
 def test_two_processes_train_as_one_and_go_on_as_one(configured: str, tmp_path: Path, mesh: str, words: str) -> None:
