@@ -155,7 +155,7 @@ def _collective(
     groups = _groups(attributes, kind, devices)
     at = np.asarray(islands) if len(islands) else np.zeros(devices, int)
     far = bool((at[groups] != at[groups[:, :1]]).any())
-    where = re.search(r'op_name="([^"]*)"', attributes)
+    where = re.search(r'op_name="([^"]*)"', attributes + instruction.rest)
     return Collective(kind, _bytes(shape), groups.shape[1], times, far, where[1] if where else "")
 
 

@@ -14,7 +14,7 @@ from lmjax import machine, plan
 from lmjax import run as runs
 from lmjax.chips import Target, target
 from lmjax.collectives import Collective, collectives
-from lmjax.config import Config, UserError
+from lmjax.config import ClassificationConfig, Config, UserError
 from lmjax.console import Console, duration, quantity
 from lmjax.models import families
 from lmjax.parallel import describe
@@ -216,6 +216,8 @@ def report(config: Config, target: Target, *, most: int = 3, phase: Callable[[st
     """
     if config.parallel.form == "pmap":
         raise UserError("--topology compiles for parallel.form=mesh; leave parallel.form=pmap out")
+    if isinstance(config.objective, ClassificationConfig) and not config.objective.labels:
+        raise UserError("--topology reads no data: name the labels, as in objective.labels=[cat,dog]")
     first, programs = config.batch.microbatch, {}
     run = runs.without_data(config, devices=target.devices)
 

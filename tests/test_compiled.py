@@ -17,7 +17,7 @@ import small
 
 from lmjax import chips, compiled, run
 from lmjax.collectives import Collective
-from lmjax.config import Config, MeshConfig, ParallelConfig, UserError
+from lmjax.config import ClassificationConfig, Config, MeshConfig, ParallelConfig, UserError
 from lmjax.typed import apply_overrides
 
 SMALL = [
@@ -158,6 +158,8 @@ def test_where_nothing_was_seen_to_fit_other_ways_are_named(gpt: Config, linear:
     assert report(gpt, 1, 1).problem.endswith("try batch.microbatch=4 / model.remat=full")
     with pytest.raises(UserError, match=r"parallel\.form=mesh"):
         report(replace(gpt, parallel=ParallelConfig(form="pmap")), 1, 1)
+    with pytest.raises(UserError, match=r"objective\.labels="):
+        report(replace(gpt, objective=ClassificationConfig()), 1, 1)
     three = replace(gpt, parallel=ParallelConfig(mesh=MeshConfig(data=3)))
     with pytest.raises(UserError, match=r"takes 3 devices"):
         report(three, 1, 1)
