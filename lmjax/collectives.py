@@ -116,15 +116,34 @@ def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], dynamic: 
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
     if noted:
         return int(noted[1])
-    condition = re.search(r"\bcondition=%?([\w.-]+)", loop.rest)
-    instructions = {i.name: i for i in program[condition[1]]} if condition else {}
-    compared = [i for i in instructions.values() if i.operation == "compare" and "direction=LT" in i.rest]
-    for instruction in compared:
-        for operand in re.findall(r"%([\w.-]+)", instruction.rest.split(")")[0]):
-            constant = instructions.get(operand)
-            if constant and constant.operation == "constant":
-                return int(constant.rest.split(")")[0])
+    condition, body = (re.search(rf"\b{part}=%?([\w.-]+)", loop.rest) for part in ("condition", "body"))
+    assert condition is not None
+    assert body is not None
+    for _, counter, last in _counted(program[condition[1]], "compare", "direction=LT"):
+        after = next((i.rest for i in reversed(program[body[1]]) if i.operation == "tuple"), "")
+        results = re.findall(r"%([\w.-]+)", after.split(")")[0])
+        steps = [
+            step
+            for name, index, step in _counted(program[body[1]], "add")
+            if index == counter and results[index : index + 1] == [name]
+        ]
+        return math.ceil(last / (steps[0] if steps else 1))  # 2: the compiler has unrolled the loop
     return dynamic
+
+
+def _counted(
+    instructions: Sequence[_Instruction], operation: str, attribute: str = ""
+) -> Iterator[tuple[str, int, int]]:
+    """(name, index, number) of each such operation on an element of the loop's state and a constant."""
+    named = {instruction.name: instruction for instruction in instructions}
+    for instruction in instructions:
+        if instruction.operation != operation or attribute not in instruction.rest:
+            continue
+        operands = [named.get(name) for name in re.findall(r"%([\w.-]+)", instruction.rest.split(")")[0])]
+        indices = [re.search(r"index=(\d+)", i.rest) for i in operands if i and i.operation == "get-tuple-element"]
+        numbers = [i.rest.split(")")[0] for i in operands if i and i.operation == "constant"]
+        if indices and indices[0] and numbers and numbers[0].isdecimal() and int(numbers[0]):
+            yield instruction.name, int(indices[0][1]), int(numbers[0])
 
 
 def _scatters(instruction: _Instruction) -> bool:

@@ -44,7 +44,13 @@ replica_groups=mesh['axis_0'=4,'axis_1'=1] {'axis_0'}, dimensions={1}
 %layers (s.1: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
   %fusion.1 = (bf16[1,8,16]{2,1,0}, bf16[1,32,16]{2,1,0}) fusion(%w), kind=kCustom, calls=%start
   %fusion.2 = bf16[1,32,16]{2,1,0} fusion(%w), kind=kOutput, calls=%middle
-  ROOT %fusion.3 = f32[8,16]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.5
+  %one = s32[]{:T(128)} constant(1)
+  %j = s32[]{:T(128)} get-tuple-element(%s.1), index=0
+  %ten = s32[]{:T(128)} constant(10)
+  %other = s32[]{:T(128)} add(%j, %ten)
+  %next = s32[]{:T(128)} add(%j, %one)
+  %fusion.3 = f32[8,16]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.5
+  ROOT %state = (s32[], f32[8,16]) tuple(%next, /*index=1*/%fusion.3)
 }
 
 %microbatches.condition (t: (s32[], s32[])) -> pred[] {
@@ -87,6 +93,11 @@ def test_loops_count_as_often_as_they_run_and_a_collective_over_several_fusions_
     assert (gather.kind, gather.size, gather.group, gather.times) == ("all-gather", 2 * 32 * 16, 4, 10 * 3)
     assert (scatter.kind, scatter.size, scatter.group, scatter.times) == ("reduce-scatter", 4 * 8 * 16, 4, 10 * 3)
     assert (reduce.kind, reduce.size, reduce.group, reduce.times) == ("all-reduce", 4 + 2 * 2, 2, 1)
+
+
+def test_a_loop_that_counts_in_twos_runs_half_as_often() -> None:
+    once = TPU.replace("%one = s32[]{:T(128)} constant(1)", "%one = s32[]{:T(128)} constant(2)")
+    assert [c.times for c in collectives(once, dynamic=10)] == [1, 10 * 2, 10 * 2]  # 0 and 2, below 3
 
 
 def test_a_started_collective_counts_where_it_is_done_and_islands_tell_near_from_far() -> None:
