@@ -21,6 +21,8 @@ from lmjax.config import ParallelConfig, UserError
 T = TypeVar("T")
 _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
+_ORDERED = "xla_cpu_enable_concurrency_optimized_scheduler"
+
 
 # ---- Processes ------------------------------------------------------------------------------------------------------
 
@@ -42,6 +44,9 @@ def connect(config: ParallelConfig) -> None:
 
 def _join(config: ParallelConfig) -> None:
     seconds = config.heartbeat_seconds
+    # On CPUs, collectives of one program that do not wait for each other must come in the same order everywhere.
+    if _ORDERED not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{_ORDERED}=false"
     try:
         count, number = (int(os.environ[name]) if name in os.environ else None for name in (_COUNT, _ID))
         # One that fails waits at its end for the others, which wait for it: that is what the second bound ends.

@@ -42,6 +42,7 @@ def test_processes_make_the_rows_of_a_batch_between_them(name: str, corpus: Path
 
 
 def test_processes_that_cannot_be_found_are_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # which is added to
     with pytest.raises(UserError, match=r"parallel\.distributed=true, but Slurm.*JAX_COORDINATOR_ADDRESS"):
         parallel.connect(ParallelConfig(distributed=True))
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
