@@ -263,9 +263,8 @@ def _train(run: Run, run_dir: Path, position: Position, journal: Journal, consol
     """From `position` to the end of the run, or to a signal, and the report."""
     begun, before = time.perf_counter(), _seconds_before(run_dir)
     with StopRequest(alone=parallel.alone()) as stop, _parts(run, run_dir, position, journal, console, stop) as parts:
-        for table in plan.tables(
-            run.config, peak_flops=parts.peak_flops, devices=run.mesh.size, corpus_tokens=run.task.epoch
-        ):
+        known: Any = {"peak_flops": parts.peak_flops, "devices": run.mesh.size, "mesh": run.mesh.shape}
+        for table in plan.tables(run.config, **known, corpus_tokens=run.task.epoch):
             console.table(*table)
         tokens, context = run.plan.tokens, run.plan.context
         console.start(run.plan.updates, tokens=tokens, context=context, update=position.update)

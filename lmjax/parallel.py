@@ -15,8 +15,9 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
-from lmjax import axes
+from lmjax import axes, machine
 from lmjax.config import ParallelConfig, UserError
+from lmjax.pytrees import nbytes
 
 T = TypeVar("T")
 _ADDRESS, _COUNT, _ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -125,11 +126,15 @@ def told(make: Callable[[], str | None]) -> str | None:
 
 
 def local(tree: Any) -> Any:
-    """Arrays that may be divided among processes, whole on one device of this process, to be used by it alone.
+    """Arrays that may be divided among devices, whole on one device of this process, to be used by it alone.
 
-    Every process must call it.
+    Every process must call it. What is too large for that, a third of the device's memory, stays as it is in a run of
+    one process.
     """
-    return tree if alone() else jax.tree.map(lambda leaf: jax.device_put(leaf, jax.local_devices()[0]), gathered(tree))
+    device = jax.local_devices()[0]
+    if alone() and nbytes(tree) > machine.device_memory(device).get("limit", math.inf) / 3:
+        return tree
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, device), gathered(tree))
 
 
 def gathered(tree: Any) -> Any:

@@ -363,7 +363,7 @@ def load(run_dir: Path, update: int | None = None) -> Trained:
     if isinstance(model, GPTConfig):  # a kernel of other devices than these
         model = dataclasses.replace(model, attention="auto")
     task = choose.without_data(dataclasses.replace(config, model=model))
-    device = SingleDeviceSharding(jax.devices()[0])
+    device = SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         jax.eval_shape(partial(_initial, config, task, optim.optimizer(config.optimizer))),

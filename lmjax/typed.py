@@ -96,7 +96,7 @@ def _replace(node: Any, path: list[str], value: str, key: str, root: Any = None)
     if len(path) > 1:
         return dataclasses.replace(node, **{name: _replace(child, path[1:], value, key, root)})
     if is_dataclass(child) and value[:1] + value[-1:] == "()":  # (a=1, b=2)
-        return dataclasses.replace(node, **{name: _group(child, value, key, root)})
+        return dataclasses.replace(node, **{name: _group(type(child)(), value, key, root)})
     if is_dataclass(child):
         inner = ", ".join(f"{key}.{item.name}" for item in fields(child))
         raise UserError(f"'{key}' is a group of keys; set one of {inner}")
@@ -104,7 +104,7 @@ def _replace(node: Any, path: list[str], value: str, key: str, root: Any = None)
 
 
 def _group(node: Any, text: str, key: str, root: Any) -> Any:
-    """A dataclass with the changes of `(a=1, b=2)`."""
+    """A dataclass of defaults with the changes of `(a=1, b=2)`."""
     for part in _split(text[1:-1]):
         inner, equals, value = part.partition("=")
         if not equals:

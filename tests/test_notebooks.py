@@ -7,7 +7,12 @@ import nbformat
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-LATER = ("01_pretraining", "04_in_context", "05_a_spike", "06_devices")  # run with the exhaustive tests: each trains for a while
+LATER = (
+    "01_pretraining",
+    "04_in_context",
+    "05_a_spike",
+    "06_devices",
+)  # run with the exhaustive tests: each trains for a while
 SHORTER = {  # and with the others all but their training
     "04_in_context": (
         "data.in_context.documents=8000 train.updates=900",

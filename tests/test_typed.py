@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmjax import typed
-from lmjax.config import Config, RNNConfig, SourceConfig
+from lmjax.config import Config, MeshConfig, RNNConfig, SourceConfig
 from lmjax.typed import UserError, apply_overrides, from_json, to_json
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_refused(text: str, message: str) -> None:
 def test_a_group_of_keys_is_changed_at_once() -> None:
     changed = apply_overrides(Config(), ["parallel.mesh=(data=2, fsdp=4)"])
     assert changed == apply_overrides(Config(), ["parallel.mesh.data=2", "parallel.mesh.fsdp=4"])
-    assert changed.parallel.mesh.tensor == 1
+    assert apply_overrides(changed, ["parallel.mesh=(tensor=2)"]).parallel.mesh == MeshConfig(tensor=2)  # as a value
 
 
 @pytest.mark.parametrize(

@@ -292,8 +292,9 @@ def evaluate(parts: Parts, position: Position, *, whole: bool) -> dict[str, floa
 
 
 def _start_profile(parts: Parts, update: int) -> bool:
-    """Traces the updates first..last of `train.profile` (counted from 1) into `<run>/profile`; whether it begins."""
-    begins = bool(parts.train.profile) and update == parts.train.profile[0] - 1
+    """Traces the updates first..last of `train.profile` (counted from 1), as the main process has them, into
+    `<run>/profile`; whether it begins."""
+    begins = bool(parts.train.profile) and update == parts.train.profile[0] - 1 and jax.process_index() == 0
     if begins:
         jax.profiler.start_trace(str(parts.run_dir / "profile"))
     return begins
