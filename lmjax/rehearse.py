@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax import faults, optim, typed
-from lmjax.config import BatchConfig, Config, DataConfig, TrackConfig, TrainConfig, UserError
+from lmjax.config import BatchConfig, Config, DataConfig, MeshConfig, TrackConfig, TrainConfig, UserError
 from lmjax.console import Console, duration
 from lmjax.data import store as stores
 from lmjax.files import write_text
@@ -69,7 +69,7 @@ def shrink(config: Config) -> Config:
             UPDATES, evaluate_every=MIDDLE, evaluate_batches=2, final_batches=50, sample_tokens=8, baselines=False
         ),
         checkpoint=replace(config.checkpoint, every=EVERY),
-        parallel=replace(config.parallel, distributed=False),
+        parallel=replace(config.parallel, mesh=MeshConfig(), distributed=False),  # sizes this small divide among few
         track=TrackConfig(),
     )
 
