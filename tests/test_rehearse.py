@@ -11,7 +11,7 @@ import pytest
 from lmjax import optim, presets, rehearse
 from lmjax import run as runs
 from lmjax.checks import check
-from lmjax.config import Config, GPTConfig, SourceConfig, UserError
+from lmjax.config import Config, GPTConfig, MeshConfig, SourceConfig, UserError
 from lmjax.models import families, flops
 from lmjax.train.history import Applied, History
 from lmjax.train.journal import Journal
@@ -19,7 +19,7 @@ from lmjax.typed import apply_overrides
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"layers", "width", "heads", "key_heads", "head_dim", "mlp_width", "hidden", "context"}
-SECTIONS = ("name", "seed", "data", "objective", "optimizer", "guard", "parallel")
+SECTIONS = ("name", "seed", "data", "objective", "optimizer", "guard")
 
 
 def batches(config: Config) -> np.ndarray:
@@ -41,6 +41,7 @@ def test_the_copy_of_a_preset_is_small_and_has_all_its_switches(name: str) -> No
         if field.name not in SIZES:
             assert getattr(model, field.name) == getattr(config.model, field.name), field.name
     assert all(getattr(small, section) == getattr(config, section) for section in SECTIONS)
+    assert small.parallel == dataclasses.replace(config.parallel, mesh=MeshConfig())
     assert dataclasses.replace(small.schedule, peak=config.schedule.peak) == config.schedule
     assert small.batch.growth == config.batch.growth
     # Without the vocabulary, which stays: two layers of at most 128 features, 512 wide within, are less.
