@@ -222,8 +222,11 @@ def report(config: Config, target: Target, *, most: int = 3, phase: Callable[[st
     run = runs.without_data(config, devices=target.devices)
 
     def measure(microbatch: int) -> float:
-        batch = dataclasses.replace(config.batch, microbatch=microbatch)
-        changed = dataclasses.replace(config, batch=batch)
+        changed = config
+        if microbatch != first:  # what fits is asked for, also where the run begins with smaller batches
+            most_tokens = max(tokens for _, tokens in config.batch.tokens)
+            batch = dataclasses.replace(config.batch, microbatch=microbatch, tokens=((0, most_tokens),))
+            changed = dataclasses.replace(config, batch=batch)
         with phase(f"compiling for {target.topology}, batch.microbatch={microbatch}"):
             try:
                 programs[microbatch] = compile_update(runs.without_data(changed, devices=target.devices), target)
@@ -238,8 +241,8 @@ def report(config: Config, target: Target, *, most: int = 3, phase: Callable[[st
     if first in programs:
         tables += _of_program(run, target, programs[first])
     if most > 1:
-        tables.append(_searched(sizes, microbatches(run), floor=floor, limit=target.limit))
-    return Report(tables, _problem(run, target, sizes))
+        tables.append(_searched(run, sizes, floor=floor, limit=target.limit))
+    return Report(tables, _problem(run, target, sizes, floor=floor))
 
 
 def _of_program(run: Run, target: Target, program: Program) -> list[Table]:
@@ -266,17 +269,17 @@ def _memory(program: Program, limit: float) -> Table:
     return Table("Memory of a device", rows, ("", "compiled", f"of {limit / _GiB:.2f} GiB"))
 
 
-def _searched(sizes: dict[int, float], candidates: Sequence[int], *, floor: float, limit: float) -> Table:
+def _searched(run: Run, sizes: dict[int, float], *, floor: float, limit: float) -> Table:
     """What was compiled, and what the next larger microbatch is expected to need."""
-    rows = {m: (f"{m:,}", f"{size / _GiB:.2f} GiB", _verdict(size, limit)) for m, size in sizes.items()}
-    if left := open_ones(sizes, candidates, limit):
-        size = expected(sizes, left[0], floor=floor, limit=limit)
-        rows[left[0]] = (f"{left[0]:,}", f"{size / _GiB:.2f} GiB", f"{_verdict(size, limit)}, by extrapolation")
-    return Table("batch.microbatch", [rows[m] for m in sorted(rows)], ("", "needs", f"of {limit / _GiB:.2f} GiB"))
-
-
-def _verdict(size: float, limit: float) -> str:
-    return "fits" if size <= limit else "does not fit"
+    found = {m: (size, "") for m, size in sizes.items()}
+    if left := open_ones(sizes, microbatches(run), limit):
+        found[left[0]] = expected(sizes, left[0], floor=floor, limit=limit), ", by extrapolation"
+    smallest, rows = int(run.plan.sequences.min()), []
+    for m, (size, how) in sorted(found.items()):
+        verdict = "does not fit" if size > limit else "fits"
+        beyond = f", but batch.tokens begins with {smallest:,}" if size <= limit and m > smallest else ""
+        rows.append((f"{m:,}", f"{size / _GiB:.2f} GiB", verdict + how + beyond))
+    return Table("batch.microbatch", rows, ("", "needs", f"of {limit / _GiB:.2f} GiB"))
 
 
 def _sent(found: Sequence[Collective]) -> Table:
@@ -308,16 +311,19 @@ def _time(run: Run, target: Target, bounds: Sequence[Bound]) -> Table:
     return Table("Roofline of an update", rows, ("of a device", "needs", "has", "time"))
 
 
-def _problem(run: Run, target: Target, sizes: dict[int, float]) -> str:
+def _problem(run: Run, target: Target, sizes: dict[int, float], *, floor: float) -> str:
+    """A line that says by how much the configuration does not fit, and what may help; empty: it fits."""
     config, limit, mesh = run.config, target.limit, run.mesh.shape
     if sizes[config.batch.microbatch] <= limit:
         return ""
     fitting = max((m for m, size in sizes.items() if size <= limit), default=0)
     untried = [m for m in microbatches(run) if m < min(sizes)]
     ways = [f"batch.microbatch={fitting}"] if fitting else [f"batch.microbatch={untried[-1]}"] if untried else []
+    if not fitting and floor > limit:
+        ways = [f"more devices (parameters and optimizer alone take {floor / _GiB:.1f} GiB)"]
     if not fitting and mesh["fsdp"] * mesh["tensor"] * mesh["sequence"] < len(target.devices):
         ways.append("parallel.mesh=(data=1, fsdp=-1)")
-    if not fitting and getattr(config.model, "remat", "full") != "full":
+    if not fitting and floor <= limit and getattr(config.model, "remat", "full") != "full":
         ways.append("model.remat=full")
     words = " / ".join(ways) or "more devices, or parallel.mesh.tensor"
     sizes_ = f"{sizes[config.batch.microbatch] / _GiB:.1f} GiB of {limit / _GiB:.2f} GiB on each {target.chip.name}"

@@ -114,24 +114,27 @@ def test_the_roofline_of_a_small_gpt_worked_out_by_hand(gpt: Config) -> None:
 # ---- Reports --------------------------------------------------------------------------------------------------------
 
 
+GB = 10**9
+
+
 @pytest.fixture
 def linear(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Programs of 100 bytes, and 10 more for each row of the microbatch; the microbatches that were compiled."""
+    """Programs of 100 GB, and 10 more for each row of the microbatch; the microbatches that were compiled."""
     made = []
 
     def compile_update(made_run: run.Run, target: chips.Target) -> compiled.Program:
         microbatch = made_run.config.batch.microbatch
         made.append(microbatch)
-        if 100 + 10 * microbatch > target.limit:
-            raise compiled.TooLarge(100 + 10 * microbatch)
-        return compiled.Program(100, 10 * microbatch, "ENTRY %main () -> f32[] {\n}\n")
+        if (100 + 10 * microbatch) * GB > target.limit:
+            raise compiled.TooLarge((100 + 10 * microbatch) * GB)
+        return compiled.Program(100 * GB, 10 * microbatch * GB, "ENTRY %main () -> f32[] {\n}\n")
 
     monkeypatch.setattr(compiled, "compile_update", compile_update)
     return made
 
 
 def report(config: Config, memory: float, most: int) -> compiled.Report:
-    return compiled.report(config, here(memory), most=most, phase=lambda name: nullcontext())
+    return compiled.report(config, here(memory * GB), most=most, phase=lambda name: nullcontext())
 
 
 def test_a_plan_says_what_fits_and_what_would(gpt: Config, linear: list[int]) -> None:
@@ -145,17 +148,18 @@ def test_a_plan_says_what_fits_and_what_would(gpt: Config, linear: list[int]) ->
     ]
     assert not found.problem
 
-    assert report(gpt, 300, 2).tables[-1].rows[1][::2] == ("16", "fits, by extrapolation")
+    assert report(gpt, 300, 2).tables[-1].rows[2][::2] == ("32", "does not fit, by extrapolation")
 
     linear.clear()
     found = report(gpt, 150, 3)  # 8 rows take 180, so 4 would fit: but the line through the floor says 2
-    assert found.problem.startswith("does not fit: 0.0 GiB of 0.00 GiB on each CPU: try batch.microbatch=")
+    assert found.problem.startswith("does not fit: 167.6 GiB of 139.70 GiB on each CPU: try batch.microbatch=")
     assert found.problem.endswith(" (it fits)")
     assert len(linear) <= 3
 
 
 def test_where_nothing_was_seen_to_fit_other_ways_are_named(gpt: Config, linear: list[int]) -> None:
     assert report(gpt, 1, 1).problem.endswith("try batch.microbatch=4 / model.remat=full")
+    assert "try more devices (parameters and optimizer alone take" in report(gpt, 1e-6, 1).problem
     with pytest.raises(UserError, match=r"parallel\.form=mesh"):
         report(replace(gpt, parallel=ParallelConfig(form="pmap")), 1, 1)
     with pytest.raises(UserError, match=r"objective\.labels="):
