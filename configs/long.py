@@ -16,7 +16,8 @@ from lmjax.config import (
 def long_context() -> Config:
     """A small GPT that reads 8192 bytes at once: attention in blocks, whose memory grows with the context alone.
 
-    Hardware: any CPU.
+    Hardware: any CPU. Time: 157 s on 2 cores (AMD EPYC, Zen 5), everything included; memory 1.5 GB.
+    Expect: 3.9 bits per byte on the validation split, after 150 updates of one row each; a byte unigram has 5.04.
     """
     return Config(
         name="long_context",
@@ -38,6 +39,8 @@ def long_context() -> Config:
         optimizer=OptimizerConfig(name="muon"),
         schedule=ScheduleConfig(peak=3e-3, warmup=0.02),
         batch=BatchConfig(tokens=((0, 8192),), microbatch=1),
-        train=TrainConfig(updates=150, evaluate_every=50, evaluate_batches=4),
+        train=TrainConfig(
+            updates=150, evaluate_every=50, evaluate_batches=4, expect=(("val_bits_per_byte", 3.7, 4.1),)
+        ),
         checkpoint=CheckpointConfig(every=50),
     )

@@ -60,3 +60,15 @@ def test_every_mesh_computes_what_one_device_does(model: str, tmp_path: Path) ->
     assert len(rows) >= 4
     for row in rows:
         check(row)
+
+
+@pytest.mark.slow
+def test_kernels_and_blocks_are_divided_among_eight_devices(tmp_path: Path) -> None:
+    """The tests of `tests/models/test_kernels.py` that need eight devices, in a process that has them."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"}
+    words = ["-q", "-p", "no:cacheprovider", "tests/models/test_kernels.py", "-k", "mesh_divides"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | flags
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
