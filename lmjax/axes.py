@@ -44,11 +44,6 @@ class Layout:
     mesh: Mesh
     table: Table
 
-    @property
-    def platform(self) -> str:
-        """Of the devices: cpu, gpu or tpu."""
-        return self.mesh.devices.flat[0].platform
-
     def size(self, axis: str) -> int:
         """The devices along an axis of the mesh."""
         return self.mesh.shape.get(axis, 1)

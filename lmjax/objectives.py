@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import Array
 
 from lmjax import axes
-from lmjax.config import CausalConfig, UserError
+from lmjax.config import CausalConfig
 from lmjax.models import gpt
 
 Batch = Mapping[str, Array]
@@ -43,8 +43,7 @@ def causal(
     `positions_BT`. Each token adds weight * (cross-entropy in nats + z_loss * log(Z)^2) (PaLM, section 5).
     The metrics are the same weighted sums of `cross_entropy` alone and of `accuracy` (the target's logit is
     the largest). `rng` is for dropout, used only when `train`. `carry`: what a recurrent model goes on with.
-    With `config.chunk` only so many tokens have logits at once; the gradient computes them again. UserError: the model
-    is no GPT then.
+    With `config.chunk` (GPT) only so many tokens have logits at once; the gradient computes them again.
     """
     found, carry = _read(model, params, batch, rng=rng, train=train, carry=carry, chunk=config.chunk)
     with jax.named_scope("loss"):
@@ -86,8 +85,7 @@ def _read(
     if carry is not None:
         settings["carry"] = carry
     if chunk:
-        if not isinstance(model, gpt.GPT) or chunk < 0:
-            raise UserError(f"objective.chunk={chunk}: a number of tokens, and for model.family=gpt alone; set it to 0")
+        assert isinstance(model, gpt.GPT), "the configuration's check refuses chunks of other models"
         settings["head"] = False
     result: Any = apply(model, params, batch["inputs_BT"], rng=rng, train=train, **settings)
     output, after = (result, None) if carry is None else result

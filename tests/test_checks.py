@@ -10,10 +10,10 @@ from lmjax.typed import apply_overrides
 @pytest.mark.parametrize(
     "override",
     ["seed=-1", "checkpoint.keep=0", "data.validation_fraction=1", "data.tokenizer.kind=file", "train.profile=(3,2)",
-     "objective.z_loss=nan", "name=a/b", "data.mixture_changes=((5,(1.0,)),)", "train.evaluate_every=-2",
-     "evaluate.limit=0", "evaluate.shots=(0,-1)", "evaluate.shots=(1,1)", "data.in_context.documents=0",
-     "data.in_context.shots=((3,0.0),)", "data.in_context.shots=((-1,1.0),)", "data.in_context.described=1.1",
-     "data.in_context.held_out_share=1"],
+     "objective.z_loss=nan", "objective.chunk=-1", "name=a/b", "data.mixture_changes=((5,(1.0,)),)",
+     "train.evaluate_every=-2", "evaluate.limit=0", "evaluate.shots=(0,-1)", "evaluate.shots=(1,1)",
+     "data.in_context.documents=0", "data.in_context.shots=((3,0.0),)", "data.in_context.shots=((-1,1.0),)",
+     "data.in_context.described=1.1", "data.in_context.held_out_share=1"],
 )  # fmt: skip
 def test_values_out_of_range_name_their_key(override: str) -> None:
     with pytest.raises(UserError, match=override.partition("=")[0]):

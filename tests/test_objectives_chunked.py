@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lmjax import objectives
-from lmjax.config import CausalConfig, GPTConfig, NNLMConfig, UserError
-from lmjax.models import families, gpt
+from lmjax.config import CausalConfig, GPTConfig
+from lmjax.models import gpt
 
 B, T = 3, 10
 # Without layers: features are normalised embeddings, and the output layer is all there is to compile.
@@ -57,10 +57,3 @@ def test_whole_logits_of_a_large_vocabulary_never_exist():
     logits = 4 * B * length * V
     assert needed(0) > logits
     assert needed(48) < logits / 4  # 48 of 768 tokens, their gradient, and a second gradient of the embedding
-
-
-@pytest.mark.parametrize(("config", "chunk"), [(SMALL, -1), (NNLMConfig(order=2, context=T, vocab_size=13), 8)])
-def test_what_has_no_chunks_says_so(config, chunk):
-    model = families.build(config)
-    with pytest.raises(UserError, match=f"objective.chunk={chunk}: .* set it to 0"):
-        objectives.causal(model, {}, example(model), config=CausalConfig(chunk=chunk), train=False)
