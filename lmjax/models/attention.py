@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec
 from lmjax import axes
 from lmjax.models import kernels
 from lmjax.models.blockwise import blockwise
-from lmjax.models.flops import query_blocks
-from lmjax.models.layers import Dense, Norm, dropout, recomputed, rotate, rounded
+from lmjax.models.layers import Dense, Norm, recomputed, rotate, rounded
+from lmjax.models.written_out import einsum, shown, written_out
 
 _HEADS = ("batch", "length", "heads", None)  # the axes of queries, keys and values
 Cache = dict[str, Array]  # a layer's "keys" and "values" (B, G, S, K)
@@ -70,7 +70,7 @@ def attend(
     G = k_BSGK.shape[2]
     q_BGRTK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
     k_BGSK, v_BGSK = k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2)
-    mixed_BGRTK = _attend(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, dropout_rate, dtype)
+    mixed_BGRTK = written_out(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, dropout_rate, dtype)
     return mixed_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
 
 
@@ -87,8 +87,10 @@ def attention_weights(
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
     q_BTGRK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K)
-    scores_BGRTS = _einsum("btgrk,bsgk->bgrts", rounded(q_BTGRK, dtype), rounded(k_BSGK, dtype), q_BTHK.dtype)
-    scores_BGRTS = _masked(scores_BGRTS, (segments_BT, seen_BS, None), 0, causal)
+    scores_BGRTS = einsum("btgrk,bsgk->bgrts", rounded(q_BTGRK, dtype), rounded(k_BSGK, dtype), q_BTHK.dtype)
+    shown_BTS = shown((segments_BT, seen_BS, None), 0, T, S, causal)
+    if shown_BTS is not None:
+        scores_BGRTS = jnp.where(shown_BTS[:, None, None], scores_BGRTS, -jnp.inf)
     weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1)
     if seen_BS is not None:  # without keys softmax has 0 / 0
         weights_BGRTS = jnp.where(jnp.isneginf(scores_BGRTS).all(-1, keepdims=True), 0, weights_BGRTS)
@@ -103,9 +105,9 @@ def attend_cached(q_BTHK: Array, k_BGSK: Array, v_BGSK: Array, seen_BS: Array, *
     B, T, H, K = q_BTHK.shape
     G, wide = k_BGSK.shape[1], q_BTHK.dtype
     q_BGNK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, G, -1, K)
-    scores_BGNS = _einsum("bgnk,bgsk->bgns", rounded(q_BGNK, dtype), k_BGSK, wide)
+    scores_BGNS = einsum("bgnk,bgsk->bgns", rounded(q_BGNK, dtype), k_BGSK, wide)
     weights_BGNS = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores_BGNS, -jnp.inf), axis=-1)
-    mixed_BGNK = _einsum("bgns,bgsk->bgnk", rounded(weights_BGNS, dtype), v_BGSK, wide)
+    mixed_BGNK = einsum("bgns,bgsk->bgnk", rounded(weights_BGNS, dtype), v_BGSK, wide)
     return mixed_BGNK.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K)
 
 
@@ -195,81 +197,7 @@ def _undivided(
     )
 
 
-# ---- The product with its own gradient --------------------------------------------------------------------------
-#
-# Queries are taken in blocks, each against only the keys that a causal query can see, and weights stay unnormalised
-# until after they have mixed the values: w = exp(scores - max), out = (w v) / sum(w). The gradient needs only w again:
-# with h = g / sum(w), d scores = w (h v^T - sum(h out)). Fewer passes over (T, S) arrays than jax.nn.softmax's
-# gradient, about half the products, and the weights are saved in the products' dtype.
-
-
-def _attend_forward(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, rate, dtype):
-    wide, keyless = q_BGRTK.dtype, visible[1] is not None  # whether a query may be left without keys
-    q_BGRTK, k_BGSK, v_BGSK = (rounded(x, dtype) for x in (q_BGRTK, k_BGSK, v_BGSK))
-    blocks = []
-    for start, stop, seen in query_blocks(q_BGRTK.shape[3], k_BGSK.shape[2], causal):
-        with jax.named_scope("scores"):
-            scores = _einsum("bgrtk,bgsk->bgrts", q_BGRTK[:, :, :, start:stop], k_BGSK[:, :, :seen], wide)
-            scores = _masked(scores, visible, start, causal)
-        with jax.named_scope("softmax"):
-            top = jnp.max(scores, -1, keepdims=True)
-            top = jnp.maximum(top, jnp.finfo(wide).min) if keyless else top  # exp(-inf - lowest) = 0
-            weights = jnp.exp(scores - top)
-            total = jnp.sum(weights, -1, keepdims=True)
-            total = jnp.where(total == 0, 1, total) if keyless else total
-            weights = rounded(weights, dtype)
-        with jax.named_scope("mix"):
-            kept = _dropped(weights, rate, key, start)
-            out = _einsum("bgrts,bgsk->bgrtk", kept, v_BGSK[:, :, :seen], wide) / total
-        blocks.append((weights, total, out))
-    return jnp.concatenate([out for *_, out in blocks], 3), (q_BGRTK, k_BGSK, v_BGSK, key, blocks)
-
-
-def _attend_backward(causal, rate, dtype, saved, g_BGRTK):
-    q_BGRTK, k_BGSK, v_BGSK, key, blocks = saved
-    wide, T, S = g_BGRTK.dtype, q_BGRTK.shape[3], k_BGSK.shape[2]
-    dq, dk_BGSK, dv_BGSK = [], 0.0, 0.0
-    for (start, stop, seen), (weights, total, out) in zip(query_blocks(T, S, causal), blocks, strict=True):
-        pad = ((0, 0), (0, 0), (0, S - seen), (0, 0))
-        q, h = q_BGRTK[:, :, :, start:stop], g_BGRTK[:, :, :, start:stop] / total
-        inner = jnp.sum(h * out, -1, keepdims=True)
-        h = rounded(h, dtype)
-        dv_BGSK += jnp.pad(_einsum("bgrts,bgrtk->bgsk", _dropped(weights, rate, key, start), h, wide), pad)
-        mixed = _einsum("bgrtk,bgsk->bgrts", h, v_BGSK[:, :, :seen], wide)
-        d_scores = rounded(weights * (_dropped(mixed, rate, key, start) - inner), dtype)
-        dq.append(_einsum("bgrts,bgsk->bgrtk", d_scores, k_BGSK[:, :, :seen], wide))
-        dk_BGSK += jnp.pad(_einsum("bgrts,bgrtk->bgsk", d_scores, q, wide), pad)
-    return jnp.concatenate(dq, 3), dk_BGSK, dv_BGSK, None, None
-
-
-_attend = jax.custom_vjp(lambda *args: _attend_forward(*args)[0], nondiff_argnums=(5, 6, 7))
-_attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _einsum(form: str, a: Array, b: Array, dtype: Any) -> Array:
-    return jnp.einsum(form, a, b, preferred_element_type=dtype)
-
-
-def _masked(scores_BGRTS: Array, visible: tuple[Array | None, ...], start: int, causal: bool) -> Array:
-    """Minus infinity where query start + t may not see key s; `visible` is (segments_BT, seen_BS, ends_BS)."""
-    T, S = scores_BGRTS.shape[-2:]
-    segments_BT, seen_BS, ends_BS = visible
-    if causal:
-        scores_BGRTS = jnp.where(start + jnp.arange(T)[:, None] >= jnp.arange(S), scores_BGRTS, -jnp.inf)
-    if segments_BT is not None:
-        same_BTS = segments_BT[:, start : start + T, None] == segments_BT[:, None, :S]
-        scores_BGRTS = jnp.where(same_BTS[:, None, None], scores_BGRTS, -jnp.inf)
-    if seen_BS is not None:
-        scores_BGRTS = jnp.where(seen_BS[:, None, None, None, :S] != 0, scores_BGRTS, -jnp.inf)
-    if ends_BS is not None:
-        before_BTS = start + jnp.arange(T)[:, None] < ends_BS[:, None, :S]
-        scores_BGRTS = jnp.where(before_BTS[:, None, None], scores_BGRTS, -jnp.inf)
-    return scores_BGRTS
-
-
-def _dropped(x_BGRTS: Array, rate: float, key: Array | None, start: int) -> Array:
-    """Dropout of one block; the same key and block give the same choice in the forward and the backward pass."""
-    return x_BGRTS if key is None else dropout(x_BGRTS, rate, jax.random.fold_in(key, start))
+# ---- The module -------------------------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):

@@ -294,7 +294,8 @@ def activation_bytes(config: BERTConfig) -> float:
     c = resolve(config)
     D, M, narrow = c.width, c.mlp_width, 2 if c.dtype == "bfloat16" else 4
     wide = 4 * (3 * D + M)  # into both norms, what attention mixed, into the nonlinearity
-    inputs = narrow * (6 * D + M + c.heads * c.context)  # of every product
+    inputs = narrow * (6 * D + M) + 8 * c.heads  # of every product, and two sums of a query's weights
+    scores = 12 * c.heads * c.context  # and their gradients, of the layer in hand
     kept = {"none": wide + inputs, "dots": 4 * (5 * D + M), "full": 4 * D}[c.remat]
     heads = (4 * 2 + narrow * 2) * D * predictions(c.context) / c.context
-    return c.layers * kept + 2 * (wide + inputs) + heads
+    return c.layers * kept + 2 * (wide + inputs) + scores + heads

@@ -59,11 +59,11 @@ def query_blocks(queries: int, keys: int, causal: bool) -> list[tuple[int, int, 
     """How attention cuts its queries: (first, end, keys seen) of each block, in order.
 
     A block computes the scores of every key that one of its causal queries sees, and no later ones. Blocks of at
-    least 128 queries, at most 8 of them, since each is compiled anew.
+    least 64 queries, at most 8 of them, since each is compiled anew.
     """
     if not causal:
         return [(0, queries, keys)]
-    size = max(128, -(-queries // 8))
+    size = max(64, -(-queries // 8))
     ends = [min(start + size, queries) for start in range(0, queries, size)]
     return [(start, end, end) for start, end in zip(range(0, queries, size), ends, strict=True)]
 
@@ -74,7 +74,7 @@ def block_size(length: int, most: int = BLOCK) -> int:
 
 
 def written_out(config: GPTConfig) -> bool:
-    """Whether attention keeps its scores; `auto` is taken for what it is on a CPU."""
+    """Whether attention writes scores out, a block of queries at a time; `auto` is taken for what it is on a CPU."""
     return config.attention == "xla" or (config.attention == "auto" and config.context < LONG)
 
 
@@ -124,7 +124,7 @@ def activation_bytes(config: GPTConfig) -> float:
     queries, projected = c.heads * c.head_dim, (c.heads + 2 * c.key_heads) * c.head_dim
     ups = c.mlp_width * (2 if c.activation == "swiglu" else 1)
     wide = 4 * (2 * D + queries + ups)  # into both norms, what attention mixed, into the nonlinearity
-    scores = narrow * c.heads * _keys(c) if written_out(c) else 4 * c.heads  # or log Z alone
-    inputs = narrow * (2 * D + projected + queries + c.mlp_width) + scores  # of every product
+    sums = 4 * c.heads * (2 if written_out(c) else 1)  # of a query's weights, or log Z; scores are computed again
+    inputs = narrow * (2 * D + projected + queries + c.mlp_width) + sums  # of every product
     kept = {"none": wide + inputs, "dots": 4 * (2 * D + projected + ups), "full": 4 * D}[c.remat]
     return c.layers * kept + wide + inputs

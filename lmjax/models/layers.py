@@ -133,8 +133,8 @@ def _layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float) -> A
 def activate(x: Array, kind: str) -> Array:
     """The nonlinearity called `kind` in GPTConfig, but for `swiglu`; `gelu` is the form with erf."""
     match kind:
-        case "gelu":
-            return jax.nn.gelu(x, approximate=False)
+        case "gelu":  # by erf, since erfc, which jax.nn.gelu has, takes twice as long on CPU
+            return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
         case "gelu_tanh":
             return jax.nn.gelu(x, approximate=True)
         case "relu":

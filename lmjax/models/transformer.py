@@ -275,7 +275,8 @@ def activation_bytes(config: TransformerConfig) -> float:
     """
     c = resolve(config)
     D, M, narrow = c.width, c.mlp_width, 2 if c.dtype == "bfloat16" else 4
-    # Attention: its input, queries, keys, values and what it mixed (which is kept in float32 too), and the weights.
-    encoder = 4 * (3 * D + M) + narrow * (6 * D + M + c.heads * c.context)
-    decoder = 4 * (5 * D + M) + narrow * (11 * D + M + c.heads * (c.context + _causal_keys(c)))
-    return (c.layers * (encoder + decoder) + decoder) / 2
+    # Attention: its input, queries, keys, values, what it mixed (which is kept in float32 too), two sums of weights.
+    encoder = 4 * (3 * D + M) + narrow * (6 * D + M) + 8 * c.heads
+    decoder = 4 * (5 * D + M) + narrow * (11 * D + M) + 16 * c.heads
+    scores = 12 * c.heads * c.context  # and their gradients, of the layer in hand
+    return (c.layers * (encoder + decoder) + decoder + scores) / 2
