@@ -7,7 +7,7 @@ their seconds of training, and those of PyTorch until its loss is first at most 
 Training is the time of all updates; the first one, which compiles, counts as the median of the others and is shown
 apart. PyTorch is evaluated every 100 updates, which counts nowhere; lmjax once, at the end. The whole process is
 everything from its start: imports, compilation (with an empty cache for the first seed), data, training, and for lmjax
-its journal, checkpoints, evaluation, sample and plots.
+its journal, checkpoints, evaluation and plots.
 """
 
 import argparse
