@@ -16,7 +16,7 @@ def speedrun_char() -> Config:
     """Two layers, 64 wide, context 64: 150 updates of 32 sequences by Muon, to 1.92 nats and below.
 
     Give it Tiny Shakespeare: `data.files=[input.txt]`; without a file it reads the embedded corpus. Time: on 2 CPU
-    cores 1.8 s of training, the whole command 7 s, or 11 s where nothing was compiled before. Expect: 1.89 nats on the
+    cores 2 s of training, the whole command 7 s, or 13 s where nothing was compiled before. Expect: 1.89 nats on the
     whole validation split (the last tenth; seeds 0 to 5: 1.885 to 1.901). It writes no sample: `lmjax generate` does.
     """
     return Config(
