@@ -243,12 +243,14 @@ def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             )
             return optax.chain(clip, *rms, decay)
         case "muon":
-            muon = optax.chain(_scale_by_muon(), decay, optax.scale(config.muon_learning_rate_ratio))
+            muon = optax.chain(
+                _scale_by_muon(config.muon_momentum), decay, optax.scale(config.muon_learning_rate_ratio)
+            )
             return optax.chain(clip, optax.partition({"muon": muon, "adamw": optax.chain(adam, decay)}, _muon_labels))
 
 
 def _check_optimizer(config: OptimizerConfig) -> None:
-    for key in ("beta1", "beta2", "ema"):
+    for key in ("beta1", "beta2", "ema", "muon_momentum"):
         if not 0 <= getattr(config, key) < 1:
             raise UserError(f"optimizer.{key} = {getattr(config, key)} must be at least 0 and below 1")
     for key in ("epsilon", "muon_learning_rate_ratio"):
@@ -308,8 +310,8 @@ def _muon_labels(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-def _scale_by_muon() -> optax.GradientTransformation:
-    """Momentum .95 with Nesterov, orthogonalised by 5 Newton-Schulz steps (Jordan 2024, optax's defaults),
+def _scale_by_muon(momentum: float) -> optax.GradientTransformation:
+    """Momentum with Nesterov, orthogonalised by 5 Newton-Schulz steps (Jordan 2024, optax's defaults),
     scaled by 0.2 sqrt(max(rows, columns)) so that its RMS is AdamW's and both can share a learning rate (Liu
     et al. 2025, 2.2).
     """
@@ -319,6 +321,6 @@ def _scale_by_muon() -> optax.GradientTransformation:
         return update * (0.2 * math.sqrt(max(sizes)))
 
     return optax.chain(
-        optax.contrib.scale_by_muon(weight_dimension_numbers=_muon_dimensions),
+        optax.contrib.scale_by_muon(beta=momentum, weight_dimension_numbers=_muon_dimensions),
         optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)),
     )

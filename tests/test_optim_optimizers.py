@@ -113,10 +113,10 @@ def test_adafactor_equals_its_definition():
             np.testing.assert_allclose(path[name][i], p, rtol=2e-5, atol=2e-6)  # float32
 
 
-def literal_muon(g: np.ndarray, momentum: np.ndarray, count: int):
-    """Jordan 2024 as in optax: Nesterov momentum .95, bias correction, 5 Newton-Schulz steps, in float64."""
-    momentum = 0.95 * momentum + 0.05 * g
-    x = 0.95 * momentum / (1 - 0.95 ** (count + 2)) + 0.05 * g / (1 - 0.95 ** (count + 1))
+def literal_muon(g: np.ndarray, momentum: np.ndarray, count: int, beta: float):
+    """Jordan 2024 as in optax: Nesterov momentum, bias correction, 5 Newton-Schulz steps, in float64."""
+    momentum = beta * momentum + (1 - beta) * g
+    x = beta * momentum / (1 - beta ** (count + 2)) + (1 - beta) * g / (1 - beta ** (count + 1))
     x = x / np.linalg.norm(x)
     for _ in range(5):
         a = x @ x.T
@@ -143,11 +143,12 @@ def muon_tree(rng, layers=3):
     )
 
 
-def test_muon_treats_each_stacked_layer_as_its_own_matrix():
+@pytest.mark.parametrize("beta", [0.95, 0.8])
+def test_muon_treats_each_stacked_layer_as_its_own_matrix(beta: float):
     rng = np.random.default_rng(3)
     params = muon_tree(rng)
     gradients = jax.tree.map(lambda p: rng.standard_normal((3, *p.shape)).astype(np.float32), params)
-    config = OptimizerConfig(name="muon", clip=0.0, weight_decay=0.1, muon_learning_rate_ratio=0.5)
+    config = OptimizerConfig(name="muon", clip=0.0, weight_decay=0.1, muon_learning_rate_ratio=0.5, muon_momentum=beta)
     path = follow(config, params, gradients, [0.1] * 3)
     matrices = {
         ("blocks", "attention", "query"): (8, 6),
@@ -163,7 +164,7 @@ def test_muon_treats_each_stacked_layer_as_its_own_matrix():
         for layer in range(layers):
             weights, momentum = p.reshape(layers, *matrix)[layer].astype(np.float64), np.zeros(matrix)
             for i in range(3):
-                step, momentum = literal_muon(g.reshape(3, layers, *matrix)[i, layer], momentum, i)
+                step, momentum = literal_muon(g.reshape(3, layers, *matrix)[i, layer], momentum, i, beta)
                 weights = weights - 0.1 * 0.5 * (step + 0.1 * weights)
                 # Newton-Schulz amplifies float32 rounding by its slope, 3.4^5 at the smallest singular
                 # values.
@@ -238,6 +239,7 @@ def test_every_optimizer_minimises_a_quadratic(name):
         {"clip": -1.0},
         {"clip": math.nan},
         {"muon_learning_rate_ratio": 0.0},
+        {"muon_momentum": 1.0},
     ],
 )
 def test_a_wrong_optimizer_setting_is_named(wrong):
