@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from lmjax.config import UserError
+from lmjax.config import RuntimeConfig, UserError
 from lmjax.typed import RunError
 
 
@@ -54,11 +54,12 @@ def _has_peers() -> bool:
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def with_jax(call: Callable[[Any], int]) -> int:
-    """Calls with `lmjax.launch`, imported only now, after the settings that must stand before JAX starts."""
+def with_jax(call: Callable[[Any], int], config: RuntimeConfig | None = None) -> int:
+    """Calls with `lmjax.launch`, imported only now, after the settings that must stand before JAX starts: those of a
+    run, or the defaults."""
     from lmjax import faults, runtime
 
-    runtime.prepare()
+    runtime.prepare(config)
     from lmjax import launch
 
     faults.arm(os.environ.get(faults.VARIABLE, ""))

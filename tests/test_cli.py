@@ -23,7 +23,7 @@ Door = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def door(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Door:
     """train.py in this process: exit status, standard output and error."""
-    monkeypatch.setattr(runtime, "prepare", lambda: None)  # JAX is imported already
+    monkeypatch.setattr(runtime, "prepare", lambda config=None: None)  # JAX is imported already
 
     def call(*words: str, main: Callable = cli.train_main) -> tuple[int, str, str]:
         capsys.readouterr()
