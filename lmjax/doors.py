@@ -1,6 +1,7 @@
 """What every door does: words become options, a user's mistake one line, and JAX starts with its settings."""
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -60,7 +61,10 @@ def with_jax(call: Callable[[Any], int], config: RuntimeConfig | None = None) ->
     from lmjax import faults, runtime
 
     runtime.prepare(config)
+    gc.disable()  # of the many objects that imports make nearly all stay: there is no garbage to look for
     from lmjax import launch
 
+    gc.freeze()
+    gc.enable()
     faults.arm(os.environ.get(faults.VARIABLE, ""))
     return call(launch)
