@@ -6,6 +6,7 @@ should have nothing else to do.
 
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -54,7 +55,8 @@ class Place:
         else:
             output(process).read()
         seconds = time.perf_counter() - begun
-        process.kill()
+        if until:
+            os.kill(process.pid, signal.SIGKILL)  # `process.kill` would collect what `wait4` is to tell
         output(process).close()
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
