@@ -6,31 +6,21 @@ prepared, and that Ctrl-C saves and the run goes on.
 """
 
 import json
-import os
-import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from startup import ROOT, UPDATE, Place, wait_for
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         python = work / "venv" / "bin" / "python"
-        environment = os.environ | {"XDG_CACHE_HOME": str(work / "cache"), "PYTHONUNBUFFERED": "1"}
-        environment.pop("PYTHONPATH", None)
-
-        def train(*words: str, **settings: object) -> subprocess.Popen[str]:
-            arguments = [str(python), str(ROOT / "train.py"), *words]
-            return subprocess.Popen(
-                arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=work
-            )
+        place = Place(work, python, {"PYTHONPATH": ""})
 
         venv.create(work / "venv", with_pip=True)
         bare = size(work / "venv")
@@ -41,14 +31,14 @@ def main() -> None:
         row("packages", str(len(json.loads(listed.stdout)) - 1))
         row("size of the environment", f"{size(work / 'venv') / 1e9:.2f} GB, {bare / 1e9:.2f} GB of it before")
 
-        train("model.layer=3").wait()  # compiles the bytecode of a fresh installation
+        place.start("model.layer=3").wait()  # compiles the bytecode of a fresh installation
         begun = time.perf_counter()
-        process = train("model.layer=3")
+        process = place.start("model.layer=3")
         answer, _ = process.communicate()
         row("a mistyped key", f"{time.perf_counter() - begun:.2f} s, status {process.returncode}: {answer.strip()}")
 
         begun = time.perf_counter()
-        process = train()
+        process = place.start()
         output, _ = process.communicate()
         summary = json.loads((work / "runs" / "quickstart" / "summary.json").read_text())
         row("python train.py", f"{time.perf_counter() - begun:.0f} s, status {process.returncode}")
@@ -58,32 +48,19 @@ def main() -> None:
         (ROOT / "build" / "quickstart.txt").write_text(output)
 
         begun = time.perf_counter()
-        process = train("--run-dir", "runs/again")
-        seconds = first_update(process, begun)
-        row("first update, corpus prepared, compiled before", f"{seconds:.1f} s")
+        process = place.start("--run-dir", "runs/again")
+        wait_for(process, UPDATE)
+        row("first update, corpus prepared, compiled before", f"{time.perf_counter() - begun:.1f} s")
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate()
         row("Ctrl-C", f"status {process.returncode}: {' '.join(output.split()[-18:])}")
-        process = train("--resume", "runs/again", "train.updates=30", "--allow-change", "train.updates")
+        process = place.start("--resume", "runs/again", "train.updates=30", "--allow-change", "train.updates")
         process.communicate()
         row("going on", f"status {process.returncode}")
 
-        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-        begun = time.perf_counter()
-        process = train("--run-dir", "runs/cold")
-        seconds = first_update(process, begun)
+        anew = ("--run-dir", "runs/cold", "runtime.compilation_cache=off")
+        seconds, _ = place.measure(*anew, until=UPDATE)
         row("first update, corpus prepared, compiling anew", f"{seconds:.1f} s")
-        process.kill()
-        process.communicate()
-
-
-def first_update(process: subprocess.Popen[str], begun: float) -> float:
-    """Seconds until the run says that it made its first update."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if re.match(r"update 1/", line):
-            return time.perf_counter() - begun
-    sys.exit("no update was seen")
 
 
 def size(folder: Path) -> int:

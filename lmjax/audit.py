@@ -25,7 +25,7 @@ from lmjax.pytrees import digest
 from lmjax.run import Run
 from lmjax.train import checkpoint, journal, metrics
 from lmjax.train.checkpoint import Checkpoint, CheckpointError
-from lmjax.train.history import TRANSIENT, History, Record, learnt, machine_of
+from lmjax.train.history import MEANS, TRANSIENT, History, Record, learnt, machine_of
 from lmjax.train.retrace import Findings, Plan, Walk
 
 IN_ORDER, WRONG = 0, 1
@@ -112,7 +112,7 @@ def _sessions(
 
 def _before(config: Config, changed: Sequence[str]) -> Config:
     """The configuration before a resume changed it: undoes what `typed.differences` tells, but not of devices."""
-    for line in (line for line in changed if not line.startswith("parallel.")):
+    for line in (line for line in changed if not line.startswith(MEANS)):
         key, _, values = line.partition(": ")
         old = ast.literal_eval(values.partition(" -> ")[0])
         config = typed.apply_overrides(config, [f"{key}={old if isinstance(old, str) else json.dumps(old)}"])

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from lmjax.config import CausalConfig, Config, DataConfig, MaskedConfig, RecordsConfig, UserError
+from lmjax.config import CausalConfig, Config, DataConfig, MaskedConfig, RecordsConfig, RuntimeConfig, UserError
 
 
 def check(config: Config) -> None:
@@ -22,6 +22,7 @@ def check(config: Config) -> None:
         "checkpoint.keep_every": config.checkpoint.keep_every,
         "checkpoint.retries": config.checkpoint.retries,
         "parallel.devices": config.parallel.devices,
+        "runtime.host_devices": config.runtime.host_devices,
         **{
             f"guard.{name}": value
             for name, value in dataclasses.asdict(guard).items()
@@ -50,7 +51,8 @@ def check(config: Config) -> None:
         ("parallel.heartbeat_seconds", heartbeat, heartbeat >= 1, "must be at least 1"),
         ("train.profile", train.profile, in_order, "must be empty or (first, last), counted from 1"),
     )
-    for key, value, good, rule in (*rules, *_objective_rules(config.objective), *_in_context_rules(config)):
+    of_parts = (*_objective_rules(config.objective), *_in_context_rules(config), *_runtime_rules(config.runtime))
+    for key, value, good, rule in (*rules, *of_parts):
         if not good:
             raise UserError(f"{key} = {value} {rule}")
     if data.tokenizer.kind == "file" and not data.tokenizer.path:
@@ -72,6 +74,15 @@ def _objective_rules(objective: Any) -> list[tuple[str, float, bool, str]]:
         if name in shares
         else (f"objective.{name}", value, 0 <= value < float("inf"), "must be a number >= 0")
         for name, value in numbers.items()
+    ]
+
+
+def _runtime_rules(runtime: RuntimeConfig) -> list[tuple[str, Any, bool, str]]:
+    """The same of flags for XLA."""
+    return [
+        (key, flag, flag.startswith("--xla_") and not set(flag) & set(" \t\n"), "must be a flag like --xla_name=value")
+        for key, flags in (("runtime.xla_flags", runtime.xla_flags), ("runtime.gpu_flags", runtime.gpu_flags))
+        for flag in flags
     ]
 
 

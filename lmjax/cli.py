@@ -3,6 +3,7 @@
 import argparse
 import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
@@ -126,14 +127,19 @@ def _load(words: Sequence[str], *, default: str = "quickstart") -> Config:
     return apply_overrides(config, [word for word in words if "=" in word])
 
 
+def _saved(run_dir: Path) -> str:
+    """The file with the configuration of a run. UserError: it is not one."""
+    saved = run_dir / "config.json"
+    if not saved.is_file():
+        raise UserError(f"{run_dir} is not a run: it has no config.json")
+    return str(saved)
+
+
 def _train(options: argparse.Namespace) -> int:
     if options.resume is not None:
         if options.run_dir is not None:
             raise UserError("--resume DIR goes on in DIR; leave out --run-dir")
-        saved = options.resume / "config.json"
-        if not saved.is_file():
-            raise UserError(f"{options.resume} is not a run: it has no config.json")
-        config = _load(options.words, default=str(saved))
+        config = _load(options.words, default=_saved(options.resume))
     else:
         if options.allow_change:
             raise UserError("--allow-change goes with --resume")
@@ -147,7 +153,8 @@ def _train(options: argparse.Namespace) -> int:
             launch.resume(config, options.resume, allow=tuple(options.allow_change))
             if options.resume is not None
             else launch.start(config, options.run_dir or Path("runs") / config.name)
-        )
+        ),
+        config.runtime,
     )
 
 
@@ -174,7 +181,7 @@ def _plan(options: argparse.Namespace) -> int:
     config = _load(options.words)
     check(config)
     if not options.topology:
-        return with_jax(lambda launch: launch.show_plan(config))
+        return with_jax(lambda launch: launch.show_plan(config), config.runtime)
     from lmjax import chips, runtime
 
     chips.parse(options.topology)
@@ -185,7 +192,7 @@ def _plan(options: argparse.Namespace) -> int:
 
         return compiled.show(config, options.topology, largest=not options.no_search)
 
-    return with_jax(call)
+    return with_jax(call, config.runtime)
 
 
 def _plot_arguments(parser: argparse.ArgumentParser) -> None:
@@ -230,7 +237,10 @@ def _audit(options: argparse.Namespace) -> int:
 
         return audit.show(options.run, replay=updates, config_file=options.config)
 
-    return with_jax(call)
+    runtime = None
+    with suppress(UserError, OSError):  # where it cannot be read, the audit itself says so
+        runtime = presets.load(_saved(options.run)).runtime
+    return with_jax(call, runtime)
 
 
 def _rehearse_arguments(parser: argparse.ArgumentParser) -> None:
@@ -251,7 +261,7 @@ def _rehearse(options: argparse.Namespace) -> int:
 
         return rehearse.show(config, keep=options.keep)
 
-    return with_jax(call)
+    return with_jax(call, config.runtime)
 
 
 def _ladder_arguments(parser: argparse.ArgumentParser) -> None:

@@ -293,6 +293,28 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
+class RuntimeConfig:
+    """What must stand before JAX starts. What the user's environment says wins.
+
+    None of these keys changes what is learnt: --resume takes others without --allow-change, as of `parallel`.
+    allocator: `keep` has the C library (Linux, glibc) keep the memory of an update for the next, `system` leaves it
+        as it is.
+    host_devices: so many virtual devices of the CPU, each a part of its threads (0: one device).
+    xla_flags: flags of XLA, as in `runtime.xla_flags=[--xla_cpu_max_isa=AVX2]`; one that XLA does not know ends the
+        process. gpu_flags: the same, given only where there is a GPU: sends while it computes, and multiplies by
+        Triton's kernels where these are faster.
+    compilation_cache: the folder of compiled programs, from which the next start takes them (empty: in the user's
+        cache folder; `off`: none).
+    """
+
+    allocator: Literal["keep", "system"] = "keep"
+    host_devices: int = 0
+    xla_flags: tuple[str, ...] = ()
+    gpu_flags: tuple[str, ...] = ("--xla_gpu_enable_latency_hiding_scheduler=true", "--xla_gpu_triton_gemm_any=true")
+    compilation_cache: str = ""
+
+
+@dataclass(frozen=True)
 class TrackConfig:
     """Trackers beside metrics.jsonl (extra `[track]`). wandb: the project's name; stays offline without a login."""
 
@@ -324,4 +346,5 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     track: TrackConfig = field(default_factory=TrackConfig)

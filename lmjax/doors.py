@@ -1,12 +1,13 @@
 """What every door does: words become options, a user's mistake one line, and JAX starts with its settings."""
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from lmjax.config import UserError
+from lmjax.config import RuntimeConfig, UserError
 from lmjax.typed import RunError
 
 
@@ -54,12 +55,16 @@ def _has_peers() -> bool:
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def with_jax(call: Callable[[Any], int]) -> int:
-    """Calls with `lmjax.launch`, imported only now, after the settings that must stand before JAX starts."""
+def with_jax(call: Callable[[Any], int], config: RuntimeConfig | None = None) -> int:
+    """Calls with `lmjax.launch`, imported only now, after the settings that must stand before JAX starts: those of a
+    run, or the defaults."""
     from lmjax import faults, runtime
 
-    runtime.prepare()
+    runtime.prepare(config)
+    gc.disable()  # of the many objects that imports make nearly all stay: there is no garbage to look for
     from lmjax import launch
 
+    gc.freeze()
+    gc.enable()
     faults.arm(os.environ.get(faults.VARIABLE, ""))
     return call(launch)

@@ -29,7 +29,7 @@ from lmjax.models import families
 from lmjax.run import Run
 from lmjax.train import checkpoint, guard, loop, metrics, rollback
 from lmjax.train.checkpoint import Checkpoints
-from lmjax.train.history import fold, last, learnt, machine_of
+from lmjax.train.history import MEANS, fold, last, learnt, machine_of
 from lmjax.train.journal import Journal
 from lmjax.train.parts import GaveUp, Parts, Position, write
 from lmjax.train.signals import StopRequest
@@ -86,8 +86,8 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
 
     A rollback that was announced but not finished is finished first. The devices may be others than before: the
     samples are the same then, the losses up to rounding. UserError: `config` differs from the run's in a key that is
-    not in `allow` nor `parallel.*`, the tokenizer or data changed, or another process is at work on the run.
-    CheckpointError: the run has checkpoints, but none can be read.
+    not in `allow`, nor one of `parallel.*` and `runtime.*`, the tokenizer or data changed, or another process is at
+    work on the run. CheckpointError: the run has checkpoints, but none can be read.
     """
     parallel.connect(config.parallel)
     with locked(run_dir) if parallel.is_main() else nullcontext(), _console() as console:
@@ -165,22 +165,23 @@ def _resolved_like(config: Config, saved: Config) -> Config:
 
 def absolute(config: Config) -> Config:
     """The same configuration with absolute paths, so that a run can be resumed from any folder."""
-    data = config.data
-    choice = data.tokenizer
-    if choice.path:
-        choice = dataclasses.replace(choice, path=os.path.abspath(os.path.expanduser(choice.path)))
+    data, cache = config.data, config.runtime.compilation_cache
+    choice = dataclasses.replace(data.tokenizer, path=_absolute(data.tokenizer.path))
     if isinstance(data, DataConfig):
-        mixture = tuple(dataclasses.replace(source, files=_absolute_files(source.files)) for source in data.mixture)
+        mixture = tuple(
+            dataclasses.replace(source, files=tuple(map(_absolute, source.files))) for source in data.mixture
+        )
         data = dataclasses.replace(data, mixture=mixture)
     else:
-        data = dataclasses.replace(data, validation_files=_absolute_files(data.validation_files))
-    data = dataclasses.replace(data, files=_absolute_files(data.files), tokenizer=choice)
-    init_from = os.path.abspath(os.path.expanduser(config.init_from)) if config.init_from else ""
-    return dataclasses.replace(config, data=data, init_from=init_from)
+        data = dataclasses.replace(data, validation_files=tuple(map(_absolute, data.validation_files)))
+    data = dataclasses.replace(data, files=tuple(map(_absolute, data.files)), tokenizer=choice)
+    runtime = dataclasses.replace(config.runtime, compilation_cache=cache if cache == "off" else _absolute(cache))
+    return dataclasses.replace(config, data=data, init_from=_absolute(config.init_from), runtime=runtime)
 
 
-def _absolute_files(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(os.path.abspath(os.path.expanduser(name)) for name in names)
+def _absolute(name: str) -> str:
+    """A path from anywhere; of none, none."""
+    return os.path.abspath(os.path.expanduser(name)) if name else ""
 
 
 def _prepare(config: Config, console: Console, *, kept: Path | None = None) -> Run:
@@ -207,12 +208,12 @@ def _prepare(config: Config, console: Console, *, kept: Path | None = None) -> R
 
 
 def _allowed_changes(saved: Config, config: Config, allow: Sequence[str]) -> list[str]:
-    """The differences, each of them allowed, as those of devices are. UserError: one is not."""
+    """The differences, each of them allowed, as those of devices and of the runtime are. UserError: one is not."""
     for key in allow:
         if key not in typed.keys(saved):
             raise UserError(f"--allow-change {key}: unknown key{typed.nearest(key, typed.keys(saved))}")
     changed = typed.differences(saved, config)
-    refused = [line for line in changed if line.partition(":")[0] not in allow and not line.startswith("parallel.")]
+    refused = [line for line in changed if line.partition(":")[0] not in allow and not line.startswith(MEANS)]
     if refused:
         keys = " ".join(f"--allow-change {line.partition(':')[0]}" for line in refused)
         raise UserError(f"the run was made with another configuration ({'; '.join(refused)}); to change it: {keys}")
@@ -237,9 +238,9 @@ def fingerprints(run: Run) -> dict[str, Any]:
 
 def versions(run: Run) -> dict[str, Any]:
     """What a session runs on: the software and the devices."""
-    machine = {"devices": run.mesh.size, "processes": jax.process_count(), "platform": jax.default_backend()}
-    machine |= {"mesh": parallel.describe(run.mesh), "form": run.config.parallel.form}
-    return {"lmjax": __version__, "python": platform.python_version(), "jax": jax.__version__, **machine}
+    found = {"devices": run.mesh.size, "processes": jax.process_count(), "platform": jax.default_backend()}
+    found |= {"mesh": parallel.describe(run.mesh), "form": run.config.parallel.form, "xla_flags": machine.xla_flags()}
+    return {"lmjax": __version__, "python": platform.python_version(), "jax": jax.__version__, **found}
 
 
 def _make(run_dir: Path) -> None:

@@ -54,6 +54,11 @@ PEAKS = {
 }
 
 
+def xla_flags() -> str:
+    """The flags of XLA that this process was started with, in order of names; not the number of virtual devices."""
+    return " ".join(sorted(flag for flag in os.environ.get("XLA_FLAGS", "").split() if "_device_count=" not in flag))
+
+
 # ---- Speed ------------------------------------------------------------------------------------------------------
 
 

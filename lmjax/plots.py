@@ -16,8 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator, PercentFormatter
 
 from lmjax.config import UserError
-from lmjax.evaluate import emergence
-from lmjax.evaluate.picture import COLOURS, label, plain, save
+from lmjax.evaluate.picture import COLOURS, emergence, label, plain, save
 from lmjax.train.metrics import read
 
 LINES = ("-", "--", ":", "-.")
@@ -59,7 +58,7 @@ def draw(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> list[
     runs = load(run_dirs)
     folder = Path(out) if out else (Path(run_dirs[0]) / "plots" if len(runs) == 1 else Path("plots"))
     figures = {"loss.png": loss_figure(runs), "health.png": health_figure(runs)}
-    shots = emergence.figure(runs[0].validation) if len(runs) == 1 else None
+    shots = emergence(runs[0].validation) if len(runs) == 1 else None
     return [save(figure, folder / name) for name, figure in (figures | ({"shots.png": shots} if shots else {})).items()]
 
 

@@ -71,6 +71,7 @@ def _digest_words(leaves: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
     return [_mixed_sums(leaf) for leaf in leaves]
 
 
+@jax.jit  # leaves of one shape and dtype are traced once
 def _mixed_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Two sums mod 2^32 over the elements, each element's bits mixed with its position.
 

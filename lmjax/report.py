@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmjax import machine, plots
+from lmjax import machine
 from lmjax import run as runs
 from lmjax.console import Console
 from lmjax.files import write_text
@@ -38,6 +38,8 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, con
 
     params: to measure and to use, on one device; of several processes the main one alone does this.
     """
+    from lmjax import plots  # matplotlib: not before it is needed
+
     if run.config.train.baselines:
         with console.phase("baselines"):
             summary["baselines"] = run.task.baselines()

@@ -23,7 +23,7 @@ Door = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def door(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Door:
     """train.py in this process: exit status, standard output and error."""
-    monkeypatch.setattr(runtime, "prepare", lambda: None)  # JAX is imported already
+    monkeypatch.setattr(runtime, "prepare", lambda config=None: None)  # JAX is imported already
 
     def call(*words: str, main: Callable = cli.train_main) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -265,3 +265,24 @@ finally:
     assert time.monotonic() - begun < 30  # a hang, not a measurement
     if words == ["evaluate", "--help"]:
         assert all(name in done.stdout for name in task.names())
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("lmjax.plots", {"jax", "flax", "optax", "orbax", "tokenizers", "datasets", "pyarrow"}),
+        ("lmjax.launch", {"matplotlib", "datasets", "pyarrow", "sacrebleu", "torch", "transformers", "tensorflow"}),
+        ("lmjax.commands", {"matplotlib", "datasets", "pyarrow", "sacrebleu", "torch", "transformers", "tensorflow"}),
+    ],
+)
+def test_a_command_imports_only_what_it_uses(module: str, absent: set[str]) -> None:
+    script = f"""
+import importlib, sys
+from lmjax import runtime
+runtime.prepare()
+importlib.import_module({module!r})
+print(*{absent!r} & set(sys.modules))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr

@@ -13,7 +13,6 @@ import numpy as np
 from lmjax import parallel
 from lmjax.autopsy import case as cases
 from lmjax.autopsy.case import Case
-from lmjax.autopsy.picture import figure
 from lmjax.files import write_text
 from lmjax.run import Run
 from lmjax.train import journal
@@ -258,6 +257,8 @@ def _by_hand(case: Case) -> str:
 
 
 def _draw(case: Case, path: Path) -> str:
+    from lmjax.autopsy.picture import figure  # matplotlib: not before there is a spike
+
     partial = path.with_name(path.name + ".partial")
     figure(case).savefig(partial, dpi=150, format="png")
     partial.replace(path)

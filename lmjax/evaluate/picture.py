@@ -1,13 +1,16 @@
-"""The curves of in-context learning: what each task gains from examples, as a picture."""
+"""The curves of in-context learning: what each task gains from examples, and during a run, as pictures."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 
 from lmjax.config import UserError
 from lmjax.evaluate.metrics import PRIMARY, has_chance
@@ -17,6 +20,7 @@ from lmjax.evaluate.records import Result, Score
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 COLUMNS = 4  # panels side by side
+_MEASURED = re.compile(r"val_(.+)_(\d+)_shot")
 
 
 def draw(results: Sequence[Result], path: str | Path) -> Path:
@@ -60,6 +64,35 @@ def figure(results: Sequence[Result]) -> Figure:
     if len(labels) > 1:
         handles = [Line2D([], [], label=label, **_style(i)) for i, label in enumerate(labels)]
         picture.legend(handles=handles, loc="outside upper center", ncols=len(labels), fontsize="small")
+    return picture
+
+
+def emergence(columns: Mapping[str, np.ndarray]) -> Figure | None:
+    """What a run measured in context: one panel a task, its main metric over the updates, a line for each number of
+    examples; None: not measured.
+
+    columns: of the evaluation records, by name, and their `update`.
+    """
+    lines: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for name, values in columns.items():
+        if found := _MEASURED.fullmatch(name):
+            lines.setdefault(found[1], []).append((int(found[2]), values))
+    if not lines:
+        return None
+    picture = Figure(figsize=(1.5 + 4.5 * len(lines), 3.6), layout="constrained")
+    panels: Any = picture.subplots(1, len(lines), squeeze=False)[0]
+    for axes, (name, curves) in zip(panels, sorted(lines.items()), strict=True):
+        colours = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.05, len(curves)))
+        for colour, (shots, values) in zip(colours, sorted(curves, key=lambda curve: curve[0]), strict=True):
+            known = np.isfinite(values)
+            axes.plot(columns["update"][known], values[known], color=colour, marker=".", label=f"{shots}")
+        plain(axes)
+        axes.set_ylim(-0.03, 1.03)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xlabel("update")
+        axes.set_title(label(name), loc="left", fontsize="medium")
+        axes.legend(title="examples", fontsize="small", frameon=False, loc="upper left")
+    panels[0].set_ylabel("of held-out questions answered right")
     return picture
 
 

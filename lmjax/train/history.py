@@ -16,7 +16,9 @@ Ranges = tuple[tuple[int, int], ...]
 # Reasons of `boundary` records.
 TRANSIENT, ROLLED_BACK, SAVING = "transient: the spike did not come again", "rolled back", "saving"
 # What must be equal for the bits to be.
-MACHINE = ("jax", "devices", "processes", "platform", "mesh", "form")
+MACHINE = ("jax", "devices", "processes", "platform", "mesh", "form", "xla_flags")
+# The keys of how a run is computed, which do not change what is learnt.
+MEANS = ("parallel.", "runtime.")
 
 
 class Applied(NamedTuple):
@@ -124,7 +126,7 @@ def advance(history: History, record: Record) -> None:
 
 def machine_of(record: Record) -> tuple[Any, ...]:
     """What a record says about the machine, as far as it decides about bits."""
-    return tuple(record.get(name) for name in MACHINE)
+    return tuple(record.get(name) or None for name in MACHINE)  # no flags, or not told: of a run of before
 
 
 def learnt(changed: Iterable[str]) -> list[str]:
@@ -132,7 +134,7 @@ def learnt(changed: Iterable[str]) -> list[str]:
 
     The form does, where there is dropout: `pmap` draws it for each device apart.
     """
-    return [line for line in changed if not line.startswith("parallel.") or line.startswith("parallel.form:")]
+    return [line for line in changed if not line.startswith(MEANS) or line.startswith("parallel.form:")]
 
 
 def _applied(history: History, record: Record) -> None:

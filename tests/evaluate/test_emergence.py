@@ -8,7 +8,7 @@ import pytest
 
 from lmjax import launch, presets
 from lmjax.config import InContextConfig, UserError
-from lmjax.evaluate import emergence
+from lmjax.evaluate import emergence, picture
 from lmjax.prompting.shots import held_out
 from lmjax.typed import apply_overrides
 
@@ -46,13 +46,13 @@ def test_a_line_for_each_number_of_examples_and_a_panel_for_each_task() -> None:
         "val_b_0_shot": np.array([0.1, 0.1, 0.1]),
         "val_a_1_shot": np.array([0.5, 0.5, 0.5]),
     }
-    figure = emergence.figure(columns)
+    figure = picture.emergence(columns)
     assert figure is not None
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b"]
     few = figure.axes[1].get_lines()
     assert [line.get_label() for line in few] == ["0", "8"]
     np.testing.assert_array_equal(few[1].get_xydata(), [[1, 0.1], [3, 0.9]])
-    assert emergence.figure({"update": np.array([1.0]), "val_loss": np.array([1.0])}) is None
+    assert picture.emergence({"update": np.array([1.0]), "val_loss": np.array([1.0])}) is None
 
 
 @pytest.mark.slow
