@@ -172,8 +172,8 @@ class Turns:
         jax.block_until_ready(self._last)
         bare = [now - end for now, end in zip(self._since(), looped, strict=True)]
         if self.calls > self.turn:  # the first turn compiles
-            sides = zip(looped, self._resumed, bare, strict=True)
-            self.differences.append(tuple((end - begun - other) / self.turn for end, begun, other in sides))
+            wall, cpu = (looped[i] - self._resumed[i] - bare[i] for i in (0, 1))
+            self.differences.append((wall / self.turn, cpu / self.turn))
         self._resumed = self._since()
 
     def _since(self) -> tuple[float, float]:
@@ -214,8 +214,10 @@ def beside(made: run.Run, batch: dict[str, Any], folder: Path, bare: float) -> d
             step=step,
             batches=batches,
         )
-        wrapped = {name: timed(name, getattr(loop, name)) for name in ("_judge", "_record")}
-        with mock.patch.multiple(loop, **wrapped):
+        quiet.start(parts.updates)
+        inner = ("_judge", "_record")
+        judge, record = (mock.patch.object(loop, name, timed(name, getattr(loop, name))) for name in inner)
+        with judge, record:
             loop.train(parts, position, stop=stop)
     whole, whole_cpu = (median(pair[i] for pair in step.differences) for i in (0, 1))
     # Without the first, which waits for the thread to begin.

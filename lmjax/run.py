@@ -248,13 +248,13 @@ def batches(run: Run, update: int, cursor: int, past: History | None = None) -> 
     if past.cuts:
         rates = optim.learning_rates(dataclasses.replace(schedule, cuts=(*schedule.cuts, *past.cuts)), run.plan)
 
-    def feed() -> Iterator[Fed]:
-        before = cursor
+    def feed(before: int = cursor) -> Iterator[Fed]:
         for at, after, rows in host_batches(run, update, cursor, order=order, own=own if run.task.apart else None):
             yield _fed(run, at, before, after, rates[at], rows, own)
             before = after
 
-    yield from prefetch(feed(), size=2)
+    small = run.plan.sequences.max() * run.plan.context <= 2**15  # batches take no room to speak of
+    yield from prefetch(feed(), size=16 if small else 2)
 
 
 def _fed(
