@@ -229,9 +229,11 @@ def host_batches(
     """
     order, microbatch = order or run.order, run.config.batch.microbatch
     while update < run.plan.updates:
-        ids, cursor = order.take(cursor, int(run.plan.sequences[update]))
-        yield update, cursor, run.task.arrays(_part(ids, own, microbatch) if own else ids)
-        update += 1
+        ends = np.cumsum(run.plan.sequences[update : update + 16])  # samples of 16 are drawn in the time of those of 2
+        ids, _ = order.take(cursor, int(ends[-1]))
+        for chosen, cursor in zip(np.split(ids, ends[:-1]), (order.position(ids[ends - 1]) + 1).tolist(), strict=True):
+            yield update, cursor, run.task.arrays(_part(chosen, own, microbatch) if own else chosen)
+            update += 1
 
 
 def batches(run: Run, update: int, cursor: int, past: History | None = None) -> Generator[Fed, None, None]:
@@ -241,19 +243,18 @@ def batches(run: Run, update: int, cursor: int, past: History | None = None) -> 
     past: what the run has decided so far, to be left out of the data or cut off the learning rate.
     """
     past = past or History()
-    order = run.order.excluding(past.exclude)
-    schedule = run.config.schedule
+    order, schedule = run.order.excluding(past.exclude), run.config.schedule
     rates, own = run.rates, parallel.own_rows(run.mesh, run.config.batch.microbatch)
     if past.cuts:
         rates = optim.learning_rates(dataclasses.replace(schedule, cuts=(*schedule.cuts, *past.cuts)), run.plan)
 
-    def feed() -> Iterator[Fed]:
-        before = cursor
+    def feed(before: int = cursor) -> Iterator[Fed]:
         for at, after, rows in host_batches(run, update, cursor, order=order, own=own if run.task.apart else None):
             yield _fed(run, at, before, after, rates[at], rows, own)
             before = after
 
-    yield from prefetch(feed(), size=2)
+    small = run.plan.sequences.max() * run.plan.context <= 2**15  # batches take no room to speak of
+    yield from prefetch(feed(), size=16 if small else 2)
 
 
 def _fed(

@@ -41,6 +41,20 @@ def test_processes_make_the_rows_of_a_batch_between_them(name: str, corpus: Path
         np.testing.assert_array_equal(np.concatenate(of_each, axis=1).reshape(array.shape), array)
 
 
+@pytest.mark.parametrize("name", ["masked", "lstm"])
+def test_batches_drawn_together_are_those_drawn_one_by_one(name: str, corpus: Path) -> None:
+    """Over epochs and over samples left out, from any batch on: the ids, and the cursor behind each."""
+    made = small.build(name, corpus)
+    left_out = [(int(at), int(at) + 2) for at in made.order.sample_id(np.arange(9, 60, 5))]
+    order, cursor = made.order.excluding(left_out), 3
+    assert made.plan.updates > 4
+    for update, behind, arrays in run.host_batches(made, 1, cursor, order=order):
+        ids, cursor = order.take(cursor, int(made.plan.sequences[update]))
+        assert behind == cursor
+        for found, expected in zip(arrays.values(), made.task.arrays(ids).values(), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_processes_that_cannot_be_found_are_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # which is added to
     with pytest.raises(UserError, match=r"parallel\.distributed=true, but Slurm.*JAX_COORDINATOR_ADDRESS"):

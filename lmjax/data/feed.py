@@ -13,6 +13,9 @@ T = TypeVar("T")
 def prefetch(iterable: Iterable[T], *, size: int = 2) -> "Prefetch[T]":
     """The items of `iterable` in order, made in a thread that stays up to `size` items ahead (>= 1).
 
+    The thread makes several in a row and then rests until half of them are read: beside an update that fills the
+    caches, the first of a row takes three times as long as the others.
+
     An exception there is raised here, in its turn and with its traceback. The thread ends with the items, with
     `close()`, at the end of a `with` block, or when the iterator is dropped; the iterable is then closed as well.
     """
@@ -39,7 +42,8 @@ class Prefetch(Generic[T]):
             shared.changed.wait_for(lambda: shared.items or shared.ended)
             if shared.items:
                 item = shared.items.popleft()
-                shared.changed.notify_all()
+                if len(shared.items) <= shared.size // 2:
+                    shared.changed.notify_all()
                 return item
             error, shared.error = shared.error, None
         self.close()
@@ -101,7 +105,8 @@ def _fill(iterable: Iterable[Any], shared: _Shared) -> None:
 def _room(shared: _Shared) -> bool:
     """Waits until another item may be made; False when none is wanted any more."""
     with shared.changed:
-        shared.changed.wait_for(lambda: shared.stopped or len(shared.items) < shared.size)
+        most = shared.size // 2 if len(shared.items) >= shared.size else shared.size - 1
+        shared.changed.wait_for(lambda: shared.stopped or len(shared.items) <= most)
         return not shared.stopped
 
 
