@@ -50,21 +50,21 @@ def tokens(shape: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lmjax(shape: dict[str, int], dtype: str, changes: list[str]) -> Callable[[int], float]:
-    """The update of a run, with its guard and its metrics, the batch on the device."""
-    from lmjax import runtime
-
-    runtime.prepare()
-    import jax
-    import jax.numpy as jnp
-
-    from lmjax import presets, run
+    """The update of a run, with its guard and its metrics, the batch on the device; dispatched as the loop does."""
+    from lmjax import presets, runtime
     from lmjax.typed import apply_overrides
 
-    batch = shape["batch"]
+    batch, preset = shape["batch"], "shakespeare_char_cpu" if shape == SHAPES["cpu"] else "shakespeare_char"
     words = [f"model.{key}={value}" for key, value in shape.items() if key != "batch"]
     words += ["model.dropout=0", f"model.dtype={dtype}", f"schedule.peak={RATE}", f"optimizer.beta2={BETA2}"]
     words += [f"batch.tokens=((0,{batch * shape['context']}),)", f"batch.microbatch={batch}"]
-    config = apply_overrides(presets.load("shakespeare_char"), [*words, *changes])
+    config = apply_overrides(presets.load(preset), [*words, *changes])
+    runtime.prepare(config.runtime)
+    import jax
+    import jax.numpy as jnp
+
+    from lmjax import run
+
     made = run.without_data(config)
     update, state = run.update_function(made), run.init(made)
     inputs, targets = tokens(shape)
@@ -77,7 +77,7 @@ def lmjax(shape: dict[str, int], dtype: str, changes: list[str]) -> Callable[[in
         nonlocal state, number
         metrics: dict[str, Any] = {}
         for _ in range(count):
-            before = metrics
+            before = jax.block_until_ready(metrics)
             given = {"arrays": arrays, **scalars, "update": jax.device_put(np.int32(number))}
             state, metrics = update(state, given)
             number += 1

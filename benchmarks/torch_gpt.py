@@ -71,7 +71,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(self, prompt_BT: Tensor, count: int) -> Tensor:
         """`count` further ids of each row, drawn at temperature 1, with cached keys and values."""
-        (B, T), width = prompt_BT.shape, self.tokens.weight.shape[1]
+        B, width = len(prompt_BT), self.tokens.weight.shape[1]
         shape = B, self.heads, self.context, width // self.heads
         caches = [[torch.zeros(shape), torch.zeros(shape)] for _ in self.blocks]
         found, ids_BT, slot = [], prompt_BT, 0

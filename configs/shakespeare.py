@@ -7,6 +7,7 @@ from lmjax.config import (
     DataConfig,
     GPTConfig,
     OptimizerConfig,
+    RuntimeConfig,
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
@@ -31,7 +32,9 @@ def shakespeare_char() -> Config:
     return Config(
         name="shakespeare_char",
         data=_characters(),
-        model=GPTConfig(layers=6, width=384, heads=6, context=256, bias=False, dropout=0.2, activation="gelu"),
+        model=GPTConfig(
+            layers=6, width=384, heads=6, context=256, bias=False, dropout=0.2, activation="gelu", scan=False
+        ),
         optimizer=OptimizerConfig(beta2=0.99),
         schedule=ScheduleConfig(peak=1e-3, warmup=0.02, unit="updates"),
         batch=BatchConfig(tokens=((0, 64 * 256),), microbatch=16),
@@ -49,10 +52,11 @@ def shakespeare_char_cpu() -> Config:
     return Config(
         name="shakespeare_char_cpu",
         data=_characters(),
-        model=GPTConfig(layers=4, width=128, heads=4, context=64, bias=False, activation="gelu"),
+        model=GPTConfig(layers=4, width=128, heads=4, context=64, bias=False, activation="gelu", scan=False),
         optimizer=OptimizerConfig(beta2=0.99),
         schedule=ScheduleConfig(peak=1e-3, warmup=0.05, unit="updates"),
         batch=BatchConfig(tokens=((0, 12 * 64),), microbatch=12),
         train=TrainConfig(updates=2000, evaluate_every=250, log_every=10, sample_tokens=500),
         checkpoint=CheckpointConfig(every=500),
+        runtime=RuntimeConfig(allocator="keep"),
     )

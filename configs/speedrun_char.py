@@ -6,6 +6,7 @@ from lmjax.config import (
     DataConfig,
     GPTConfig,
     OptimizerConfig,
+    RuntimeConfig,
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
@@ -44,4 +45,5 @@ def speedrun_char() -> Config:
         schedule=ScheduleConfig(peak=0.02, warmup=0.02, shape="linear", final=0.0),
         batch=BatchConfig(tokens=((0, 32 * 64),), microbatch=32),
         train=TrainConfig(updates=150, sample_tokens=0, baselines=False, expect=(("val_loss", 1.86, 1.92),)),
+        runtime=RuntimeConfig(allocator="keep"),
     )

@@ -297,8 +297,9 @@ class RuntimeConfig:
     """What must stand before JAX starts. What the user's environment says wins.
 
     None of these keys changes what is learnt: --resume takes others without --allow-change, as of `parallel`.
-    allocator: `keep` has the C library (Linux, glibc) keep the memory of an update for the next, `system` leaves it
-        as it is.
+    allocator: `pool` has the C library (Linux, glibc) keep the memory of an update for the next, in one pool of all
+        threads; `keep` in one for each thread, which is better where an update needs less than 64 MB, and keeps nothing
+        larger; `system` leaves it as it is.
     host_devices: so many virtual devices of the CPU, each a part of its threads (0: one device).
     xla_flags: flags of XLA, as in `runtime.xla_flags=[--xla_cpu_max_isa=AVX2]`; one that XLA does not know ends the
         process. gpu_flags: the same, given only where there is a GPU: sends while it computes, and multiplies by
@@ -307,7 +308,7 @@ class RuntimeConfig:
         cache folder; `off`: none).
     """
 
-    allocator: Literal["keep", "system"] = "keep"
+    allocator: Literal["pool", "keep", "system"] = "pool"
     host_devices: int = 0
     xla_flags: tuple[str, ...] = ()
     gpu_flags: tuple[str, ...] = ("--xla_gpu_enable_latency_hiding_scheduler=true", "--xla_gpu_triton_gemm_any=true")

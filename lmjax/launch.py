@@ -339,6 +339,7 @@ def _parts(
             guard=config.guard,
             updates=run.plan.updates,
             sequences=int(run.plan.sequences.sum()),
+            in_turn=jax.default_backend() == "cpu",
             vote=None if parallel.alone() else lambda number: {"votes": parallel.votes(run.mesh, number)},
             tokens=partial(runs.tokens_after, run),
             flops_per_token=families.flops_per_token(config.model),

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from lmjax.config import RuntimeConfig
 from lmjax.files import cache_folder
 
-# malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD. Large values keep freed blocks, so that the temporaries of
-# an update (tens of MB) are not mapped, zeroed and unmapped again at every update.
-_MALLOC_OPTIONS = ((-1, 2**31 - 1), (-2, 256 * 2**20), (-3, 2**30))
-
+# malloc.h: M_TRIM_THRESHOLD (never), M_TOP_PAD, M_MMAP_MAX (none). What an update frees stays for the next: else its
+# temporaries, up to gigabytes, would be mapped, zeroed page by page and unmapped again every time.
+_KEEP = ((-1, -1), (-2, 64 * 2**20), (-4, 0))
+# M_ARENA_MAX: blocks above 64 MB are kept only in the first arena, which all threads then share.
+_ONE_ARENA = ((-8, 1),)
 
 _DEVICE_COUNT = "xla_force_host_platform_device_count"
 _GPUS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and either in WSL
@@ -80,17 +81,17 @@ def prepare(config: RuntimeConfig | None = None) -> None:
     os.environ.update({name: flags for name, flags in found.items() if name == "XLA_FLAGS"})
     for name, value in found.items():
         os.environ.setdefault(name, value)
-    if config.allocator == "keep":
-        _keep_memory()
+    if config.allocator != "system":
+        _keep_memory((*_KEEP, *(_ONE_ARENA if config.allocator == "pool" else ())))
 
 
-def _keep_memory() -> None:
+def _keep_memory(options: Sequence[tuple[int, int]]) -> None:
     """Has the C library (Linux, glibc) keep what is freed, unless the user has told it what to do."""
     told = [name for name in os.environ if name.startswith("MALLOC_")]
     if sys.platform == "linux" and not told and "malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
         if mallopt is not None:
-            for option, value in _MALLOC_OPTIONS:
+            for option, value in options:
                 mallopt(option, value)
 
 

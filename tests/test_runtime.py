@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -115,11 +116,47 @@ def test_the_library_is_told_to_keep_memory_unless_the_user_or_the_run_says_othe
     runtime.prepare(RuntimeConfig(allocator="system"))
     assert not told
     runtime.prepare()
-    assert len(told) == 3
+    assert told == [(-1, -1), (-2, 64 << 20), (-4, 0), (-8, 1)]
+    runtime.prepare(RuntimeConfig(allocator="keep"))
+    assert len(told) == 7
     for name, value in (("MALLOC_TRIM_THRESHOLD_", "1"), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")):
         bare.setattr(runtime.os, "environ", {name: value})
         runtime.prepare()
-    assert len(told) == 3
+    assert len(told) == 7
+
+
+KEPT = """
+import ctypes, resource, sys, threading
+from lmjax import runtime
+from lmjax.config import RuntimeConfig
+runtime.prepare(RuntimeConfig(allocator=sys.argv[1]))
+library = ctypes.CDLL(None)
+library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+def use():
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = library.malloc(256 << 20)
+        ctypes.memset(block, 1, 256 << 20)
+        library.free(block)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=use)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.parametrize("allocator", ["pool", "keep", "system"])
+def test_only_a_pool_gives_a_thread_a_large_block_again_without_new_pages(allocator: str) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if "MALLOC" not in name and name != "GLIBC_TUNABLES"
+    }
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-c", KEPT, allocator]
+    pages = int(subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout)
+    # 256 MB are 65,536 pages of 4 kB, or 128 of 2 MB where the system gives these.
+    assert pages < 64 if allocator == "pool" else pages >= 128
 
 
 def test_a_run_of_before_these_keys_goes_on_and_takes_others(bare: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,8 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
                 with nullcontext() if compiled else parts.console.phase("compiling"):
                     if not compiled:
                         faults.reach("compile")
+                    if parts.in_turn and in_flight:
+                        jax.block_until_ready(in_flight[-1][1])
                     batch = fed.batch if parts.vote is None else fed.batch | parts.vote(stop.number)
                     with jax.transfer_guard("disallow"):
                         state, metrics = parts.step(state, batch)

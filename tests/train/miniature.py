@@ -126,6 +126,7 @@ def parts(
                 evaluate=evaluate,
                 autopsy=lambda state, fed, decision: None,
                 conclude=lambda update, text: None,
+                in_turn=True,
                 vote=None,
                 machine=machine_of({}),
                 tolerance=0.0,

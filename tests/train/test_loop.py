@@ -54,6 +54,26 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert events(tmp_path / "cut").count("signal") == 1
 
 
+@pytest.mark.parametrize("in_turn", [True, False])
+def test_on_a_cpu_an_update_waits_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_turn: bool
+) -> None:
+    said: list[str] = []
+    waits = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda metrics: said.append("waits") or waits(metrics))
+    with parts(tmp_path) as made:
+
+        def step(state: State, batch: dict) -> tuple[State, dict]:
+            said.append("update")
+            return made.step(state, batch)
+
+        end = train(replace(made, step=step, in_turn=in_turn), fresh(), stop=StopRequest())
+    assert end.update == 12
+    # The first is compiled and waited for; behind a save or an evaluation (updates 4 and 8) none is on its way.
+    alone, queued = ["update"], ["waits", "update"] if in_turn else ["update"]
+    assert said == ["update", "waits", *3 * queued, *alone, *3 * queued, *alone, *3 * queued]
+
+
 @pytest.mark.parametrize("when", [0, 1, 5])
 def test_a_signal_at_any_update_saves_that_update(tmp_path: Path, when: int) -> None:
     stop = StopRequest()
