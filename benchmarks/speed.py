@@ -1,11 +1,11 @@
-"""The update of lmjax against PyTorch's on the same model, batch and optimizer: eager and compiled, float32 and bfloat16.
+"""The update of lmjax against PyTorch's on the same model, batch and optimizer, in float32 and bfloat16.
 
 Run: python benchmarks/speed.py [--shapes cpu,baby,gpt2] [--rounds 7] [--plot FILE]  (needs the extra [parity])
 
 Every side is a process of its own (benchmarks/contender.py), which trains one update after the other on a batch that
 is ready; they take turns, another one beginning each round, and ratios are medians over the rounds. `best` is the
-fastest of PyTorch's two forms (and, for lmjax in bfloat16, of both types of numbers). Compilation is not counted: each
-side has made a turn before. Peak memory is the process', libraries included.
+fastest of PyTorch's forms, eager and compiled, `of any type` in both types of numbers. Compilation is not counted: each
+side has made a turn before. Peak memory is the process', libraries included: PyTorch's best, then lmjax.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def measure(shape: str, dtypes: tuple[str, ...], count: int) -> list[Row]:
         ours = seconds[f"lmjax {dtype}"]
         best = fastest({name: times for name, times in theirs.items() if name.endswith(dtype)})
         faster = [ratio(theirs[name], ours) for name in (f"torch {dtype}", best)]
-        of_any = f"{ratio(theirs[fastest(theirs)], ours):.2f}" if len(dtypes) > 1 else ""
+        of_any = f"{ratio(theirs[fastest(theirs)], ours):.2f}" if len(dtypes) > 1 and dtype == "bfloat16" else ""
         times = [f"{1000 * median(seconds[f'{name} {dtype}']):.1f} ms" for name in FRAMEWORKS]
         memory = [f"{peaks[name] / 1e9:.1f}" for name in (best, f"lmjax {dtype}")]
         rows.append((shape, dtype, *times, *(f"{x:.2f}" for x in faster), of_any, " / ".join(memory) + " GB"))
