@@ -7,6 +7,7 @@ head size, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -68,17 +69,20 @@ class GPT(nn.Module):
             x_BTD = block(x_BTD, None if caches is None else caches[i], slot)
         return self.norm(x_BTD)
 
-    @torch.no_grad()
-    def generate(self, prompt_BT: Tensor, count: int) -> Tensor:
-        """`count` further ids of each row, drawn at temperature 1, with cached keys and values."""
-        B, width = len(prompt_BT), self.tokens.weight.shape[1]
-        shape = B, self.heads, self.context, width // self.heads
-        caches = [[torch.zeros(shape), torch.zeros(shape)] for _ in self.blocks]
+    @torch.inference_mode()
+    def generate(self, prompt_BT: Tensor, count: int, features: Callable[..., Tensor] | None = None) -> Tensor:
+        """`count` further ids of each row, drawn at temperature 1, with cached keys and values.
+
+        In the dtype of the parameters. features: `self.features`, or what `torch.compile` makes of it.
+        """
+        weight_VD, features = self.tokens.weight, features or self.features
+        shape = len(prompt_BT), self.heads, self.context, weight_VD.shape[1] // self.heads
+        caches = [[torch.zeros(shape, dtype=weight_VD.dtype) for _ in range(2)] for _ in self.blocks]
         found, ids_BT, slot = [], prompt_BT, 0
         for _ in range(count):
-            last_BD = self.features(ids_BT, caches, slot)[:, -1]
+            last_BD = features(ids_BT, caches, slot)[:, -1]
             slot += ids_BT.shape[1]
-            ids_BT = torch.multinomial(F.softmax(F.linear(last_BD, self.tokens.weight), dim=-1), 1)
+            ids_BT = torch.multinomial(F.softmax(F.linear(last_BD, weight_VD).float(), dim=-1), 1)
             found.append(ids_BT)
         return torch.cat(found, 1)
 

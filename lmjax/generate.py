@@ -146,7 +146,8 @@ def continue_ids(
     context, done = incremental.limit(model.config), 0
     new: list[list[int]] = [[] for _ in prompts]
     alive = np.full(len(prompts), sampling.max_tokens > 0)
-    keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(jnp.arange(len(prompts)))
+    keys_B = _keys(sampling.seed, len(prompts))
+    quick, quick_params = incremental.prepared(model, params, len(prompts)) if alive.any() else (model, params)
     starts = [max(0, len(prompt) - context) if context else 0 for prompt in prompts]
     while alive.any():
         whole = [[*prompt, *found] for prompt, found in zip(prompts, new, strict=True)]
@@ -162,10 +163,12 @@ def continue_ids(
         left = window.room
         while left > 0 and alive.any():
             count = min(CHUNK, left)
-            rows, chunk_BN = _decode(model, params, rows, alive, count, tuple(ends), sampling.kind, sampling.numbers)
+            settings = tuple(ends), sampling.kind, sampling.numbers
+            rows, chunk_BN = _decode(quick, quick_params, rows, alive, count, *settings)
             left, done, keys_B = left - count, done + count, rows.keys_B
+            chunk = np.asarray(chunk_BN)[:, :count].tolist()
             for row in np.flatnonzero(alive):
-                found = np.asarray(chunk_BN)[row, :count].tolist()
+                found = chunk[row]
                 end = next((i for i, token in enumerate(found) if token in ends), None)
                 new[row] += found[:end]
                 ended = end is not None or done >= sampling.max_tokens
@@ -227,7 +230,13 @@ class Rows(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _read(model: Any, params: Any, ids_BT: Array, first_B: Array, size: int) -> tuple[Array, Any]:
-    return incremental.read(model, params, ids_BT, first_B=first_B, size=size)
+    logits_BV, state = incremental.read(model, params, ids_BT, first_B=first_B, size=size)
+    return logits_BV, incremental.prepared_state(model.config, state)
+
+
+@partial(jax.jit, static_argnums=1)
+def _keys(seed: Array, count: int) -> Array:
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
 
 
 @partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)

@@ -21,7 +21,7 @@ from lmjax.models.layers import Dense, Norm, recomputed, rotate, rounded
 from lmjax.models.written_out import einsum, shown, written_out
 
 _HEADS = ("batch", "length", "heads", None)  # the axes of queries, keys and values
-Cache = dict[str, Array]  # a layer's "keys" and "values" (B, G, S, K)
+Cache = dict[str, Array]  # a layer's "keys" and "values" (B G, S, K)
 
 
 class Place(NamedTuple):
@@ -103,12 +103,20 @@ def attend_cached(q_BTHK: Array, k_BGSK: Array, v_BGSK: Array, seen_BS: Array, *
     seen_BS: the keys that are there, at least one in each row, for all queries alike.
     """
     B, T, H, K = q_BTHK.shape
-    G, wide = k_BGSK.shape[1], q_BTHK.dtype
-    q_BGNK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, G, -1, K)
-    scores_BGNS = einsum("bgnk,bgsk->bgns", rounded(q_BGNK, dtype), k_BGSK, wide)
-    weights_BGNS = jax.nn.softmax(jnp.where(seen_BS[:, None, None], scores_BGNS, -jnp.inf), axis=-1)
-    mixed_BGNK = einsum("bgns,bgsk->bgnk", rounded(weights_BGNS, dtype), v_BGSK, wide)
-    return mixed_BGNK.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K)
+    (G, S), wide, held = k_BGSK.shape[1:3], q_BTHK.dtype, k_BGSK.dtype
+    q_BGNK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4)
+    # "b" is rows and key heads at once, as the cache has them: else one row's cache would be copied for each token
+    q_BNK, k_BSK, v_BSK = q_BGNK.reshape(B * G, -1, K), k_BGSK.reshape(-1, S, K), v_BGSK.reshape(-1, S, K)
+    scores_BNS = einsum("bnk,bsk->bns", _as_held(q_BNK, dtype, held), k_BSK, wide)
+    scores_BGNS = jnp.where(seen_BS[:, None, None], scores_BNS.reshape(B, G, -1, S), -jnp.inf)
+    weights_BNS = jax.nn.softmax(scores_BGNS, axis=-1).reshape(B * G, -1, S)
+    mixed_BNK = einsum("bns,bsk->bnk", _as_held(weights_BNS, dtype, held), v_BSK, wide)
+    return mixed_BNK.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K)
+
+
+def _as_held(x: Array, dtype: str, held: Any) -> Array:
+    """`x` as a product reads it, in the dtype of a cache; where that is wider, with the digits that the product has."""
+    return jax.lax.reduce_precision(x, 8, 7).astype(held) if dtype == "bfloat16" else x
 
 
 # ---- On the devices of a mesh -----------------------------------------------------------------------------------
@@ -260,13 +268,14 @@ class Attention(nn.Module):
         More than one position at once begin an empty cache: they see only each other.
         """
         q_BTHK, (k_BSGK, v_BSGK) = self._queries(x_BTD, turn), self.keys_values(x_BTD, turn=turn)
-        cache = {
-            name: jax.lax.dynamic_update_slice_in_dim(held, new.swapaxes(1, 2).astype(held.dtype), place.slot, axis=2)
-            for (name, held), new in zip(cache.items(), (k_BSGK, v_BSGK), strict=True)
-        }
-        T = x_BTD.shape[1]
+        B, T, _ = x_BTD.shape
+        for name, new_BTGK in (("keys", k_BSGK), ("values", v_BSGK)):
+            new_NTK = new_BTGK.swapaxes(1, 2).reshape(-1, T, self.head_dim)  # N: rows and key heads
+            new_NTK = _as_held(new_NTK, self.dtype, cache[name].dtype)
+            cache = cache | {name: jax.lax.dynamic_update_slice_in_dim(cache[name], new_NTK, place.slot, axis=1)}
         if T == 1:
-            mixed_BTHK = attend_cached(q_BTHK, cache["keys"], cache["values"], place.seen_BS, dtype=self.dtype)
+            k_BGSK, v_BGSK = (cache[name].reshape(B, self.key_heads, -1, self.head_dim) for name in ("keys", "values"))
+            mixed_BTHK = attend_cached(q_BTHK, k_BGSK, v_BGSK, place.seen_BS, dtype=self.dtype)
         else:
             visible: Any = {"causal": True, "seen_BS": place.seen_BS[:, :T], "dtype": self.dtype, "form": self.form}
             mixed_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, **visible)

@@ -251,16 +251,24 @@ def _init_params(c: GPTConfig, seed: Array) -> dict[str, Any]:
 def begin(config: GPTConfig, first_B: Array, size: int) -> dict[str, Any]:
     """An empty cache for `size` positions of B rows; row b begins at slot first_B[b] (padding on the left).
 
-    Keys and values (B, G, S, K) of every layer, stacked if the model scans, in the dtype that products read.
+    Keys and values (B G, S, K) of every layer, stacked if the model scans, in the dtype that products read; on CPU as
+    float32 with the same digits, since XLA would convert all of it for each token.
     """
     c = resolve(config)
-    shape = len(first_B), c.key_heads, size, c.head_dim
-    dtype = jnp.bfloat16 if c.dtype == "bfloat16" else jnp.float32
+    shape = len(first_B) * c.key_heads, size, c.head_dim
+    dtype = jnp.bfloat16 if c.dtype == "bfloat16" and jax.default_backend() != "cpu" else jnp.float32
     lead = (c.layers,) if c.scan else ()
     layers = [
         {name: jnp.zeros(lead + shape, dtype) for name in ("keys", "values")} for _ in range(1 if c.scan else c.layers)
     ]
     return {"layers": layers[0] if c.scan else tuple(layers), "slot": jnp.int32(0), "first_B": first_B}
+
+
+def unstacked_cache(cache: dict[str, Any]) -> dict[str, Any]:
+    """The cache of a model that scans as that of the unrolled one."""
+    stacked = cache["layers"]
+    layers = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(stacked["keys"])))
+    return cache | {"layers": layers}
 
 
 def _place(cache: dict[str, Any], T: int, c: GPTConfig) -> tuple[Place, Array]:

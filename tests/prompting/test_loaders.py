@@ -32,7 +32,7 @@ def folder(path: Path, config: dict[str, Any], **files: list[dict[str, Any]]) ->
 
 def test_files_of_rows_give_the_same_documents(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines(ROWS[:1]) + b"\r\n \n" + lines(ROWS[1:]).rstrip())
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(ROWS)))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(ROWS), mtime=0))
     (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     (tmp_path / "data").mkdir()
@@ -153,7 +153,7 @@ def test_a_big_bench_task_with_choices(tmp_path: Path) -> None:
         ("a.jsonl", b"3", "a.jsonl', line 1: expected an object with fields, got int"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl', line 1 is not JSON"),
         ("a.jsonl.gz", b"plain", "cannot unpack"),
-        ("a.jsonl.gz", gzip.compress(lines(ROWS))[:-9], "cannot unpack"),
+        ("a.jsonl.gz", gzip.compress(lines(ROWS), mtime=0)[:-9], "cannot unpack"),
         ("a.parquet", b"PAR1....PAR1", "cannot read"),
         ("a.json", b'{"rows": []}', "expected a list of rows, or a BIG-bench task"),
         ("a.json", b'{"examples": [{"input": "a"}]}', "a.json', example 1: expected an object with 'input'"),
