@@ -110,7 +110,7 @@ def _median(values_W: Array, count: Array | int) -> Array:
     """Of the `count` smallest values along the last axis.
 
     By counting for each value how many are no larger, not by sorting: a few vector operations, where XLA sorts one
-    comparison after the other (on a CPU half the cost of the guard's decision)."""
+    comparison after the other."""
     count = jnp.clip(count, 1, values_W.shape[-1])
     no_larger_W = jnp.sum(values_W[..., :, None] <= values_W[..., None, :], axis=-2, dtype=jnp.float32)
 
