@@ -70,7 +70,7 @@ def ladder_gpt() -> Config:
         scan=False,
         dtype="bfloat16",
     )
-    return _rung("ladder_gpt", model, rows=8, updates=1505)
+    return _rung("ladder_gpt", model, rows=8, updates=1553)
 
 
 def _rung(name: str, model: ModelConfig, *, rows: int, updates: int) -> Config:

@@ -59,6 +59,6 @@ def test_a_fast_gpt_is_the_plain_one(monkeypatch: pytest.MonkeyPatch, shape: str
     # float32: sums of thousands of terms in another order, a few 2^-24 each, growing layer by layer (measured: 0.8 to
     # 2.5e-6). bfloat16: gradients are rounded as well, 2^-9 each, in every layer (measured: 0.8 to 1.8e-2).
     of_loss, of_gradients = (1e-6, 4e-6) if dtype == "float32" else (2e-4, 3e-2)
-    assert fast[0] == pytest.approx(plain[0], rel=of_loss)
+    assert float(fast[0]) == pytest.approx(float(plain[0]), rel=of_loss)
     for ours, theirs in zip(jax.tree.leaves(fast[1]), jax.tree.leaves(plain[1]), strict=True):
         assert float(jnp.linalg.norm(ours - theirs)) <= of_gradients * float(jnp.linalg.norm(theirs))

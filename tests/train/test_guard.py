@@ -28,6 +28,7 @@ BLOOM = runpy.run_path(str(Path(__file__).parents[1] / "fixtures" / "bloom.py"))
 GUARD = GuardConfig()
 STEPS = 20_000
 EPSILON = float(np.finfo(np.float32).eps)
+TINY = float(np.finfo(np.float32).tiny)
 fast = settings(deadline=None, max_examples=60)
 
 
@@ -125,7 +126,8 @@ def robust_z(values: np.ndarray, x: float, *, floor: float) -> float:
 def test_z_is_that_of_the_accepted_values_of_the_stretch(
     values: list[float], loss: float, log_norm: float, data: st.DataObject
 ) -> None:
-    """Tolerance: float32 rounds median and difference, a few units of the largest value over the deviation."""
+    """Tolerance: float32 rounds median and difference, a few units of the largest value over the deviation; and XLA may
+    take numbers below the least normal one for zero."""
     config = GuardConfig(window=data.draw(st.sampled_from([5, 8, 128])))
     before = data.draw(st.integers(0, len(values)))  # so many belong to an earlier stretch
     window = guard.empty(config)
@@ -152,7 +154,7 @@ def test_z_is_that_of_the_accepted_values_of_the_stretch(
             continue
         expected = robust_z(seen, x, floor=floor)
         rounding = 8 * EPSILON * (np.abs(seen).max() + abs(x)) / deviation
-        assert abs(got - expected) <= rounding * (1 + abs(expected)) + 1e-5 * abs(expected)
+        assert abs(got - expected) <= rounding * (1 + abs(expected)) + 1e-5 * abs(expected) + TINY / deviation
 
 
 accept = jax.jit(guard.accept, static_argnames="config")
