@@ -39,10 +39,8 @@ def _forward(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, rate, dtype):
             total = jnp.sum(weights, -1, keepdims=True)
             total = jnp.where(total == 0, 1, total) if keyless else total
         with jax.named_scope("mix"):
-            weights = rounded(weights, dtype)
-            if key is not None:
-                weights *= _kept(weights, rate, key, start)
-            outs.append(einsum("bgrcs,bgsk->bgrck", weights, v_BGSK[:, :, :seen], wide) / total)
+            kept = weights if key is None else weights * _kept(weights, rate, key, start)
+            outs.append(einsum("bgrcs,bgsk->bgrck", rounded(kept, dtype), v_BGSK[:, :, :seen], wide) / total)
         tops.append(top[..., 0])
         totals.append(total[..., 0])
     out_BGRTK, top_BGRT, total_BGRT = (jnp.concatenate(parts, 3) for parts in (outs, tops, totals))
