@@ -5,7 +5,7 @@ Legend: B prompts, T places of a prompt, N new tokens, V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -163,8 +163,10 @@ def continue_ids(
         left = window.room
         while left > 0 and alive.any():
             count = min(CHUNK, left)
+            size = window.size(window.room - left + CHUNK)
+            rows = rows._replace(state=incremental.grown(model.config, rows.state, size))
             settings = tuple(ends), sampling.kind, sampling.numbers
-            rows, chunk_BN = _decode(quick, quick_params, rows, alive, count, *settings)
+            rows, chunk_BN = _decoder(jax.default_backend())(quick, quick_params, rows, alive, count, *settings)
             left, done, keys_B = left - count, done + count, rows.keys_B
             chunk = np.asarray(chunk_BN)[:, :count].tolist()
             for row in np.flatnonzero(alive):
@@ -187,13 +189,12 @@ def _seen(whole: Sequence[Sequence[int]], vocab_size: int) -> Array:
 class Window:
     """Prompts flush right in one array of a few sizes, so that another length seldom compiles again.
 
-    first_B: where each begins. room: how many tokens can follow. size: places there are in all.
+    first_B: where each begins. room: how many tokens can follow.
     """
 
     ids_BT: np.ndarray
     first_B: np.ndarray
     room: int
-    size: int
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], context: int | None, wanted: int) -> "Window":
@@ -203,11 +204,21 @@ class Window:
         T = T if context is None or context >= T else longest
         first_B = np.array([T - len(ids) for ids in prompts], np.int32)
         ids_BT = np.stack([np.pad(np.asarray(ids, np.int32), (T - len(ids), 0)) for ids in prompts])
-        return cls(ids_BT, first_B, room, T + max(CHUNK, power_of_two(room)))
+        return cls(ids_BT, first_B, room)
+
+    def size(self, new: int) -> int:
+        """The places of a state that holds so many new tokens.
+
+        Of several rows few at first, since each token costs a look at all places; one row has all it may need at once:
+        it costs less to look at than another size to compile.
+        """
+        rows, T = self.ids_BT.shape
+        whole = T + max(CHUNK, power_of_two(self.room))
+        return min(power_of_two(T + new), whole) if rows > 1 else whole
 
     def read(self, model: Any, params: Any) -> tuple[Array, Any]:
         """The logits behind the prompts, and the model's state there."""
-        return _read(model, params, self.ids_BT, self.first_B, self.size)
+        return _read(model, params, self.ids_BT, self.first_B, self.size(CHUNK))
 
 
 def power_of_two(count: int) -> int:
@@ -239,7 +250,13 @@ def _keys(seed: Array, count: int) -> Array:
     return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
 
 
-@partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)
+@cache
+def _decoder(backend: str) -> Any:
+    """`_decode`, compiled. For CPU with the widest vectors: its loops wait for memory, not for a cooler clock."""
+    options: Any = {"xla_cpu_prefer_vector_width": 512} if backend == "cpu" else None
+    return jax.jit(_decode, static_argnums=(0, 5, 6), donate_argnums=2, compiler_options=options)
+
+
 def _decode(
     model: Any,
     params: Any,
@@ -258,8 +275,7 @@ def _decode(
 
     def step(carry: tuple[Rows, Array, Array, Array]) -> tuple[Rows, Array, Array, Array]:
         (logits_BV, state, seen_BV, keys_B, done), i, chunk_BN, alive_B = carry
-        rngs_B = jax.vmap(partial(jax.random.fold_in, data=done))(keys_B)
-        tokens_B = choose(logits_BV, rngs_B, seen_BV, kind=kind, **numbers)
+        tokens_B = choose(logits_BV, rngs_NB[i], seen_BV, kind=kind, **numbers)
         if seen_BV is not None:
             seen_BV = seen_BV.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
         alive_B &= ~jnp.isin(tokens_B, jnp.array(ends, jnp.int32))
@@ -267,6 +283,10 @@ def _decode(
         rows = Rows(logits_BV, state, seen_BV, keys_B, done + 1)
         return rows, i + 1, chunk_BN.at[:, i].set(tokens_B), alive_B
 
+    def folded(step: Array) -> Array:
+        return jax.vmap(partial(jax.random.fold_in, data=step))(rows.keys_B)
+
+    rngs_NB = jax.vmap(folded)(rows.step + jnp.arange(CHUNK))
     chunk_BN = jnp.zeros((len(alive_B), CHUNK), jnp.int32)
     rows, _, chunk_BN, _ = jax.lax.while_loop(unfinished, step, (rows, jnp.int32(0), chunk_BN, alive_B))
     return rows, chunk_BN

@@ -267,7 +267,12 @@ class Attention(nn.Module):
 
         More than one position at once begin an empty cache: they see only each other.
         """
-        q_BTHK, (k_BSGK, v_BSGK) = self._queries(x_BTD, turn), self.keys_values(x_BTD, turn=turn)
+        q_BTF, k_BTF, v_BTF = self.projected(x_BTD)
+        q_BTHK, k_BSGK, v_BSGK = (
+            self._heads("query", q_BTF, turn),
+            self._heads("key", k_BTF, turn),
+            self._heads("value", v_BTF),
+        )
         B, T, _ = x_BTD.shape
         for name, new_BTGK in (("keys", k_BSGK), ("values", v_BSGK)):
             new_NTK = new_BTGK.swapaxes(1, 2).reshape(-1, T, self.head_dim)  # N: rows and key heads
@@ -288,22 +293,21 @@ class Attention(nn.Module):
 
     def keys_values(self, x_BSD: Array, *, turn: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
         """The keys and values (B, S, G, K) of a sequence."""
-        B, S, _ = x_BSD.shape
-        shape = B, S, self.key_heads, self.head_dim
-        k_BSGK = self.key(x_BSD).reshape(shape)
-        if self.norm_epsilon is not None:
-            k_BSGK = self.key_norm(k_BSGK)
-        if turn is not None:
-            k_BSGK = recomputed(rotate)(k_BSGK, *turn)
-        v_BSGK = self.value(x_BSD).reshape(shape)
-        return axes.constrain(k_BSGK, *_HEADS), axes.constrain(v_BSGK, *_HEADS)
+        return self._heads("key", self.key(x_BSD), turn), self._heads("value", self.value(x_BSD))
+
+    def projected(self, x_BTD: Array) -> tuple[Array, Array, Array]:
+        """Queries (B, T, H K), keys and values (B, T, G K) as the projections give them."""
+        return self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
 
     def _queries(self, x_BTD: Array, turn: tuple[Array, Array] | None = None) -> Array:
-        B, T, _ = x_BTD.shape
-        q_BTHK = self.query(x_BTD).reshape(B, T, self.heads, self.head_dim)
-        if self.norm_epsilon is not None:
-            q_BTHK = self.query_norm(q_BTHK)
-        return axes.constrain(q_BTHK if turn is None else recomputed(rotate)(q_BTHK, *turn), *_HEADS)
+        return self._heads("query", self.query(x_BTD), turn)
+
+    def _heads(self, name: str, y_BTF: Array, turn: tuple[Array, Array] | None = None) -> Array:
+        """A projection by heads (B, T, H or G, K); queries and keys normed and turned."""
+        y_BTHK = y_BTF.reshape(*y_BTF.shape[:2], -1, self.head_dim)
+        if name != "value" and self.norm_epsilon is not None:
+            y_BTHK = (self.query_norm if name == "query" else self.key_norm)(y_BTHK)
+        return axes.constrain(y_BTHK if turn is None else recomputed(rotate)(y_BTHK, *turn), *_HEADS)
 
     @nn.compact
     def _output(self, mixed_BTHK: Array, width: int) -> Array:

@@ -15,7 +15,8 @@ from jax import Array
 
 from lmjax import axes
 from lmjax.config import GPTConfig, ModelConfig, NNLMConfig, RNNConfig
-from lmjax.models import gpt, rnn
+from lmjax.models import gpt, one_row, rnn
+from lmjax.models.attention import Attention
 from lmjax.models.layers import Dense, product, rounded
 
 State = Any
@@ -30,53 +31,56 @@ def limit(config: ModelConfig) -> int | None:
 
 
 @dataclass(frozen=True)
-class Turned:
-    """A model whose kernels (D, F) are given as (F, D): each sum of a product then reads memory in order.
+class Prepared:
+    """A GPT with its parameters as `prepared` gives them. alone: for one row of one token."""
 
-    XLA for CPU multiplies a single row by bfloat16 weights at a sixth of the speed at which it multiplies four.
-    """
-
-    model: Any
+    model: gpt.GPT
+    alone: bool
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> GPTConfig:
         """That of the model."""
         return self.model.config
 
     def apply(self, *arguments: Any, **named: Any) -> Any:
         """That of the model."""
-        with nn.intercept_methods(_product):
+        with nn.intercept_methods(self._call):
             return self.model.apply(*arguments, **named)
 
-
-def _product(usual: Any, arguments: Any, named: Any, context: Any) -> Any:
-    module = context.module
-    if not (isinstance(module, Dense) and context.method_name == "__call__"):
+    def _call(self, usual: Any, arguments: Any, named: Any, context: Any) -> Any:
+        module, method = context.module, context.method_name
+        if isinstance(module, Dense) and method == "__call__":
+            return self._times(module.variables["params"], *arguments)
+        if isinstance(module, Attention) and method == "projected":
+            y_BTF = self._times(module.variables["params"][_MERGED], *arguments)
+            queries, keys = module.heads * module.head_dim, module.key_heads * module.head_dim
+            return jnp.split(y_BTF, (queries, queries + keys), axis=-1)
         return usual(*arguments, **named)
-    (x,), own = arguments, module.variables["params"]
-    x_ND = x.reshape(-1, x.shape[-1])
-    rows = max(len(x_ND), 4 if module.dtype == "bfloat16" else 1)
-    repeated_ND = jnp.broadcast_to(x_ND, (rows, x_ND.shape[1])) if len(x_ND) == 1 else x_ND
-    y_NF = product(repeated_ND, own["kernel"], 1, module.dtype, axes.held(module.name, "kernel"))[: len(x_ND)]
-    y = y_NF.reshape(*x.shape[:-1], module.features)
-    return y + own["bias"] if module.bias else y
+
+    def _times(self, own: Any, x: Array) -> Array:
+        if self.alone:
+            y = one_row.times(x.reshape(-1), own["kernel"]).reshape(*x.shape[:-1], -1)
+        else:
+            y = product(x, own["kernel"], 0, self.config.dtype)
+        return y + own["bias"] if "bias" in own else y
+
+
+_MERGED = "projections"  # of queries, keys and values
 
 
 def prepared(model: Any, params: Any, rows: int) -> tuple[Any, Any]:
     """A GPT and its parameters as `extend` is fastest with so many rows; other models as they are.
 
     Its layers are unrolled: a scan would copy the whole cache for each token. Kernels are rounded as products read
-    them, once instead of for each token, and on one CPU turned where that is faster (not several rows in float32).
+    them, once instead of for each token; but on a mesh those of attention are merged, and laid out for one row on CPU.
     """
     config = model.config
     if not isinstance(config, GPTConfig):
         return model, params
-    rounds = config.dtype == "bfloat16"
-    turn = (rows == 1 or rounds) and jax.default_backend() == "cpu" and axes.current() is None
-    unrolled = gpt.GPT(replace(config, scan=False))
-    if config.scan or turn or rounds:
-        params = _prepared(config, turn, params)
-    return Turned(unrolled) if turn else unrolled, params
+    unrolled, whole = gpt.GPT(replace(config, scan=False)), axes.current() is None
+    alone = whole and rows == 1 and jax.default_backend() == "cpu"
+    params = _prepared(config, whole, alone, params)
+    return Prepared(unrolled, alone) if whole else unrolled, params
 
 
 def prepared_state(config: ModelConfig, state: State) -> State:
@@ -84,15 +88,38 @@ def prepared_state(config: ModelConfig, state: State) -> State:
     return gpt.unstacked_cache(state) if isinstance(config, GPTConfig) and config.scan else state
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _prepared(config: GPTConfig, turn: bool, params: Any) -> Any:
-    def kernel(path: Any, leaf: Array) -> Array:
+def grown(config: ModelConfig, state: State, size: int) -> State:
+    """The state of a model as `prepared` continues it, with room for `size` tokens in all if it ends somewhere."""
+    ends = limit(config) is not None
+    return _grown(state, size) if ends and state["layers"][0]["keys"].shape[1] < size else state
+
+
+@partial(jax.jit, static_argnums=1)
+def _grown(cache: dict[str, Any], size: int) -> dict[str, Any]:
+    def wider(leaf: Array) -> Array:
+        return jnp.pad(leaf, ((0, 0), (0, size - leaf.shape[1]), (0, 0)))
+
+    return cache | {"layers": jax.tree.map(wider, cache["layers"])}
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _prepared(config: GPTConfig, merges: bool, alone: bool, params: Any) -> Any:
+    def laid_out(path: Any, leaf: Array) -> Array:
         if path[-1].key != "kernel":
             return leaf
-        leaf = rounded(leaf, config.dtype)
-        return leaf.T if turn else leaf
+        return one_row.laid_out(leaf, config.dtype) if alone else rounded(leaf, config.dtype)
 
-    return jax.tree_util.tree_map_with_path(kernel, gpt.unstack(params) if config.scan else params)
+    params = gpt.unstack(params) if config.scan else params
+    if merges:
+        params = {name: _merged(leaves) if name.startswith("block_") else leaves for name, leaves in params.items()}
+    return jax.tree_util.tree_map_with_path(laid_out, params)
+
+
+def _merged(block: Any) -> Any:
+    attention = dict(block["attention"])
+    parts = [attention.pop(name) for name in ("query", "key", "value")]
+    merged = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=-1), *parts)
+    return block | {"attention": attention | {_MERGED: merged}}
 
 
 # ---- The state --------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_bfloat16_rounds_the_cache_and_little_else() -> None:
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "d," in name])
 def test_what_is_prepared_goes_on_as_the_model_does(name: str, rows: int, dtype: str) -> None:
-    """Layers unrolled, kernels turned and rounded: the same numbers. Every leaf, biases too, matters."""
+    """Layers unrolled, kernels merged, rounded and laid out: the same numbers. Every leaf, biases too, matters."""
     model, params = rough(replace(FAMILIES[name], dtype=dtype, bias=True))
     ids_BT = np.random.default_rng(1).integers(0, V, (rows, T + 1)).astype(np.int32)
     first_B = np.arange(rows, dtype=np.int32)
@@ -97,6 +97,21 @@ def test_what_is_prepared_goes_on_as_the_model_does(name: str, rows: int, dtype:
     kept = incremental.prepared_state(model.config, after)["layers"]
     for expected, found in zip(jax.tree.leaves(kept), jax.tree.leaves(quick_after["layers"]), strict=True):
         assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", ["rotary, scanned, one key head", "lstm"])
+def test_a_state_that_has_grown_goes_on_as_it_would_have(name: str) -> None:
+    """Bit for bit: what is added is not seen."""
+    model, params = rough(FAMILIES[name])
+    ids_BT = np.random.default_rng(1).integers(0, V, (2, T + 1)).astype(np.int32)
+    first_B = np.arange(2, dtype=np.int32)
+    quick, quick_params = incremental.prepared(model, params, 2)
+    found = []
+    for size in (T, T + 1):
+        _, state = incremental.read(model, params, ids_BT[:, :T], first_B=first_B, size=size)
+        state = incremental.grown(model.config, incremental.prepared_state(model.config, state), T + 1)
+        found.append(incremental.extend(quick, quick_params, ids_BT[:, T], state))
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_only_a_gpt_has_an_end() -> None:
