@@ -312,6 +312,12 @@ def _summarise(
     return summary
 
 
+def _large(run: Run) -> bool:
+    """Whether the activations of a microbatch take memory to speak of: some tens of MB for these 10 GFLOP."""
+    tokens = run.config.batch.microbatch * run.plan.context
+    return families.flops_per_token(run.config.model) * tokens > 1e10
+
+
 @contextmanager
 def _parts(
     run: Run, run_dir: Path, position: Position, journal: Journal, console: Console, stop: StopRequest
@@ -339,7 +345,7 @@ def _parts(
             guard=config.guard,
             updates=run.plan.updates,
             sequences=int(run.plan.sequences.sum()),
-            in_turn=jax.default_backend() == "cpu",
+            in_turn=jax.default_backend() == "cpu" and _large(run),
             vote=None if parallel.alone() else lambda number: {"votes": parallel.votes(run.mesh, number)},
             tokens=partial(runs.tokens_after, run),
             flops_per_token=families.flops_per_token(config.model),

@@ -267,6 +267,11 @@ def own_rows(mesh: Mesh, count: int) -> slice:
     return slice(min(start for start, _, _ in found), max(stop for _, stop, _ in found))
 
 
+def on_host(mesh: Mesh) -> bool:
+    """Whether the mesh is one CPU, whose programs read host arrays where they are, at a tenth of the cost of `put`."""
+    return alone() and mesh.size == 1 and mesh.devices.item().platform == "cpu"
+
+
 def put(tree: Any, sharding: Sharding) -> Any:
     """Host arrays, the same in every process, onto the devices."""
     if alone():

@@ -275,10 +275,10 @@ def _fed(
         "update": np.int32(update),
         "stretch": np.int32(stretch),
     }
-    batch = {
-        "arrays": parallel.put_batch(arrays, run.mesh, own=own, count=microbatch),
-        **parallel.put(scalars, parallel.replicated(run.mesh)),
-    }
+    batch = {"arrays": arrays, **scalars}
+    if not parallel.on_host(run.mesh):
+        placed = parallel.put_batch(arrays, run.mesh, own=own, count=microbatch)
+        batch = {"arrays": placed, **parallel.put(scalars, parallel.replicated(run.mesh))}
     return Fed(update, before, cursor, count, float(rate), stretch, batch, run.task.share(rows))
 
 

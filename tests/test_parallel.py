@@ -30,6 +30,22 @@ def test_more_devices_than_there_are_is_refused() -> None:
         make_mesh(ParallelConfig(devices=99), microbatch=99)
 
 
+def test_a_single_cpu_reads_the_hosts_arrays_and_computes_the_same(corpus: Path) -> None:
+    made = small.build("masked", corpus, "parallel.devices=1")
+    fed = next(run.batches(made, 0, 0))
+    assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(fed.batch))
+    placed = jax.device_put(fed.batch, parallel.replicated(made.mesh))
+    update = run.update_function(made)
+    found, expected = (jax.device_get(update(run.init(made), batch)) for batch in (fed.batch, placed))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_several_devices_are_handed_theirs(corpus: Path) -> None:
+    made = small.build("masked", corpus)
+    fed = next(run.batches(made, 0, 0))
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(fed.batch)) == (made.mesh.size > 1)
+
+
 @pytest.mark.parametrize("name", ["masked", "lstm"])
 def test_processes_make_the_rows_of_a_batch_between_them(name: str, corpus: Path) -> None:
     made = small.build(name, corpus)

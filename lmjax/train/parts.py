@@ -49,7 +49,7 @@ class Position:
 class Parts:
     """What the loop is handed; it knows no model, no data and no evaluator.
 
-    in_turn: an update begins when the one before has ended: of two that wait for a CPU both would hold their memory.
+    in_turn: an update is sent off when the one before has ended: of two that wait for a CPU both hold their memory.
     vote: what to add to a batch so that all processes hear of a signal (by number); None for a single process.
     step: the jitted update. batches: the batches from (update, cursor) on, with what a history decided. samples: the
     ids that stand at positions from..to and are not left out already. evaluate: (state, whole split) -> metrics.

@@ -37,7 +37,8 @@ class Place:
 
 class Miniature:
     """A deterministic run: sample ids are positions, a batch with a bad sample is suspect, and the loss is a hash of
-    all samples used and of the cuts. Journals as the loop does; keeps the truth in copies, not by going back."""
+    all samples used and of the cuts that have begun. Journals as the loop does; keeps the truth in copies, not by
+    going back."""
 
     def __init__(self, bad: frozenset[int] = frozenset(), exclude: Ranges = ()) -> None:
         self.bad = bad
@@ -79,7 +80,8 @@ class Miniature:
             here.suspects.append(self.records[-1])
             return
         here.used += tuple(ids)
-        loss = float(zlib.crc32(repr((here.used, self.cuts)).encode())).hex()
+        begun = tuple(cut for cut in self.cuts if cut[0] <= self.update)
+        loss = float(zlib.crc32(repr((here.used, begun)).encode())).hex()
         here.path.append(Applied(here.cursor, loss, loss, self.machine))
         expected = fold(self.records).expected.get(self.update)
         assert expected is None or expected[:3] == here.path[-1][:3]  # it came again, to the bit
