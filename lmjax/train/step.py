@@ -66,7 +66,11 @@ def make_update(
             gradients = jax.tree.map(lambda g: g * scale, gradients)
             norm = optax.tree.norm(gradients)
         with jax.named_scope("optimizer"):
-            direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            given = gradients, state.opt_state, state.params
+            direction, _ = optimizer.update(*given)
+            # Once more, for the next state alone: it is then written in place once the guard has decided, instead of
+            # being held until then. To read the old one twice costs less.
+            _, opt_state = optimizer.update(*lax.optimization_barrier(given))
             step = jax.tree.map(lambda d: -batch["learning_rate"] * d, direction)
             params = optax.apply_updates(state.params, step)
             average = state.ema
