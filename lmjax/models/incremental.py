@@ -72,14 +72,16 @@ def prepared(model: Any, params: Any, rows: int) -> tuple[Any, Any]:
     """A GPT and its parameters as `extend` is fastest with so many rows; other models as they are.
 
     Its layers are unrolled: a scan would copy the whole cache for each token. Kernels are rounded as products read
-    them, once instead of for each token; but on a mesh those of attention are merged, and laid out for one row on CPU.
+    them, once instead of for each token. Where there is no mesh, the kernels of queries, keys and values are one, and
+    on a CPU all are laid out for one row if there is just one.
     """
     config = model.config
     if not isinstance(config, GPTConfig):
         return model, params
     unrolled, whole = gpt.GPT(replace(config, scan=False)), axes.current() is None
     alone = whole and rows == 1 and jax.default_backend() == "cpu"
-    params = _prepared(config, whole, alone, params)
+    if config.scan or whole or config.dtype == "bfloat16":
+        params = _prepared(config, whole, alone, params)
     return Prepared(unrolled, alone) if whole else unrolled, params
 
 

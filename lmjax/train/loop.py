@@ -41,7 +41,6 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
     fed: Fed | None = None
     stretch: int | None = None
     compiled, steady, stopping, profiling = False, False, False, False
-    cpu = jax.default_backend() == "cpu"
     clock = time.perf_counter()
     if saver.saved is None:
         saver.save(position, past)  # there is always a state to go back to
@@ -64,7 +63,7 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
                     if parts.in_turn and in_flight:
                         jax.block_until_ready(in_flight[-1][1])
                     batch = fed.batch if parts.vote is None else fed.batch | parts.vote(stop.number)
-                    with jax.transfer_guard("allow" if cpu else "disallow"):  # a CPU reads the host's arrays
+                    with jax.transfer_guard("allow" if _on_host(batch) else "disallow"):
                         state, metrics = parts.step(state, batch)
                     if not compiled:
                         jax.block_until_ready(metrics)
@@ -130,6 +129,11 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
         write(parts, position, "signal", name=stop.name)
     saver.finish(position, past)
     return position
+
+
+def _on_host(batch: dict[str, Any]) -> bool:
+    """Whether the device is to read the host's arrays: a CPU, alone."""
+    return all(isinstance(array, np.ndarray) for array in jax.tree.leaves(batch["arrays"]))
 
 
 def _due(parts: Parts, update: int) -> bool:
