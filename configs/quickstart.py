@@ -16,7 +16,7 @@ from lmjax.config import (
 def quickstart() -> Config:
     """A small GPT on the English that comes with Python: needs no file, no download and no accelerator.
 
-    Hardware: any CPU. Time: 149 s on 2 cores (AMD EPYC, Zen 5), everything included; memory 1.5 GB.
+    Hardware: any CPU. Time: 153 s on 2 cores (AMD EPYC, Zen 5), everything included; memory 1.8 GB.
     Expect: 1.69 bits per byte on the validation split with Python 3.11, where an interpolated Kneser-Ney 5-gram over
     the same tokens has 1.89 and a byte unigram 5.04. Muon, since AdamW (at 2e-3, another width) took 250
     updates to the validation loss that Muon had after 50; docs/lab.md has the runs.

@@ -66,6 +66,7 @@ class Prepared:
 
 
 _MERGED = "projections"  # of queries, keys and values
+LARGE = 2**23  # parameters: loops for one row take a second more to compile, which a smaller model does not win back
 
 
 def prepared(model: Any, params: Any, rows: int) -> tuple[Any, Any]:
@@ -73,13 +74,14 @@ def prepared(model: Any, params: Any, rows: int) -> tuple[Any, Any]:
 
     Its layers are unrolled: a scan would copy the whole cache for each token. Kernels are rounded as products read
     them, once instead of for each token. Where there is no mesh, the kernels of queries, keys and values are one, and
-    on a CPU all are laid out for one row if there is just one.
+    on a CPU those of a large model are laid out for one row if there is just one.
     """
     config = model.config
     if not isinstance(config, GPTConfig):
         return model, params
     unrolled, whole = gpt.GPT(replace(config, scan=False)), axes.current() is None
-    alone = whole and rows == 1 and jax.default_backend() == "cpu"
+    large = sum(leaf.size for leaf in jax.tree.leaves(params)) >= LARGE
+    alone = whole and rows == 1 and large and jax.default_backend() == "cpu"
     if config.scan or whole or config.dtype == "bfloat16":
         params = _prepared(config, whole, alone, params)
     return Prepared(unrolled, alone) if whole else unrolled, params

@@ -79,15 +79,19 @@ def test_bfloat16_rounds_the_cache_and_little_else() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("rows", "large"), [(1, True), (1, False), (3, True)])
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "d," in name])
-def test_what_is_prepared_goes_on_as_the_model_does(name: str, rows: int, dtype: str) -> None:
+def test_what_is_prepared_goes_on_as_the_model_does(
+    name: str, rows: int, large: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Layers unrolled, kernels merged, rounded and laid out: the same numbers. Every leaf, biases too, matters."""
+    monkeypatch.setattr(incremental, "LARGE", 0 if large else incremental.LARGE)
     model, params = rough(replace(FAMILIES[name], dtype=dtype, bias=True))
     ids_BT = np.random.default_rng(1).integers(0, V, (rows, T + 1)).astype(np.int32)
     first_B = np.arange(rows, dtype=np.int32)
     _, state = incremental.read(model, params, ids_BT[:, :T], first_B=first_B, size=T + 1)
     quick, quick_params = incremental.prepared(model, params, rows)
+    assert quick.alone == (large and rows == 1)
     quick_state = incremental.prepared_state(model.config, state)
     expected_BV, after = incremental.extend(model, params, ids_BT[:, T], state)
     found_BV, quick_after = incremental.extend(quick, quick_params, ids_BT[:, T], quick_state)
