@@ -46,7 +46,7 @@ def shakespeare_char() -> Config:
 def shakespeare_char_cpu() -> Config:
     """Four layers, 128 wide, context 64: 2000 updates of 12 sequences (nanoGPT's recipe for a laptop).
 
-    Give it Tiny Shakespeare: `data.files=[input.txt]`; without a file it reads the embedded corpus. Time: 55 s on 2
+    Give it Tiny Shakespeare: `data.files=[input.txt]`; without a file it reads the embedded corpus. Time: 67 s on 2
     CPU cores. Expect: 1.90 nats on the whole validation split (the last tenth); the same recipe in PyTorch 1.92.
     """
     return Config(
