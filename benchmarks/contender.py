@@ -50,7 +50,7 @@ def tokens(shape: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lmjax(shape: dict[str, int], dtype: str, changes: list[str]) -> Callable[[int], float]:
-    """The update of a run, with its guard and its metrics, the batch on the device; dispatched as the loop does."""
+    """The update of a run, with its guard and its metrics, the batch ready; sent off as the loop does."""
     from lmjax import presets, runtime
     from lmjax.typed import apply_overrides
 
@@ -61,29 +61,36 @@ def lmjax(shape: dict[str, int], dtype: str, changes: list[str]) -> Callable[[in
     config = apply_overrides(presets.load(preset), [*words, *changes])
     runtime.prepare(config.runtime)
     import jax
-    import jax.numpy as jnp
 
-    from lmjax import run
+    from lmjax import dispatch, parallel, run
+    from lmjax.train.step import fetch
 
     made = run.without_data(config)
-    update, state = run.update_function(made), run.init(made)
+    update, state, together = dispatch.step(made), run.init(made), dispatch.together(made)
     inputs, targets = tokens(shape)
     arrays = {"inputs_BT": inputs, "targets_BT": targets, "weights_BT": np.ones(inputs.shape, np.float32)}
-    arrays = {name: jax.device_put(array[None]) for name, array in arrays.items()}
-    scalars = {"microbatches": jnp.int32(1), "learning_rate": jnp.float32(RATE), "stretch": jnp.int32(0)}
+    batch: dict[str, Any] = {"arrays": {name: array[None] for name, array in arrays.items()}}
+    batch |= {"microbatches": np.int32(1), "learning_rate": np.float32(RATE), "stretch": np.int32(0)}
+    if not parallel.on_host(made.mesh):
+        batch = jax.device_put(batch)
     number = 0
 
     def train(count: int) -> float:
         nonlocal state, number
-        metrics: dict[str, Any] = {}
-        for _ in range(count):
-            before = jax.block_until_ready(metrics)
-            given = {"arrays": arrays, **scalars, "update": jax.device_put(np.int32(number))}
-            state, metrics = update(state, given)
-            number += 1
-            if before:
-                jax.device_get(before)
-        return float(jax.device_get(metrics)["loss"])
+        on_their_way: list[tuple[dict[str, Any], int]] = []
+        loss = math.nan
+        while count or on_their_way:
+            if count:
+                size = min(together, count)
+                if on_their_way and dispatch.large(made):
+                    jax.block_until_ready(on_their_way[-1])
+                batches = [batch | {"update": np.int32(number + i)} for i in range(size)]
+                state, metrics = update(state, batches)
+                on_their_way.append((metrics, size))
+                number, count = number + size, count - size
+            if len(on_their_way) > bool(count):
+                loss = fetch(*on_their_way.pop(0))[-1]["loss"]
+        return loss
 
     return train
 

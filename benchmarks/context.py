@@ -19,7 +19,7 @@ runtime.prepare()
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from lmjax import parallel, presets  # noqa: E402
+from lmjax import parallel, plan, presets  # noqa: E402
 from lmjax import run as runs  # noqa: E402
 from lmjax.typed import apply_overrides  # noqa: E402
 
@@ -32,7 +32,7 @@ class Measured:
     def __init__(self, form: str, context: int, tokens: int, words: list[str]) -> None:
         sizes = [f"model.context={context}", f"batch.tokens=((0,{tokens}),)", f"batch.microbatch={tokens // context}"]
         config = apply_overrides(presets.load("long_context"), [*sizes, f"model.attention={form}", *words])
-        run = runs.without_data(runs.resolve(config, runs.expected_vocabulary(config)))
+        run = runs.without_data(runs.resolve(config, plan.expected_vocabulary(config)))
         self.update = runs.update_function(run).lower(runs.abstract(run), runs.abstract_batch(run)).compile()
         self.temporaries = self.update.memory_analysis().temp_size_in_bytes
         self._run, self._state, self._done, self.seconds = run, None, 0, list[float]()

@@ -20,7 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import median
@@ -33,8 +33,9 @@ runtime.prepare()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 
-from lmjax import launch, presets, run  # noqa: E402
+from lmjax import dispatch, launch, presets, run  # noqa: E402
 from lmjax.console import Console  # noqa: E402
 from lmjax.data import store  # noqa: E402
 from lmjax.pytrees import digest  # noqa: E402
@@ -123,7 +124,7 @@ def compiled(made: run.Run, batch: dict[str, Any]) -> Callable[[], None]:
 
     def step() -> None:
         nonlocal state, number
-        given = batch | {"update": jnp.int32(number)} if "update" in batch else batch
+        given = batch | {"update": np.int32(number)} if "update" in batch else batch
         state, metrics = update(state, given)
         jax.block_until_ready(metrics)
         number += 1
@@ -136,44 +137,48 @@ def compiled(made: run.Run, batch: dict[str, Any]) -> Callable[[], None]:
 
 
 class Turns:
-    """The update of a run, which after every `turn` calls makes as many bare updates, and times both.
+    """The update of a run, which after every `turn` of them makes as many bare updates, and times both.
 
     differences: (seconds, CPU seconds) an update, loop less bare. idle: calls that found the device with nothing to do.
     """
 
-    def __init__(self, made: run.Run, batch: dict[str, Any], *, turn: int, turns: int) -> None:
-        self.turn = turn
+    def __init__(self, made: run.Run, batch: dict[str, Any], *, turn: int) -> None:
         self.differences: list[tuple[float, float]] = []
         self.calls = self.idle = 0
-        self._step, self._state = run.update_function(made), run.init(made)
-        # Made beforehand: no part of a bare update, and the guard refuses a batch that is not meant for it.
-        self._batches = [batch | {"update": jnp.int32(number)} for number in range(turn * (turns + 1))]
+        self._turn, self._together, self._made = turn, dispatch.together(made), 0
+        self._batch, self._number = batch, 0
+        self._step, self._state = dispatch.step(made), run.init(made)
         self._last: Any = None
         self._resumed = (0.0, 0.0)
 
-    def __call__(self, state: Any, batch: dict[str, Any]) -> Any:
-        if self.calls % self.turn == 0:
+    def __call__(self, state: Any, batches: Sequence[dict[str, Any]]) -> Any:
+        if self._made >= self._turn or self._last is None:
             self._other_side()
         elif self._last["loss"].is_ready():
             self.idle += 1
         self.calls += 1
-        state, self._last = self._step(state, batch)
+        state, self._last = self._step(state, batches)
+        self._made += len(batches)
         return state, self._last
 
     def _other_side(self) -> None:
         jax.block_until_ready(self._last)
-        looped = self._since()
-        for number in range(self.turn):
+        looped, count = self._since(), self._made or 2 * self._together
+        on_its_way: Any = self._last
+        # The guard refuses a batch that is not meant for its update.
+        batches = [self._batch | {"update": np.int32(self._number + i)} for i in range(count)]
+        begun = self._since()
+        for first in range(0, count, self._together):
             before, self._state = self._state, None
-            self._state, metrics = self._step(before, self._batches.pop(0))
-            if number:
-                jax.block_until_ready(self._last)  # one is always on its way, as in the loop
-            self._last = metrics
-        jax.block_until_ready(self._last)
-        bare = [now - end for now, end in zip(self._since(), looped, strict=True)]
-        if self.calls > self.turn:  # the first turn compiles
+            self._state, metrics = self._step(before, batches[first : first + self._together])
+            jax.block_until_ready(on_its_way)  # one is always on its way, as in the loop
+            on_its_way = metrics
+        jax.block_until_ready(on_its_way)
+        bare = [now - start for now, start in zip(self._since(), begun, strict=True)]
+        if self.calls > 1 + self._turn:  # the first turn compiles
             wall, cpu = (looped[i] - self._resumed[i] - bare[i] for i in (0, 1))
-            self.differences.append((wall / self.turn, cpu / self.turn))
+            self.differences.append((wall / count, cpu / count))
+        self._number, self._made = self._number + count, 0
         self._resumed = self._since()
 
     def _since(self) -> tuple[float, float]:
@@ -184,7 +189,7 @@ def beside(made: run.Run, batch: dict[str, Any], folder: Path, bare: float) -> d
     """Rows of the loop, from one run of it."""
     turn = max(4, round(TURN / bare))
     turns = max(4, round(SECONDS / (2 * turn * bare)))
-    step = Turns(made, batch, turn=turn, turns=turns + 2)
+    step = Turns(made, batch, turn=turn)
     spent: dict[str, list[float]] = {"next": [], "_judge": [], "_record": []}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

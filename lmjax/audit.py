@@ -14,7 +14,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from lmjax import launch, parallel, typed
+from lmjax import dispatch, launch, parallel, typed
 from lmjax import run as runs
 from lmjax.config import Config, UserError
 from lmjax.console import Console
@@ -27,6 +27,7 @@ from lmjax.train import checkpoint, journal, metrics
 from lmjax.train.checkpoint import Checkpoint, CheckpointError
 from lmjax.train.history import MEANS, TRANSIENT, History, Record, learnt, machine_of
 from lmjax.train.retrace import Findings, Plan, Walk
+from lmjax.train.step import fetch
 
 IN_ORDER, WRONG = 0, 1
 
@@ -368,15 +369,16 @@ def _again(
 ) -> tuple[int, str]:
     """How many suspects came again, and the first difference (empty: none)."""
     suspects = {record["cursor"] for record in history.suspects}
-    step = runs.update_function(run)
+    step = dispatch.step(run)
     state = checkpoint.restore(whole[begin], runs.abstract(run))
     update, cursor, met = begin, whole[begin].meta["cursor"], 0
     while update < last:
         with closing(runs.batches(run, update, cursor, history)) as feed:
             for fed in feed:
-                state, values = step(state, fed.batch)
+                state, found = step(state, [fed.batch])
+                (values,) = fetch(found, 1)
                 cursor = fed.cursor
-                suspect = run.config.guard.policy != "off" and bool(values["suspect"])
+                suspect = run.config.guard.policy != "off" and values["suspect"]
                 if suspect != (cursor in suspects):
                     now, then = ("suspect", "not") if suspect else ("not suspect", "suspect")
                     return met, f"update {update + 1}: the batch up to cursor {cursor} is {now}, it was {then}"
@@ -386,7 +388,7 @@ def _again(
                 update += 1
                 told = history.path[update - 1]
                 for name, value in (("loss", told.loss), ("grad_norm", told.grad_norm)):
-                    now, then = values[name].item(), float.fromhex(value)
+                    now, then = values[name], float.fromhex(value)
                     if now.hex() != value and not math.isclose(now, then, rel_tol=tolerance):
                         return met, f"update {update}: the {name} is {now}, in the journal {then}"
                 if cursor != told.cursor:

@@ -23,6 +23,7 @@ def check(config: Config) -> None:
         "checkpoint.retries": config.checkpoint.retries,
         "parallel.devices": config.parallel.devices,
         "runtime.host_devices": config.runtime.host_devices,
+        "runtime.updates_at_once": config.runtime.updates_at_once,
         **{
             f"guard.{name}": value
             for name, value in dataclasses.asdict(guard).items()

@@ -185,7 +185,7 @@ def show(config: Config, topology: str, *, largest: bool = True) -> int:
     """
     found = target(topology)
     families.check(config.model)
-    config = runs.resolve(config, runs.expected_vocabulary(config))
+    config = runs.resolve(config, plan.expected_vocabulary(config))
     mesh = runs.without_data(config, devices=found.devices).mesh
     peak = machine.peak_flops(config.model.dtype, devices=list(mesh.devices.flat))
     with Console() as console:

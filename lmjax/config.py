@@ -294,7 +294,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """What must stand before JAX starts. What the user's environment says wins.
+    """How the machine is used: what must stand before JAX starts, and the last key. What the environment says wins.
 
     None of these keys changes what is learnt: --resume takes others without --allow-change, as of `parallel`.
     allocator: `pool` has the C library (Linux, glibc) keep the memory of an update for the next, in one pool of all
@@ -306,6 +306,8 @@ class RuntimeConfig:
         Triton's kernels where these are faster.
     compilation_cache: the folder of compiled programs, from which the next start takes them (empty: in the user's
         cache folder; `off`: none).
+    updates_at_once: so many updates, at most, are sent off to one CPU at once (0: up to 8 where they are small); to
+        other devices always one.
     """
 
     allocator: Literal["pool", "keep", "system"] = "pool"
@@ -313,6 +315,7 @@ class RuntimeConfig:
     xla_flags: tuple[str, ...] = ()
     gpu_flags: tuple[str, ...] = ("--xla_gpu_enable_latency_hiding_scheduler=true", "--xla_gpu_triton_gemm_any=true")
     compilation_cache: str = ""
+    updates_at_once: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,6 +114,12 @@ def change(point: str, value: Any, *, at: int) -> Any:
         for fault in _due(point, at):
             value = _spoiled(value, fault)
     return value
+
+
+def wait(points: Sequence[str], *, at: int) -> bool:
+    """Whether a fault waits at one of the points of update `at`."""
+    faults = [fault for point in points for fault in _armed.get(point, ())]
+    return any(fault.first <= at <= fault.last and (fault.always or at not in fault.fired) for fault in faults)
 
 
 def spend(point: str, *, at: int) -> None:

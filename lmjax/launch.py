@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from lmjax import __version__, faults, machine, measure, parallel, plan, report, transfer, typed
+from lmjax import __version__, dispatch, faults, machine, measure, parallel, plan, report, transfer, typed
 from lmjax import run as runs
 from lmjax.autopsy import report as autopsy
 from lmjax.config import ClassificationConfig, Config, DataConfig, TrackConfig, UserError
@@ -240,6 +240,7 @@ def versions(run: Run) -> dict[str, Any]:
     """What a session runs on: the software and the devices."""
     found = {"devices": run.mesh.size, "processes": jax.process_count(), "platform": jax.default_backend()}
     found |= {"mesh": parallel.describe(run.mesh), "form": run.config.parallel.form, "xla_flags": machine.xla_flags()}
+    found |= {"updates_at_once": dispatch.together(run)}
     return {"lmjax": __version__, "python": platform.python_version(), "jax": jax.__version__, **found}
 
 
@@ -312,12 +313,6 @@ def _summarise(
     return summary
 
 
-def _large(run: Run) -> bool:
-    """Whether the activations of a microbatch take memory to speak of: some tens of MB for these 10 GFLOP."""
-    tokens = run.config.batch.microbatch * run.plan.context
-    return families.flops_per_token(run.config.model) * tokens > 1e10
-
-
 @contextmanager
 def _parts(
     run: Run, run_dir: Path, position: Position, journal: Journal, console: Console, stop: StopRequest
@@ -345,12 +340,13 @@ def _parts(
             guard=config.guard,
             updates=run.plan.updates,
             sequences=int(run.plan.sequences.sum()),
-            in_turn=jax.default_backend() == "cpu" and _large(run),
+            in_turn=jax.default_backend() == "cpu" and dispatch.large(run),
             vote=None if parallel.alone() else lambda number: {"votes": parallel.votes(run.mesh, number)},
             tokens=partial(runs.tokens_after, run),
             flops_per_token=families.flops_per_token(config.model),
             peak_flops=runs.peak_flops(run),
-            step=runs.update_function(run),
+            together=dispatch.together(run),
+            step=dispatch.step(run),
             batches=partial(runs.batches, run),
             samples=partial(runs.sample_ranges, run),
             evaluate=measure.evaluator(run, stop=stop),
@@ -386,7 +382,7 @@ def _seconds_before(run_dir: Path) -> float:
 def show_plan(config: Config) -> int:
     """Prints what a run of `config` would do and need; a vocabulary not yet known is guessed from the tokenizer."""
     runs.check(config)
-    config = runs.resolve(config, runs.expected_vocabulary(config))
+    config = runs.resolve(config, plan.expected_vocabulary(config))
     mesh = parallel.make_mesh(config.parallel, microbatch=config.batch.microbatch)
     peak = machine.peak_flops(config.model.dtype, devices=list(mesh.devices.flat))
     with Console() as console:

@@ -1,6 +1,7 @@
 """What a run will do and need, before it starts: tables of text, nothing is trained."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from lmjax import optim
 from lmjax.config import ClassificationConfig, Config
 from lmjax.console import duration, quantity
+from lmjax.data import tokenizer
 from lmjax.models import classifier, families
 from lmjax.optim import BatchPlan
 
@@ -130,3 +132,13 @@ def _milestones(config: Config, plan: BatchPlan, rates: np.ndarray, *, most: int
         )
         for update, what in sorted(events.items())
     ]
+
+
+def expected_vocabulary(config: Config) -> int:
+    """The size of the vocabulary before any text is read; for characters a guess."""
+    choice = config.data.tokenizer
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    if choice.kind == "file":
+        return tokenizer.load(Path(choice.path)).vocab_size
+    return {"bytes": 257, "characters": 100}.get(choice.kind, choice.vocab_size)

@@ -168,8 +168,11 @@ def _plan(config: Config) -> optim.BatchPlan:
     return optim.batch_plan(config.batch, config.train, families.tokens(config.model))
 
 
-def update_function(run: Run) -> Any:
-    """The pure update `(state, batch) -> (state, metrics)`, compiled for the mesh of the run, its state donated."""
+def update_function(run: Run, *, at_once: bool = False) -> Any:
+    """The pure update `(state, batch) -> (state, metrics)`, compiled for the mesh of the run, its state donated.
+
+    at_once: that of several batches in turn, as `step.several` has it.
+    """
     config, mapped = run.config, run.config.parallel.form == "pmap"
 
     def loss(params: Any, microbatch: Any, rng: jax.Array, *carry: Any) -> tuple[Any, ...]:
@@ -185,6 +188,7 @@ def update_function(run: Run) -> Any:
     update = steps.make_update(loss, run.optimizer, axis="data" if mapped else None, **settings)
     if mapped:
         update = parallel.mapped(update, run.mesh)
+    update = steps.several(update) if at_once else update
     return jax.jit(update, donate_argnums=0, out_shardings=(places, None))
 
 
@@ -228,11 +232,17 @@ def host_batches(
     own: make only these rows of each microbatch.
     """
     order, microbatch = order or run.order, run.config.batch.microbatch
+    own = own or slice(0, microbatch)
     while update < run.plan.updates:
         ends = np.cumsum(run.plan.sequences[update : update + 16])  # samples of 16 are drawn in the time of those of 2
         ids, _ = order.take(cursor, int(ends[-1]))
-        for chosen, cursor in zip(np.split(ids, ends[:-1]), (order.position(ids[ends - 1]) + 1).tolist(), strict=True):
-            yield update, cursor, run.task.arrays(_part(chosen, own, microbatch) if own else chosen)
+        cursors = (order.position(ids[ends - 1]) + 1).tolist()
+        ids, ends = _part(ids, own, microbatch), ends // microbatch * (own.stop - own.start)
+        # So are the rows, where they take no room to speak of.
+        made = run.task.arrays(ids) if run.task.apart and len(ids) * run.plan.context <= 2**17 else {}
+        for begin, end, cursor in zip([0, *ends[:-1]], ends, cursors, strict=True):
+            rows = {name: array[begin:end] for name, array in made.items()} or run.task.arrays(ids[begin:end])
+            yield update, cursor, rows
             update += 1
 
 
@@ -388,13 +398,3 @@ def best(run_dir: Path) -> tuple[int, float] | None:
     scores = {r["update"]: r["val_loss"] for r in records if r.get("val_loss") and r["update"] in saved}
     update = min(scores, key=lambda update: scores[update], default=None)
     return None if update is None else (update, scores[update])
-
-
-def expected_vocabulary(config: Config) -> int:
-    """The size of the vocabulary before any text is read; for characters a guess."""
-    choice = config.data.tokenizer
-    if config.model.vocab_size:
-        return config.model.vocab_size
-    if choice.kind == "file":
-        return tokenizer.load(Path(choice.path)).vocab_size
-    return {"bytes": 257, "characters": 100}.get(choice.kind, choice.vocab_size)

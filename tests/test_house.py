@@ -39,6 +39,7 @@ ORDER = [
     "tasks",
     "plan",
     "run",
+    "dispatch",
     "measure",
     "compiled",
     "plots",

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import pytest
 
-from lmjax import commands, launch, measure, presets, pretrained, run
+from lmjax import commands, launch, measure, pretrained, run
 from lmjax.config import Config, UserError
 from lmjax.console import Console
 from lmjax.train import checkpoint, journal, metrics
@@ -138,8 +138,8 @@ def test_batch_growth_compiles_nothing_again(tiny: Config, tmp_path: Path) -> No
     compiled: list[int] = []
     whole = run.update_function
 
-    def counting(parts: run.Run) -> Any:
-        update = whole(parts)
+    def counting(parts: run.Run, **named: Any) -> Any:
+        update = whole(parts, **named)
         compiled.append(0)
 
         def call(*arguments: Any) -> Any:
@@ -156,13 +156,6 @@ def test_batch_growth_compiles_nothing_again(tiny: Config, tmp_path: Path) -> No
 
 
 # ---- What is refused ------------------------------------------------------------------------------------------------
-
-
-def test_updates_of_a_large_model_wait_for_each_other() -> None:
-    """On a CPU, where the activations of two would be held; those of nanoGPT's smallest are 25 MB."""
-    known = ["model.vocab_size=65"]
-    configs = [apply_overrides(presets.load(name), known) for name in ("shakespeare_char_cpu", "shakespeare_char")]
-    assert [launch._large(run.without_data(config)) for config in configs] == [False, True]
 
 
 def test_an_existing_run_is_never_overwritten(tiny: Config, tmp_path: Path) -> None:

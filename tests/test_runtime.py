@@ -173,6 +173,8 @@ def test_flags_are_of_the_machine_and_their_absence_is_none() -> None:
     before = {"jax": "1", "devices": 1}
     assert history.machine_of(before) == history.machine_of(before | {"xla_flags": ""})
     assert history.machine_of(before) != history.machine_of(before | {"xla_flags": "--xla_a=1"})
+    assert history.machine_of(before) == history.machine_of(before | {"updates_at_once": 1})
+    assert history.machine_of(before) != history.machine_of(before | {"updates_at_once": 8})
 
 
 def test_a_compiler_without_its_devices_does_not_make_jax_look_for_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ Ranges = tuple[tuple[int, int], ...]
 # Reasons of `boundary` records.
 TRANSIENT, ROLLED_BACK, SAVING = "transient: the spike did not come again", "rolled back", "saving"
 # What must be equal for the bits to be.
-MACHINE = ("jax", "devices", "processes", "platform", "mesh", "form", "xla_flags")
+MACHINE = ("jax", "devices", "processes", "platform", "mesh", "form", "xla_flags", "updates_at_once")
+_UNTOLD = {"updates_at_once": 1}  # by a run of before; there may also be no flags
 # The keys of how a run is computed, which do not change what is learnt.
 MEANS = ("parallel.", "runtime.")
 
@@ -126,7 +127,7 @@ def advance(history: History, record: Record) -> None:
 
 def machine_of(record: Record) -> tuple[Any, ...]:
     """What a record says about the machine, as far as it decides about bits."""
-    return tuple(record.get(name) or None for name in MACHINE)  # no flags, or not told: of a run of before
+    return tuple(record.get(name) or _UNTOLD.get(name) for name in MACHINE)
 
 
 def learnt(changed: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ Three counters, never mixed up: `update` (optimizer updates applied), `cursor` (
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -22,6 +23,7 @@ from lmjax.train.history import History, fold
 from lmjax.train.parts import Fed, GaveUp, Parts, Position, every, write
 from lmjax.train.saving import Saver
 from lmjax.train.signals import StopRequest
+from lmjax.train.step import fetch
 from lmjax.typed import RunError
 
 _NOT_RECORDED = ("loss", "grad_norm", "suspect", "hard", "diverged", "skipped")  # under these names, or at all
@@ -37,7 +39,7 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
     watch = _Watch(past, resumed_at=position.update)
     saver = Saver(parts, saved=position.update if past.saved or position.update else None)
     feed = parts.batches(position.update, position.cursor, past)
-    in_flight: list[tuple[Fed, dict[str, jax.Array]]] = []
+    in_flight: list[tuple[list[Fed], dict[str, jax.Array]]] = []
     fed: Fed | None = None
     stretch: int | None = None
     compiled, steady, stopping, profiling = False, False, False, False
@@ -50,50 +52,55 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
             # the same update, when the vote that each sent off with its batch has come back.
             stopping = bool(stop.name)
 
-            # 1. Dispatch. The host does not wait: metrics are fetched one update late.
+            # 1. Dispatch. The host does not wait: metrics are fetched one dispatch late.
             due = stopping or saver.retry
             if not stopping:
-                fed = next(feed)
-                stretch = _announce(parts, position, fed, before=stretch)
-                profiling = profiling or _start_profile(parts, fed.update)
-                state = _spoil(position.state, fed)
+                group = _take(parts, feed, most=parts.together if compiled and not due else 1)
+                stretch = _announce(parts, position, group, before=stretch)
+                profiling = profiling or _start_profile(parts, group[0].update)
+                state = _spoil(position.state, group[0])
                 with nullcontext() if compiled else parts.console.phase("compiling"):
                     if not compiled:
                         faults.reach("compile")
                     if parts.in_turn and in_flight:
                         jax.block_until_ready(in_flight[-1][1])
-                    batch = fed.batch if parts.vote is None else fed.batch | parts.vote(stop.number)
-                    with jax.transfer_guard("allow" if _on_host(batch) else "disallow"):
-                        state, metrics = parts.step(state, batch)
+                    votes = {} if parts.vote is None else parts.vote(stop.number)
+                    batches = [one.batch | votes for one in group]
+                    with jax.transfer_guard("allow" if _on_host(batches[0]) else "disallow"):
+                        state, metrics = parts.step(state, batches)
                     if not compiled:
                         jax.block_until_ready(metrics)
                         compiled = True
                 position = replace(position, state=state)
-                in_flight.append((fed, metrics))
-                due = due or _due(parts, fed.update + 1)
+                in_flight.append((group, metrics))
+                due = due or _due(parts, group[-1].update + 1)
 
-            # 2. Settle what has finished. A suspect batch left the state as it was, and so did the one sent after
-            #    it, which was meant for the next update: the same update is tried again with the data that follow.
-            fired, restart = "", False
+            # 2. Settle what has finished. A suspect batch left the state as it was, and so did those sent with and
+            #    after it, which were meant for later updates: the same update is tried again with the data that follow.
+            before, fired, restart = position.update, "", False
             while len(in_flight) > (0 if due else 1) and not fired:
-                fed, metrics = in_flight.pop(0)
-                _spend(fed)
-                values = _fetch(metrics)
-                stop.hear(values.pop("vote", 0))
-                position, fired = _judge(parts, position, fed, values)
-                if position.recent[-1].suspect and parts.guard.policy != "off":
-                    past.suspects.append(_suspect(parts, position, past, fed, values))
-                    in_flight, due, restart = [], stopping, True
-                    _give_up_skipping(parts, position)
-                else:
-                    clock, started = time.perf_counter(), clock
+                group, metrics = in_flight.pop(0)
+                found = fetch(metrics, len(group))
+                clock, started = time.perf_counter(), clock
+                for fed, values in zip(group, found, strict=True):
+                    _spend(fed)
+                    stop.hear(values.pop("vote", 0))
+                    position, fired = _judge(parts, position, fed, values)
+                    if position.recent[-1].suspect and parts.guard.policy != "off":
+                        past.suspects.append(_suspect(parts, position, past, fed, values))
+                        in_flight, due, restart = [], stopping, True
+                        _give_up_skipping(parts, position)
+                        break
                     watch.compare(parts, position.update, values["loss"])
-                    _record(parts, position, fed, values, seconds=clock - started, steady=steady)
-                    steady = True
-                    if past.replay is not None and not fired and position.cursor >= past.replay["trigger"]["cursor"]:
+                    _record(parts, position, fed, values, seconds=(clock - started) / len(group), steady=steady)
+                    if fired:
+                        break
+                    if past.replay is not None and position.cursor >= past.replay["trigger"]["cursor"]:
                         past = rollback.conclude(parts, position, past, differs=watch.differs)
+                steady = steady or position.update > before
             # The first update after a save is told at once: a resume compares its loss.
-            if parts.journal.behind(patience=0) if saver.saved == position.update - 1 else parts.journal.behind():
+            first = saver.saved == before < position.update
+            if parts.journal.behind(patience=0) if first else parts.journal.behind():
                 write(parts, position, "boundary", reason="progress")
             saver.look(position)
             profiling = profiling and not _stop_profile(parts, position.update)
@@ -136,20 +143,40 @@ def _on_host(batch: dict[str, Any]) -> bool:
     return all(isinstance(array, np.ndarray) for array in jax.tree.leaves(batch["arrays"]))
 
 
+def _take(parts: Parts, feed: Iterator[Fed], *, most: int) -> list[Fed]:
+    """The next batches to send off at once: none beyond an update at which something happens."""
+
+    def alone(update: int) -> bool:
+        return faults.wait(("update", "params", "opt_state"), at=update + 1)
+
+    group = [next(feed)]
+    most = 1 if alone(group[0].update) else most
+    while len(group) < most and not (_due(parts, group[-1].update + 1) or alone(group[-1].update + 1)):
+        group.append(next(feed))
+    return group
+
+
 def _due(parts: Parts, update: int) -> bool:
     """Something happens once `update` updates are applied, so the device must have caught up."""
-    return _save_due(parts, update) or every(parts.train.evaluate_every, update) or update in parts.train.profile
+    traced = parts.train.profile
+    return (
+        _save_due(parts, update)
+        or every(parts.train.evaluate_every, update)
+        or (bool(traced) and update in (traced[0] - 1, traced[1]))
+    )
 
 
 def _save_due(parts: Parts, update: int) -> bool:
     return update == parts.updates or every(parts.checkpoint.every, update)
 
 
-def _announce(parts: Parts, position: Position, fed: Fed, *, before: int | None) -> int:
-    """Journals an announced change, at which the guard starts anew; returns the batch's stretch."""
-    if before not in (None, fed.stretch):
-        write(parts, position, "boundary", reason="announced change", batch=fed.sequences)
-    return fed.stretch
+def _announce(parts: Parts, position: Position, group: list[Fed], *, before: int | None) -> int | None:
+    """Journals announced changes, at which the guard starts anew; returns the last batch's stretch."""
+    for fed in group:
+        if before not in (None, fed.stretch):
+            write(parts, position, "boundary", reason="announced change", batch=fed.sequences)
+        before = fed.stretch
+    return before
 
 
 def _spoil(state: Any, fed: Fed) -> Any:
@@ -167,17 +194,6 @@ def _spend(fed: Fed) -> None:
 
 
 # ---- Settling a batch -----------------------------------------------------------------------------------------------
-
-
-def _fetch(metrics: dict[str, jax.Array]) -> dict[str, Any]:
-    """The metrics of an update as plain numbers, once it has ended.
-
-    A CPU device shares its memory with the host: nothing to copy, and `jax.device_get` takes ten times as long.
-    """
-    if jax.default_backend() != "cpu":
-        for value in metrics.values():
-            value.copy_to_host_async()  # side by side, not one after the other
-    return {name: np.asarray(value).item() for name, value in metrics.items()}
 
 
 def _judge(parts: Parts, position: Position, fed: Fed, values: dict[str, Any]) -> tuple[Position, str]:

@@ -16,6 +16,7 @@ from lmjax.train.journal import Journal
 from lmjax.train.metrics import Recorder
 from lmjax.train.recovery import Decision
 from lmjax.train.state import State
+from lmjax.train.step import Step
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ class Parts:
 
     in_turn: an update is sent off when the one before has ended: of two that wait for a CPU both hold their memory.
     vote: what to add to a batch so that all processes hear of a signal (by number); None for a single process.
-    step: the jitted update. batches: the batches from (update, cursor) on, with what a history decided. samples: the
-    ids that stand at positions from..to and are not left out already. evaluate: (state, whole split) -> metrics.
+    together: so many updates are sent off at once, at most. step: the jitted update, for as many batches in turn.
+    batches: those from (update, cursor) on, with what a history decided. samples: the ids that stand at positions
+    from..to and are not left out already. evaluate: (state, whole split) -> metrics.
     autopsy: writes a report of a spike: (state, batch, decision). conclude: adds a line to the report of an update.
     tokens: trained on after so many updates. sequences: of the whole run. peak_flops: of all devices together.
     machine: what the bits depend on, as `history.machine_of` tells it; tolerance: by how much, relative, the first loss
@@ -70,7 +72,8 @@ class Parts:
     tokens: Callable[[int], int]
     flops_per_token: float
     peak_flops: float
-    step: Callable[[State, dict[str, Any]], tuple[State, dict[str, jax.Array]]]
+    together: int
+    step: Step
     batches: Callable[[int, int, History], Generator[Fed, None, None]]
     samples: Callable[[int, int, History], Ranges]
     evaluate: Callable[[State, bool], dict[str, float]]

@@ -3,11 +3,12 @@
 Shapes: K the most microbatches a batch can hold, m rows of a microbatch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 
@@ -17,6 +18,7 @@ from lmjax.train.state import State
 
 Loss = Callable[..., tuple[Any, ...]]
 Update = Callable[[State, dict[str, Any]], tuple[State, dict[str, Array]]]
+Step = Callable[[State, Sequence[dict[str, Any]]], tuple[State, dict[str, Array]]]
 
 
 def make_update(
@@ -108,6 +110,56 @@ def make_update(
         return after, metrics
 
     return update
+
+
+def several(update: Update) -> Callable[[State, dict[str, Any], Array], tuple[State, dict[str, Array]]]:
+    """`updates(state, batches, count) -> (state, metrics)`: `update` for `count` batches in turn, as one program.
+
+    For small updates, which take no longer than to send them off. batches: as one batch, but every leaf (N, ...), of
+    which only the first `count` >= 1 are read: the program, and with it every bit, is the same for any number. metrics:
+    (N), zero behind `count`. Of the batches behind a suspect one none is applied.
+    """
+
+    def updates(state: State, batches: dict[str, Any], count: Array) -> tuple[State, dict[str, Array]]:
+        def one(i: Array, so_far: Any) -> Any:
+            state, metrics_N = so_far
+            state, metrics = update(state, jax.tree.map(lambda leaf: leaf[i], batches))
+            return state, jax.tree.map(lambda all_N, value: all_N.at[i].set(value), metrics_N, metrics)
+
+        first, most = jax.tree.map(lambda leaf: leaf[0], batches), len(batches["update"])
+        kinds = jax.eval_shape(update, state, first)[1]
+        metrics_N = jax.tree.map(lambda kind: jnp.zeros((most, *kind.shape), kind.dtype), kinds)
+        return lax.fori_loop(0, count, one, (state, metrics_N))
+
+    return updates
+
+
+def at_once(update: Any, most: int) -> Step:
+    """`(state, batches) -> (state, metrics)` for 1 to `most` batches in turn, of `update`, jitted as it is (`most` = 1)
+    or as `several` makes it. The metrics are scalars or (most), of which as many count as there are batches."""
+
+    def one(state: State, batches: Sequence[dict[str, Any]]) -> tuple[State, dict[str, Array]]:
+        (batch,) = batches
+        return update(state, batch)
+
+    def filled(state: State, batches: Sequence[dict[str, Any]]) -> tuple[State, dict[str, Array]]:
+        unread = [batches[0]] * (most - len(batches))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches, *unread)
+        return update(state, stacked, np.int32(len(batches)))
+
+    return one if most == 1 else filled
+
+
+def fetch(metrics: dict[str, jax.Array], count: int) -> list[dict[str, Any]]:
+    """The metrics of `count` updates as plain numbers, once they have ended.
+
+    A CPU device shares its memory with the host: nothing to copy, and `jax.device_get` takes ten times as long.
+    """
+    if jax.default_backend() != "cpu":
+        for value in metrics.values():
+            value.copy_to_host_async()  # side by side, not one after the other
+    columns = [np.ravel(np.asarray(value)).tolist()[:count] for value in metrics.values()]
+    return [dict(zip(metrics, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def _accumulate(

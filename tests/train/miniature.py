@@ -27,9 +27,10 @@ from lmjax.train.metrics import Recorder
 from lmjax.train.parts import Fed, Parts, Position
 from lmjax.train.signals import StopRequest
 from lmjax.train.state import State
-from lmjax.train.step import make_update
+from lmjax.train.step import Step, at_once, make_update, several
 
 UPDATES = 12
+TOGETHER = 1  # updates sent off at once, unless a test says otherwise
 SKIP = GuardConfig(policy="skip")
 EVERY_4 = CheckpointConfig(every=4)
 AS_THEY_STAND = Order((10_000,), seed=0, shuffle=False)  # the sample at a position has its number
@@ -43,8 +44,9 @@ def loss(params: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple[jax.
 
 
 @cache
-def step(config: GuardConfig) -> Any:
-    return jax.jit(make_update(loss, OPTIMIZER, guard=config, seed=0), donate_argnums=0)
+def step(config: GuardConfig, together: int = 1) -> Step:
+    update = make_update(loss, OPTIMIZER, guard=config, seed=0)
+    return at_once(jax.jit(several(update) if together > 1 else update, donate_argnums=0), together)
 
 
 def data(sample: int) -> float:
@@ -70,9 +72,12 @@ def parts(
     updates: int = UPDATES,
     grow: int = 6,
     saving: CheckpointConfig = EVERY_4,
+    together: int | None = None,
 ) -> Generator[Parts, None, None]:
     """What the loop is handed. poison: sample ids whose value is `bad`. spoil: (cursor, values) -> values of a batch,
-    as they are made. cuts: of the learning rate. grow: the update at which the batch doubles from 2, as announced."""
+    as they are made. cuts: of the learning rate. grow: the update at which the batch doubles from 2, as announced.
+    together: default TOGETHER."""
+    together = together or TOGETHER
 
     def batches(update: int, cursor: int, past: History) -> Generator[Fed, None, None]:
         current = order.excluding(past.exclude)
@@ -89,7 +94,8 @@ def parts(
             rate = faults.change("learning_rate", np.float32(rate), at=update + 1)
             scalars = {"microbatches": np.int32(size // 2), "update": np.int32(update), "stretch": np.int32(stretch)}
             batch = {"arrays": {"x": arrays}, "learning_rate": rate, **scalars}
-            yield Fed(update, before, cursor, size, float(rate), stretch, jax.device_put(batch))
+            batch = jax.device_put(batch) if together == 1 else batch
+            yield Fed(update, before, cursor, size, float(rate), stretch, batch)
             update += 1
 
     def samples(start: int, stop: int, past: History) -> Any:
@@ -120,7 +126,8 @@ def parts(
                 tokens=sequences,
                 flops_per_token=1.0,
                 peak_flops=1e9,
-                step=step(guard),
+                together=together,
+                step=step(guard, together),
                 batches=batches,
                 samples=samples,
                 evaluate=evaluate,

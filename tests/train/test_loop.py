@@ -1,10 +1,12 @@
 """The loop on a model of one number: counters, order of saving and evaluating, rejected updates, signals."""
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import jax
+import miniature
 import pytest
 from miniature import data, events, fresh, parts, weight
 
@@ -14,6 +16,14 @@ from lmjax.train.loop import evaluate, train
 from lmjax.train.parts import GaveUp
 from lmjax.train.signals import StopRequest
 from lmjax.train.state import State
+
+
+@pytest.fixture(autouse=True, scope="module", params=[1, 3], ids="{} at once".format)
+def together(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Every test of this file twice: updates sent off one by one, and several at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(miniature, "TOGETHER", request.param)
+        yield request.param
 
 
 def newest(folder: Path) -> checkpoint.Checkpoint:
@@ -56,38 +66,40 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("in_turn", [True, False])
 def test_on_a_cpu_an_update_waits_for_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_turn: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_turn: bool, together: int
 ) -> None:
     said: list[str] = []
     waits = jax.block_until_ready
     monkeypatch.setattr(jax, "block_until_ready", lambda metrics: said.append("waits") or waits(metrics))
     with parts(tmp_path) as made:
 
-        def step(state: State, batch: dict) -> tuple[State, dict]:
+        def step(state: State, batches: Sequence[dict]) -> tuple[State, dict]:
             said.append("update")
-            return made.step(state, batch)
+            return made.step(state, batches)
 
         end = train(replace(made, step=step, in_turn=in_turn), fresh(), stop=StopRequest())
     assert end.update == 12
     # The first is compiled and waited for; behind a save or an evaluation (updates 4 and 8) none is on its way.
-    alone, queued = ["update"], ["waits", "update"] if in_turn else ["update"]
-    assert said == ["update", "waits", *3 * queued, *alone, *3 * queued, *alone, *3 * queued]
+    alone, queued = ["update"], (3 if together == 1 else 1) * (["waits", "update"] if in_turn else ["update"])
+    assert said == ["update", "waits", *queued, *alone, *queued, *alone, *queued]
 
 
 @pytest.mark.parametrize("when", [0, 1, 5])
-def test_a_signal_at_any_update_saves_that_update(tmp_path: Path, when: int) -> None:
-    stop = StopRequest()
+def test_a_signal_at_any_update_saves_what_was_sent_off(tmp_path: Path, when: int, together: int) -> None:
+    stop, sent = StopRequest(), []
     with parts(tmp_path) as made:
         inner = made.step
 
-        def step(state: State, batch: dict) -> tuple[State, dict]:
-            if int(batch["update"]) == when:
+        def step(state: State, batches: Sequence[dict]) -> tuple[State, dict]:
+            sent.extend(int(batch["update"]) for batch in batches)
+            if when in sent:
                 stop.name = "SIGINT"
-            return inner(state, batch)
+            return inner(state, batches)
 
         end = train(replace(made, step=step), fresh(), stop=stop)
         found = newest(made.checkpoints.folder)
-    assert found.meta["update"] == end.update == when + 1
+    assert found.meta["update"] == end.update == sent[-1] + 1 <= when + together
+    assert sent == list(range(end.update))
     assert found.meta["cursor"] == end.cursor
 
 

@@ -1,11 +1,12 @@
 """Going back, with the real loop on a model of one number: what is left in the end is always a run without trouble."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import miniature
 import pytest
 from miniature import GUARD, LONG, at, events, fresh, options, parts, records, resumed, run, same
 
@@ -40,8 +41,16 @@ def passes(spoiled: dict[int, int], bad: float = math.nan) -> Callable[[int, lis
     return spoil
 
 
+@pytest.fixture(autouse=True, scope="module", params=[1, 3], ids="{} at once".format)
+def together(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Every test of this file twice: updates sent off one by one, and several at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(miniature, "TOGETHER", request.param)
+        yield request.param
+
+
 @pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Position, History]:
+def quiet(together: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[Position, History]:
     """The run that nothing happens to, and its history."""
     run_dir = tmp_path_factory.mktemp("quiet") / "run"
     end = run(run_dir)
@@ -179,7 +188,7 @@ SPIKE = at(*range(101, 106))
 
 
 @pytest.fixture(scope="module")
-def spiked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Position, Path]:
+def spiked(together: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[Position, Path]:
     run_dir = tmp_path_factory.mktemp("spiked") / "run"
     end = run(run_dir, poison=SPIKE)
     assert rollbacks(run_dir) == [("replay", 1), ("skip", 1)]

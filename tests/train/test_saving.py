@@ -1,6 +1,7 @@
 """Saves that fail, states that are not worth saving, and which checkpoints stay, with the loop in miniature."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,9 @@ def breaking(made: Parts, when: int, count: int = 1) -> Parts:
     """The optimizer state breaks in the update `when`, after all that the guard looks at; so many times."""
     left = [count]
 
-    def step(state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Any]]:
-        state, metrics = made.step(state, batch)
-        if int(batch["update"]) == when - 1 and left[0]:
+    def step(state: State, batches: Sequence[dict[str, Any]]) -> tuple[State, dict[str, Any]]:
+        state, metrics = made.step(state, batches)
+        if int(batches[-1]["update"]) == when - 1 and left[0]:
             left[0] -= 1
             with jax.transfer_guard("allow"):
                 broken = jax.tree.map(lambda x: x * math.nan if x.dtype == "f4" else x, state.opt_state)

@@ -1,0 +1,33 @@
+"""How the updates of a run are sent off to its devices: one by one, or several small ones at once."""
+
+from lmjax import parallel
+from lmjax import run as runs
+from lmjax.models import families
+from lmjax.run import Run
+from lmjax.train import step as steps
+
+_LARGE = 1e10  # FLOP of a microbatch whose activations take some tens of MB
+_MOST, _AT_ONCE = 8, 1e11  # updates, and FLOP: half a second of a laptop, for which a signal may have to wait
+
+
+def large(run: Run) -> bool:
+    """Whether the activations of a microbatch take memory to speak of."""
+    return _flops(run, run.config.batch.microbatch) > _LARGE
+
+
+def together(run: Run) -> int:
+    """How many updates are sent off at once."""
+    if not (parallel.on_host(run.mesh) and run.task.apart):  # else batches differ in shape
+        return 1
+    fitting = 1 if large(run) else int(_AT_ONCE / _flops(run, int(run.plan.sequences.max())))
+    return run.config.runtime.updates_at_once or min(max(fitting, 1), _MOST)
+
+
+def step(run: Run) -> steps.Step:
+    """The update as a run is trained by it, for 1 to `together` batches in turn."""
+    most = together(run)
+    return steps.at_once(runs.update_function(run, at_once=most > 1), most)
+
+
+def _flops(run: Run, sequences: int) -> float:
+    return families.flops_per_token(run.config.model) * sequences * run.plan.context
