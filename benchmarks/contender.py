@@ -82,13 +82,11 @@ def lmjax(shape: dict[str, int], dtype: str, changes: list[str]) -> Callable[[in
         while count or on_their_way:
             if count:
                 size = min(together, count)
-                if on_their_way and dispatch.large(made):
-                    jax.block_until_ready(on_their_way[-1])
                 batches = [batch | {"update": np.int32(number + i)} for i in range(size)]
                 state, metrics = update(state, batches)
                 on_their_way.append((metrics, size))
                 number, count = number + size, count - size
-            if len(on_their_way) > bool(count):
+            if len(on_their_way) > (0 if dispatch.large(made) else bool(count)):
                 loss = fetch(*on_their_way.pop(0))[-1]["loss"]
         return loss
 

@@ -146,6 +146,7 @@ class Turns:
         self.differences: list[tuple[float, float]] = []
         self.calls = self.idle = 0
         self._turn, self._together, self._made = turn, dispatch.together(made), 0
+        self._large = dispatch.large(made)
         self._batch, self._number = batch, 0
         self._step, self._state = dispatch.step(made), run.init(made)
         self._last: Any = None
@@ -154,7 +155,7 @@ class Turns:
     def __call__(self, state: Any, batches: Sequence[dict[str, Any]]) -> Any:
         if self._made >= self._turn or self._last is None:
             self._other_side()
-        elif self._last["loss"].is_ready():
+        elif not self._large and self._last["loss"].is_ready():
             self.idle += 1
         self.calls += 1
         state, self._last = self._step(state, batches)
@@ -171,7 +172,7 @@ class Turns:
         for first in range(0, count, self._together):
             before, self._state = self._state, None
             self._state, metrics = self._step(before, batches[first : first + self._together])
-            jax.block_until_ready(on_its_way)  # one is always on its way, as in the loop
+            jax.block_until_ready(metrics if self._large else on_its_way)  # of small ones one is always on its way
             on_its_way = metrics
         jax.block_until_ready(on_its_way)
         bare = [now - start for now, start in zip(self._since(), begun, strict=True)]

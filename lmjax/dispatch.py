@@ -1,12 +1,22 @@
 """How the updates of a run are sent off to its devices: one by one, or several small ones at once."""
 
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
 from lmjax import parallel
 from lmjax import run as runs
 from lmjax.models import families
 from lmjax.run import Run
 from lmjax.train import step as steps
+from lmjax.train.state import State
 
 _LARGE = 1e10  # FLOP of a microbatch whose activations take some tens of MB
+# Seconds. A CPU gives back what an update worked in some 0.2 ms after its results are there. The next, sent off before
+# that, takes as much again, which the process keeps: gigabytes, and pages that take as long as the update.
+_REST = 3e-4
 _MOST, _AT_ONCE = 8, 1e11  # updates, and FLOP: half a second of a laptop, for which a signal may have to wait
 
 
@@ -26,7 +36,13 @@ def together(run: Run) -> int:
 def step(run: Run) -> steps.Step:
     """The update as a run is trained by it, for 1 to `together` batches in turn."""
     most = together(run)
-    return steps.at_once(runs.update_function(run, at_once=most > 1), most)
+    update = steps.at_once(runs.update_function(run, at_once=most > 1), most)
+
+    def after_a_rest(state: State, batches: Sequence[dict[str, Any]]) -> tuple[State, dict[str, jax.Array]]:
+        time.sleep(_REST)
+        return update(state, batches)
+
+    return after_a_rest if large(run) and parallel.on_host(run.mesh) else update
 
 
 def _flops(run: Run, sequences: int) -> float:

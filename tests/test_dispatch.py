@@ -33,6 +33,17 @@ def test_the_number_can_be_set() -> None:
         checks.check(apply_overrides(config, ["runtime.updates_at_once=-1"]))
 
 
+def test_a_large_update_is_sent_off_after_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which the memory of the one before is given back."""
+    rests: list[float] = []
+    monkeypatch.setattr(dispatch.time, "sleep", rests.append)
+    monkeypatch.setattr(run, "update_function", lambda made, at_once: lambda state, batch, *count: (state, {}))
+    batch = {"update": np.int32(0)}
+    for name, expected in (("shakespeare_char_cpu", 0), ("shakespeare_char", 1)):
+        dispatch.step(planned(presets.load(name)))(None, [batch])
+        assert len(rests) == expected
+
+
 def test_batches_of_different_shapes_are_sent_off_alone(corpus: Path) -> None:
     config = apply_overrides(small.config("translation", corpus), ["runtime.updates_at_once=4"])
     assert dispatch.together(run.build(config, store.prepare(config.data))) == 1

@@ -52,7 +52,7 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
             # the same update, when the vote that each sent off with its batch has come back.
             stopping = bool(stop.name)
 
-            # 1. Dispatch. The host does not wait: metrics are fetched one dispatch late.
+            # 1. Dispatch. The host does not wait: unless updates go in turn, metrics are fetched one dispatch late.
             due = stopping or saver.retry
             if not stopping:
                 group = _take(parts, feed, most=parts.together if compiled and not due else 1)
@@ -62,8 +62,6 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
                 with nullcontext() if compiled else parts.console.phase("compiling"):
                     if not compiled:
                         faults.reach("compile")
-                    if parts.in_turn and in_flight:
-                        jax.block_until_ready(in_flight[-1][1])
                     votes = {} if parts.vote is None else parts.vote(stop.number)
                     batches = [one.batch | votes for one in group]
                     with jax.transfer_guard("allow" if _on_host(batches[0]) else "disallow"):
@@ -78,7 +76,7 @@ def train(parts: Parts, position: Position, *, stop: StopRequest) -> Position:
             # 2. Settle what has finished. A suspect batch left the state as it was, and so did those sent with and
             #    after it, which were meant for later updates: the same update is tried again with the data that follow.
             before, fired, restart = position.update, "", False
-            while len(in_flight) > (0 if due else 1) and not fired:
+            while len(in_flight) > (0 if due or parts.in_turn else 1) and not fired:
                 group, metrics = in_flight.pop(0)
                 found = fetch(metrics, len(group))
                 clock, started = time.perf_counter(), clock

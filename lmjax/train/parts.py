@@ -50,7 +50,7 @@ class Position:
 class Parts:
     """What the loop is handed; it knows no model, no data and no evaluator.
 
-    in_turn: an update is sent off when the one before has ended: of two that wait for a CPU both hold their memory.
+    in_turn: an update is sent off when the one before is settled: of two that wait for a CPU both hold their memory.
     vote: what to add to a batch so that all processes hear of a signal (by number); None for a single process.
     together: so many updates are sent off at once, at most. step: the jitted update, for as many batches in turn.
     batches: those from (update, cursor) on, with what a history decided. samples: the ids that stand at positions

@@ -11,7 +11,7 @@ import pytest
 from miniature import data, events, fresh, parts, weight
 
 from lmjax.config import CheckpointConfig
-from lmjax.train import checkpoint, journal, metrics
+from lmjax.train import checkpoint, journal, loop, metrics
 from lmjax.train.loop import evaluate, train
 from lmjax.train.parts import GaveUp
 from lmjax.train.signals import StopRequest
@@ -65,23 +65,30 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("in_turn", [True, False])
-def test_on_a_cpu_an_update_waits_for_the_one_before(
+def test_a_large_update_waits_until_the_one_before_is_settled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_turn: bool, together: int
 ) -> None:
-    said: list[str] = []
-    waits = jax.block_until_ready
-    monkeypatch.setattr(jax, "block_until_ready", lambda metrics: said.append("waits") or waits(metrics))
+    said, settle = "", loop.fetch
+
+    def fetch(metrics: dict[str, jax.Array], count: int) -> list[dict]:
+        nonlocal said
+        said += "settled "
+        return settle(metrics, count)
+
+    monkeypatch.setattr(loop, "fetch", fetch)
     with parts(tmp_path) as made:
 
         def step(state: State, batches: Sequence[dict]) -> tuple[State, dict]:
-            said.append("update")
+            nonlocal said
+            said += "sent "
             return made.step(state, batches)
 
         end = train(replace(made, step=step, in_turn=in_turn), fresh(), stop=StopRequest())
     assert end.update == 12
-    # The first is compiled and waited for; behind a save or an evaluation (updates 4 and 8) none is on its way.
-    alone, queued = ["update"], (3 if together == 1 else 1) * (["waits", "update"] if in_turn else ["update"])
-    assert said == ["update", "waits", *queued, *alone, *queued, *alone, *queued]
+    # Behind a save or an evaluation (updates 4, 8 and 12) none is on its way.
+    more = 2 if together == 1 else 0
+    in_a_row = "sent settled " * (2 + more) if in_turn else "sent " + "sent settled " * more + "sent settled settled "
+    assert said == 3 * in_a_row
 
 
 @pytest.mark.parametrize("when", [0, 1, 5])
