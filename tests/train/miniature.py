@@ -133,7 +133,7 @@ def parts(
                 evaluate=evaluate,
                 autopsy=lambda state, fed, decision: None,
                 conclude=lambda update, text: None,
-                in_turn=True,
+                in_turn=False,
                 vote=None,
                 machine=machine_of({}),
                 tolerance=0.0,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lmjax.config import GuardConfig
 from lmjax.train.guard import DIVERGENCE, Tried
-from lmjax.train.history import Applied, History, fold
+from lmjax.train.history import Applied, History, fold, machine_of
 from lmjax.train.recovery import Decision, decide, targets
 
 GUARD = GuardConfig()
@@ -259,7 +259,7 @@ def test_a_decision_is_read_back_from_its_record() -> None:
     )
     assert past.pending is not None
     assert len(past.path) == 900
-    assert past.path[-1] == Applied(7200, "0x1p0", "0x1p0", (None,) * len(past.machine))
+    assert past.path[-1] == Applied(7200, "0x1p0", "0x1p0", machine_of({}))
     assert set(past.expected) == set(range(901, 1043))  # up to what is skipped, 8 batches before the onset
     assert past.pending["positions"] == skip.positions
     assert past.pending["onset"] == {"update": 1050, "cursor": 8400}
