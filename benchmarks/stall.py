@@ -144,7 +144,7 @@ class Turns:
 
     def __init__(self, made: run.Run, batch: dict[str, Any], *, turn: int) -> None:
         self.differences: list[tuple[float, float]] = []
-        self.calls = self.idle = 0
+        self.calls = self.idle = self._sides = 0
         self._turn, self._together, self._made = turn, dispatch.together(made), 0
         self._large = dispatch.large(made)
         self._batch, self._number = batch, 0
@@ -176,7 +176,8 @@ class Turns:
             on_its_way = metrics
         jax.block_until_ready(on_its_way)
         bare = [now - start for now, start in zip(self._since(), begun, strict=True)]
-        if self.calls > 1 + self._turn:  # the first turn compiles
+        self._sides += 1
+        if self._sides > 2:  # the first comes before any turn, and the first turn begins the run
             wall, cpu = (looped[i] - self._resumed[i] - bare[i] for i in (0, 1))
             self.differences.append((wall / count, cpu / count))
         self._number, self._made = self._number + count, 0

@@ -307,7 +307,7 @@ class RuntimeConfig:
     compilation_cache: the folder of compiled programs, from which the next start takes them (empty: in the user's
         cache folder; `off`: none).
     updates_at_once: so many updates, at most, are sent off to one CPU at once (0: up to 8 where they are small); to
-        other devices always one.
+        other devices, or where batches differ in shape (records), always one.
     """
 
     allocator: Literal["pool", "keep", "system"] = "pool"
