@@ -51,8 +51,9 @@ def tokens(shape: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
 
 def lmjax(shape: dict[str, int], dtype: str, changes: list[str]) -> Callable[[int], float]:
     """The update of a run, with its guard and its metrics, the batch ready; sent off as the loop does."""
-    from lmjax import presets, runtime
-    from lmjax.typed import apply_overrides
+    from lmjax.config import presets
+    from lmjax.config.codec import apply_overrides
+    from lmjax.system import runtime
 
     batch, preset = shape["batch"], "shakespeare_char_cpu" if shape == SHAPES["cpu"] else "shakespeare_char"
     words = [f"model.{key}={value}" for key, value in shape.items() if key != "batch"]
@@ -62,16 +63,17 @@ def lmjax(shape: dict[str, int], dtype: str, changes: list[str]) -> Callable[[in
     runtime.prepare(config.runtime)
     import jax
 
-    from lmjax import dispatch, parallel, run
-    from lmjax.train.step import fetch
+    from lmjax.parallel import mesh
+    from lmjax.run import build, dispatch
+    from lmjax.training.step import fetch
 
-    made = run.without_data(config)
-    update, state, together = dispatch.step(made), run.init(made), dispatch.together(made)
+    made = build.without_data(config)
+    update, state, together = dispatch.step(made), build.init(made), dispatch.together(made)
     inputs, targets = tokens(shape)
     arrays = {"inputs_BT": inputs, "targets_BT": targets, "weights_BT": np.ones(inputs.shape, np.float32)}
     batch: dict[str, Any] = {"arrays": {name: array[None] for name, array in arrays.items()}}
-    batch |= {"microbatches": np.int32(1), "learning_rate": np.float32(RATE), "stretch": np.int32(0)}
-    if not parallel.on_host(made.mesh):
+    batch |= {"microbatches": np.int32(1), "learning_rate": np.float32(RATE), "regime": np.int32(0)}
+    if not mesh.on_host(made.mesh):
         batch = jax.device_put(batch)
     number = 0
 

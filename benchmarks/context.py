@@ -12,16 +12,17 @@ import time
 from statistics import median
 from typing import Any
 
-from lmjax import runtime
+from lmjax.system import runtime
 
 runtime.prepare()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from lmjax import parallel, plan, presets  # noqa: E402
-from lmjax import run as runs  # noqa: E402
-from lmjax.typed import apply_overrides  # noqa: E402
+from lmjax.config import presets  # noqa: E402
+from lmjax.config.codec import apply_overrides  # noqa: E402
+from lmjax.parallel import mesh  # noqa: E402
+from lmjax.run import build, plan  # noqa: E402
 
 FORMS = ("xla", "blockwise")
 
@@ -32,16 +33,16 @@ class Measured:
     def __init__(self, form: str, context: int, tokens: int, words: list[str]) -> None:
         sizes = [f"model.context={context}", f"batch.tokens=((0,{tokens}),)", f"batch.microbatch={tokens // context}"]
         config = apply_overrides(presets.load("long_context"), [*sizes, f"model.attention={form}", *words])
-        run = runs.without_data(runs.resolve(config, plan.expected_vocabulary(config)))
-        self.update = runs.update_function(run).lower(runs.abstract(run), runs.abstract_batch(run)).compile()
+        run = build.without_data(build.resolve(config, plan.expected_vocabulary(config)))
+        self.update = build.update_function(run).lower(build.abstract(run), build.abstract_batch(run)).compile()
         self.temporaries = self.update.memory_analysis().temp_size_in_bytes
         self._run, self._state, self._done, self.seconds = run, None, 0, list[float]()
 
     def step(self) -> None:
         """One update, timed."""
         if self._state is None:
-            self._state, self._batch = runs.init(self._run), batch_of(self._run)
-        number = parallel.put({"update": np.int32(self._done)}, parallel.replicated(self._run.mesh))
+            self._state, self._batch = build.init(self._run), batch_of(self._run)
+        number = mesh.put_tree({"update": np.int32(self._done)}, mesh.replicated(self._run.mesh))
         begun = time.perf_counter()
         self._state, metrics = self.update(self._state, self._batch | number)
         jax.block_until_ready(metrics)
@@ -52,13 +53,13 @@ class Measured:
 def batch_of(run: Any) -> Any:
     """A batch of random tokens."""
     rng, vocab = np.random.default_rng(0), run.config.model.vocab_size
-    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), runs.abstract_batch(run))
+    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), build.abstract_batch(run))
     for name in ("inputs_BT", "targets_BT"):
         batch["arrays"][name] = rng.integers(0, vocab, batch["arrays"][name].shape, dtype=np.int32)
     batch["arrays"]["weights_BT"] += 1
     scalars = batch | {"microbatches": np.int32(1), "learning_rate": np.float32(1e-3)}
-    arrays = parallel.put_batch(scalars.pop("arrays"), run.mesh)
-    return {"arrays": arrays, **parallel.put(scalars, parallel.replicated(run.mesh))}
+    arrays = mesh.put_batch(scalars.pop("arrays"), run.mesh)
+    return {"arrays": arrays, **mesh.put_tree(scalars, mesh.replicated(run.mesh))}
 
 
 def main() -> None:

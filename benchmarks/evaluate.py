@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lmjax import runtime
+from lmjax.system import runtime
 
 runtime.prepare()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,12 +26,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
-from lmjax import pretrained  # noqa: E402
 from lmjax.config import UserError  # noqa: E402
-from lmjax.evaluate import evaluator, metrics, scoring  # noqa: E402
-from lmjax.generate import LanguageModel  # noqa: E402
-from lmjax.interop import huggingface  # noqa: E402
-from lmjax.prompting import task as tasks  # noqa: E402
+from lmjax.evaluation import evaluator, scoring, task_metrics  # noqa: E402
+from lmjax.inference.language_model import LanguageModel  # noqa: E402
+from lmjax.interop.huggingface.folder import export_model  # noqa: E402
+from lmjax.run import pretrained  # noqa: E402
+from lmjax.tasks import catalog  # noqa: E402
 
 SOME = 64  # requests that the harness's batch size is chosen by
 DTYPES = ("float32", "bfloat16")
@@ -49,13 +49,13 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     models = {dtype: pretrained.load(options.model or bundled(), dtype=dtype) for dtype in DTYPES}
-    task = tasks.load(options.task)
+    task = catalog.load(options.task)
     settings = evaluator.Settings(shots=(options.shots,), limit=options.items)
     questions = list(evaluator.ask(models["float32"], task, settings))
     texts = [(q.prompt, task.config.separator + choice) for q in questions for choice in q.document.choices]
     print(f"{len(questions)} questions, {len(texts)} requests, {options.shots} examples each\n")
     with tempfile.TemporaryDirectory() as folder:
-        huggingface.export(models["float32"], Path(folder))
+        export_model(models["float32"], Path(folder))
         harness = {dtype: HFLM(folder, dtype=dtype, device="cpu", batch_size=1) for dtype in DTYPES}
         sides: dict[str, Side] = {
             f"lmjax {dtype}{'' if share else ', one row each'}": ours(models[dtype], texts, share)
@@ -145,7 +145,7 @@ def correct(questions: list[evaluator.Question], logprobs: list[float]) -> int:
     for question in questions:
         choices = question.document.choices
         scores, start = logprobs[start : start + len(choices)], start + len(choices)
-        hits += metrics.choose(scores, choices, gold=question.document.gold or 0)["acc"]
+        hits += task_metrics.choose(scores, choices, gold=question.document.gold or 0)["acc"]
     return round(hits)
 
 

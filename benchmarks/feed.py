@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lmjax.data import examples
-from lmjax.data.order import Order
+from lmjax.data.batches.windows import causal, find_windows
+from lmjax.data.order.order import Order
 
 ROWS, CONTEXT, TOKENS, DOCUMENT = 512, 2048, 200_000_000, 700
 
@@ -32,7 +32,7 @@ def main() -> None:
         ids[DOCUMENT - 1 :: DOCUMENT] = 0
         ids.flush()
         tokens = Tokens(np.memmap(path, np.uint16, mode="r"), np.arange(0, TOKENS, DOCUMENT))
-        windows = examples.windows(tokens, CONTEXT)
+        windows = find_windows(tokens, CONTEXT)
         orders = {
             "one source": Order((windows,), 0),
             "100,000 excluded ranges": Order((windows,), 0, exclude=tuple((k, k + 1) for k in range(0, 200_000, 2))),
@@ -45,7 +45,7 @@ def main() -> None:
 
             def batch(order: Order = order, cursor: "count[int]" = cursor, packed: bool = packed) -> None:
                 chosen, _ = order.take(next(cursor), ROWS)
-                examples.causal([tokens], chosen, order=order, context=CONTEXT, packed=packed, end_of_text=0)
+                causal([tokens], chosen, order=order, context=CONTEXT, packed=packed, end_of_text=0)
 
             print(f"batch of {ROWS} x {CONTEXT + 1}, {packed=}: {milliseconds(batch):.2f} ms")
 

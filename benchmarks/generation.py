@@ -2,7 +2,7 @@
 
     python benchmarks/generation.py [--shape baby] [--rows 1,16] [--rounds 7] [--sides lmjax-float32,...]
 
-Prompts of 16 tokens are continued by 200, drawn at temperature 1, through `lmjax.generate.continue_ids` and
+Prompts of 16 tokens are continued by 200, drawn at temperature 1, through `lmjax.inference.generate.continue_ids` and
 `torch_gpt.GPT.generate`. A side is a framework and a dtype: torch-bfloat16 has bfloat16 weights, torch-autocast float32
 ones; torch.compile compiles the model for sizes that vary. The first round is not counted (it compiles). The ratio:
 the median over the rounds of lmjax's tokens a second by those of the PyTorch side that is fastest with so many rows.
@@ -78,15 +78,16 @@ def work(side: str, shape: str) -> None:
 
 def lmjax(sizes: dict[str, int], dtype: str) -> Callable[[np.ndarray, int], None]:
     """The path that `lmjax generate` takes, of a model that scans its layers as by default."""
-    from lmjax import runtime
+    from lmjax.system import runtime
 
     runtime.prepare()
     from lmjax.config import GPTConfig
-    from lmjax.generate import Sampling, continue_ids
-    from lmjax.models import families, gpt
+    from lmjax.inference.generate import continue_ids
+    from lmjax.inference.sampling import Sampling
+    from lmjax.models import gpt, registry
 
     config = GPTConfig(**sizes, bias=False, dtype=dtype)  # pyright: ignore[reportArgumentType]
-    model = families.build(config)
+    model = registry.build(config)
     params = gpt.init_params(model, 0)
 
     def generate(prompts: np.ndarray, count: int) -> None:

@@ -21,9 +21,9 @@ from typing import Any
 
 def write_text(path: Path, size: int) -> None:
     """About `size` bytes of paragraphs of three to nine sentences."""
-    from lmjax.data import corpus
+    from lmjax.data.sources import docstrings
 
-    sentences = re.split(r"(?<=[.!?])\s+", " ".join(corpus.docstrings()["text"]))
+    sentences = re.split(r"(?<=[.!?])\s+", " ".join(docstrings.docstrings()["text"]))
     rng = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         while file.tell() < size:
@@ -35,13 +35,13 @@ def write_text(path: Path, size: int) -> None:
 def prepare(path: str, cache: str, options: dict[str, Any]) -> dict[str, float]:
     """Prepares the store in this process and says what it took."""
     from lmjax.config import DataConfig, TokenizerConfig
-    from lmjax.data import store
+    from lmjax.data.store import preparation
 
     tokenizer = TokenizerConfig(options["tokenizer"], options["vocab_size"])
     split = "tail" if options["document"] == "file" else "hash"
     config = DataConfig(files=(path,), tokenizer=tokenizer, document=options["document"], validation=split, cache=cache)
     begun = time.perf_counter()
-    made = store.prepare(config)
+    made = preparation.prepare(config)
     return {
         "seconds": time.perf_counter() - begun,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,  # kilobytes on Linux

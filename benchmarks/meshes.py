@@ -21,7 +21,7 @@ from typing import Any
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
-from lmjax import runtime
+from lmjax.system import runtime
 
 runtime.prepare()
 
@@ -29,8 +29,6 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from lmjax import pytrees  # noqa: E402
-from lmjax import run as runs  # noqa: E402
-from lmjax.collectives import collectives  # noqa: E402
 from lmjax.config import (  # noqa: E402
     BatchConfig,
     BERTConfig,
@@ -52,7 +50,9 @@ from lmjax.config import (  # noqa: E402
     TransformerConfig,
     TranslationConfig,
 )
-from lmjax.data import store  # noqa: E402
+from lmjax.data.store import preparation  # noqa: E402
+from lmjax.run import build, feed  # noqa: E402
+from lmjax.topology.collectives import collectives  # noqa: E402
 
 SIZES: dict[str, Any] = {"width": 32, "heads": 4, "context": 32}
 MODELS: dict[str, ModelConfig] = {
@@ -120,13 +120,13 @@ def parallel_of(mesh: str) -> ParallelConfig:
 
 def trained(config: Config) -> tuple[np.ndarray, list[list[np.ndarray]], dict[str, float]]:
     """Losses and gradients of all updates, and what one device keeps and gathers."""
-    run = runs.build(config, store.prepare(config.data))
-    state, batches = runs.init(run), runs.batches(run, 0, 0)
+    run = build.build(config, preparation.prepare(config.data))
+    state, batches = build.init(run), feed.device_batches(run, 0, 0)
     first = next(batches)
-    update = runs.update_function(run).lower(state, first.batch).compile()
+    update = build.update_function(run).lower(state, first.batch).compile()
     whole = pytrees.nbytes(state.params)
     sent = [used.size for used in collectives(update.as_text()) if used.kind == "all-gather"]
-    made = runs.init_function(run).lower().compile().memory_analysis()
+    made = build.init_function(run).lower().compile().memory_analysis()
     facts = {
         "parameters": kept(state.params) / whole,
         "optimizer": kept(state.opt_state) / pytrees.nbytes(state.opt_state),

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lmjax import presets
-from lmjax.config import Config
-from lmjax.console import Console
-from lmjax.data import sources, tokenizer
-from lmjax.data.ingest import Split
-from lmjax.data.order import Order
+from lmjax.config import Config, presets
+from lmjax.data import tokenizer
+from lmjax.data.order.order import Order
+from lmjax.data.sources import streams
+from lmjax.data.store.ingest import Split
+from lmjax.display.console import Console
 
 TRAIN = str(Path(__file__).resolve().parents[1] / "train.py")
 DOCUMENTS, TOKENS = 5, 3000
@@ -45,8 +45,8 @@ def make(folder: Path) -> None:
     config = presets.load("quickstart")
     data = config.data
     folder.mkdir(parents=True, exist_ok=True)
-    texts = list(sources.texts(data))
-    trained = tokenizer.build(data.tokenizer, lambda: iter(texts))
+    texts = list(streams.texts(data))
+    trained = tokenizer.build_tokenizer(data.tokenizer, lambda: iter(texts))
     trained.save(folder / "tokenizer.json")
     split = Split(data.validation, data.validation_fraction)
     rng, planted = np.random.default_rng(0), []
@@ -92,7 +92,7 @@ def compare(folder: Path, overrides: list[str]) -> None:
 
     for name in ("clean", "poisoned"):
         run(TRAIN, *words(folder, f"{name}.jsonl"), *overrides, "--run-dir", str(folder / name))
-    run("-m", "lmjax.cli", "audit", str(folder / "poisoned"), "--config", str(folder / "excluded.json"))
+    run("-m", "lmjax", "audit", str(folder / "poisoned"), "--config", str(folder / "excluded.json"))
     run(TRAIN, str(folder / "excluded.json"), "--run-dir", str(folder / "excluded"))
     found = {
         name: json.loads((folder / name / "summary.json").read_text()) for name in ("clean", "poisoned", "excluded")

@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-from lmjax import runtime
+from lmjax.system import runtime
 
 runtime.prepare()
 
@@ -35,16 +35,19 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from lmjax import dispatch, launch, presets, run  # noqa: E402
-from lmjax.console import Console  # noqa: E402
-from lmjax.data import store  # noqa: E402
+from lmjax.config import presets  # noqa: E402
+from lmjax.config.codec import apply_overrides  # noqa: E402
+from lmjax.data.store import preparation  # noqa: E402
+from lmjax.display.console import Console  # noqa: E402
+from lmjax.guard import detector  # noqa: E402
+from lmjax.journal.journal import Journal  # noqa: E402
 from lmjax.pytrees import digest  # noqa: E402
-from lmjax.train import checkpoint, guard, loop  # noqa: E402
-from lmjax.train.checkpoint import Checkpoints  # noqa: E402
-from lmjax.train.journal import Journal  # noqa: E402
-from lmjax.train.parts import Fed, Position  # noqa: E402
-from lmjax.train.signals import StopRequest  # noqa: E402
-from lmjax.typed import apply_overrides  # noqa: E402
+from lmjax.run import build, dispatch, session  # noqa: E402
+from lmjax.run.feed import device_batches  # noqa: E402
+from lmjax.training import checkpoint, loop  # noqa: E402
+from lmjax.training.checkpoint import Checkpoints  # noqa: E402
+from lmjax.training.inputs import Position, ScheduledBatch  # noqa: E402
+from lmjax.training.signals import StopRequest  # noqa: E402
 
 SHAPES = {
     "shakespeare_char_cpu": ("model.scan=false",),
@@ -74,16 +77,16 @@ def shown(cell: Cell | str) -> str:
 def measured(name: str, overrides: list[str], console: Console) -> dict[str, Cell | str]:
     """A column: row to (seconds, seconds of which this is a share)."""
     config = apply_overrides(presets.load(name), [*SHAPES.get(name, ()), *overrides])
-    made = run.build(config, store.prepare(config.data))
+    made = build.build(config, preparation.prepare(config.data))
     short = [f"batch.tokens=((0,{config.model.context}),)", "batch.microbatch=1"]
-    small = run.build(apply_overrides(config, short), made.store)
-    batch = next(run.batches(made, 0, 0)).batch
+    small = build.build(apply_overrides(config, short), made.store)
+    batch = next(device_batches(made, 0, 0)).batch
     update = compiled(made, batch)
     bare = median(seconds(update) for _ in range(5))
     with tempfile.TemporaryDirectory() as folder, console.phase(name):
         return {
             "the bare update": f"{1000 * bare:.1f} ms",
-            "guard, within the update": (cost(small, next(run.batches(small, 0, 0)).batch), bare),
+            "guard, within the update": (cost(small, next(device_batches(small, 0, 0)).batch), bare),
             **beside(made, batch, Path(folder), bare),
             **now_and_then(made, Path(folder), bare),
         }
@@ -98,16 +101,16 @@ def seconds(call: Callable[[], Any]) -> float:
 # ---- The guard ------------------------------------------------------------------------------------------------------
 
 
-def cost(made: run.Run, batch: dict[str, Any]) -> float:
+def cost(made: build.Run, batch: dict[str, Any]) -> float:
     """Seconds that the guard adds to an update."""
     guarded = compiled(made, batch)
-    signs = guard.Signs(jnp.float32(0), jnp.float32(0), jnp.bool_(False), jnp.bool_(False))
+    signs = detector.Signs(jnp.float32(0), jnp.float32(0), jnp.bool_(False), jnp.bool_(False))
     with mock.patch.multiple(
-        guard,
+        detector,
         assess=lambda *arguments: signs,
         accept=lambda window, *arguments: (window, jnp.bool_(False)),
     ):
-        bare = compiled(made, {name: value for name, value in batch.items() if name not in ("update", "stretch")})
+        bare = compiled(made, {name: value for name, value in batch.items() if name not in ("update", "regime")})
     differences: list[float] = []
     begun = time.perf_counter()
     while time.perf_counter() - begun < SECONDS:
@@ -117,9 +120,9 @@ def cost(made: run.Run, batch: dict[str, Any]) -> float:
     return median(differences)
 
 
-def compiled(made: run.Run, batch: dict[str, Any]) -> Callable[[], None]:
+def compiled(made: build.Run, batch: dict[str, Any]) -> Callable[[], None]:
     """One update after the other of a state of its own, with the same batch."""
-    update, state = run.update_function(made), run.init(made)
+    update, state = build.update_function(made), build.init(made)
     number = 0
 
     def step() -> None:
@@ -142,13 +145,13 @@ class Turns:
     differences: (seconds, CPU seconds) an update, loop less bare. idle: calls that found the device with nothing to do.
     """
 
-    def __init__(self, made: run.Run, batch: dict[str, Any], *, turn: int) -> None:
+    def __init__(self, made: build.Run, batch: dict[str, Any], *, turn: int) -> None:
         self.differences: list[tuple[float, float]] = []
         self.calls = self.idle = self._sides = 0
         self._turn, self._together, self._made = turn, dispatch.together(made), 0
         self._large = dispatch.large(made)
         self._batch, self._number = batch, 0
-        self._step, self._state = dispatch.step(made), run.init(made)
+        self._step, self._state = dispatch.step(made), build.init(made)
         self._last: Any = None
         self._resumed = (0.0, 0.0)
 
@@ -187,7 +190,7 @@ class Turns:
         return time.perf_counter(), time.process_time()
 
 
-def beside(made: run.Run, batch: dict[str, Any], folder: Path, bare: float) -> dict[str, Cell | str]:
+def beside(made: build.Run, batch: dict[str, Any], folder: Path, bare: float) -> dict[str, Cell | str]:
     """Rows of the loop, from one run of it."""
     turn = max(4, round(TURN / bare))
     turns = max(4, round(SECONDS / (2 * turn * bare)))
@@ -204,15 +207,15 @@ def beside(made: run.Run, batch: dict[str, Any], folder: Path, bare: float) -> d
 
         return call
 
-    def batches(*arguments: Any) -> Generator[Fed, None, None]:
-        with closing(run.batches(made, *arguments)) as feed:
+    def batches(*arguments: Any) -> Generator[ScheduledBatch, None, None]:
+        with closing(device_batches(made, *arguments)) as feed:
             following = timed("next", lambda: next(feed, None))
             while (fed := following()) is not None:
                 yield fed
 
-    position, quiet = Position(run.init(made), 0, 0, 0), Console(io.StringIO())
+    position, quiet = Position(build.init(made), 0, 0, 0), Console(io.StringIO())
     journal = Journal(folder / "loop.jsonl")
-    with StopRequest(alone=True) as stop, launch._parts(made, folder, position, journal, quiet, stop) as parts:
+    with StopRequest(alone=True) as stop, session._parts(made, folder, position, journal, quiet, stop) as parts:
         parts = dataclasses.replace(
             parts,
             train=dataclasses.replace(parts.train, evaluate_every=0, profile=()),
@@ -245,7 +248,7 @@ def cores() -> int:
 # ---- Now and then ---------------------------------------------------------------------------------------------------
 
 
-def now_and_then(made: run.Run, folder: Path, bare: float) -> dict[str, Cell | str]:
+def now_and_then(made: build.Run, folder: Path, bare: float) -> dict[str, Cell | str]:
     """Rows of what a run does every few seconds, or every EVERY updates."""
     journal = Journal(folder / "journal.jsonl")
     counters = {"wall_step": 1, "update": 1, "cursor": 64}
@@ -255,7 +258,7 @@ def now_and_then(made: run.Run, folder: Path, bare: float) -> dict[str, Cell | s
         journal.write("boundary", **counters, reason="progress")
 
     told = median(seconds(tell) for _ in range(50))
-    state = run.init(made)
+    state = build.init(made)
     saves = Checkpoints(folder / "saves", config=made.config.checkpoint)
     waits, wholes = [], []
     for number in range(5):

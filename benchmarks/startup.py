@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN, LMJAX = (str(ROOT / "train.py"),), ("-m", "lmjax.cli")
+TRAIN, LMJAX = (str(ROOT / "train.py"),), ("-m", "lmjax")
 UPDATE = r"update 1/"
 # A run of a few updates of the quickstart's model, to be used afterwards.
 SMALL = ("train.updates=2", "train.baselines=false", "train.final_batches=1", "train.sample_tokens=1")

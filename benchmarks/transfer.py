@@ -12,12 +12,13 @@ import json
 import tempfile
 from pathlib import Path
 
-from lmjax import runtime
+from lmjax.system import runtime
 
 runtime.prepare()
 
-from lmjax import launch, presets, transfer  # noqa: E402
-from lmjax.typed import apply_overrides  # noqa: E402
+from lmjax.config import presets  # noqa: E402
+from lmjax.config.codec import apply_overrides  # noqa: E402
+from lmjax.run import launch, transfer  # noqa: E402
 
 
 def main() -> None:

@@ -17,12 +17,12 @@ from lmjax.config import (
 
 
 def bert_tiny() -> Config:
-    """A small BERT on the English that comes with Python: fills in words and tells whether a passage goes on.
+    """A small BERT on the English that comes with Python: fills in masked words and recognizes next sentences.
 
     Hardware: any CPU. Time: 4m18s on 2 cores (AMD EPYC, Zen 5), everything included; memory 1.5 GB.
     Expect, with Python 3.11: 0.44 of the masked tokens right (the most frequent token: 0.06) and 0.87 of the next
-    sentences (always the same answer: 0.51). Context 64 and Muon, since longer rows and fewer updates stayed on a
-    plateau on which the model guesses full stops; docs/lab.md has the runs.
+    sentences (always the same answer: 0.51). It uses context 64 and Muon: with longer rows and
+    fewer updates, the model stayed on a plateau where it guesses full stops; docs/lab.md has the runs.
     """
     return Config(
         name="bert_tiny",
@@ -76,7 +76,7 @@ def _paper(name: str, *, layers: int, width: int, heads: int) -> Config:
 
 
 def classify() -> Config:
-    """A classifier on a pretrained model: give `init_from=RUN`; which part of Python a passage is about.
+    """A classifier on a pretrained model (`init_from=RUN`): which part of Python a passage is from.
 
     Hardware: any CPU. Time: 20 s on 2 cores (AMD EPYC, Zen 5). Expect, from `bert_tiny`: 0.81 of the passages right (8
     labels; 0.77 to 0.84 over three seeds), from scratch with as many updates 0.10.

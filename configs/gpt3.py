@@ -1,6 +1,6 @@
 """The eight models of GPT-3 (Brown et al. 2020, table 2.1): shapes, learning rates and batch sizes of that table.
 
-Two shapes are those of reproductions, since the paper's do not multiply out: 1.3B has 16 heads of 128 (the paper
+Two shapes follow reproductions, since the paper's shapes are inconsistent: 1.3B has 16 heads of 128 (the paper
 says 24), 13B is 5120 wide (the paper says 5140). The batch grows linearly from 32k tokens over the first 4 to 12
 billion tokens, the learning rate rises over 375 million and falls by a cosine to a tenth; 300 billion tokens.
 """

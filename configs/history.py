@@ -1,4 +1,4 @@
-"""The models that came before GPT, at the size of a laptop: feed-forward and recurrent, character by character."""
+"""Models that precede GPT, sized for a laptop: feed-forward and recurrent, at character level."""
 
 from lmjax.config import (
     BatchConfig,
@@ -16,7 +16,7 @@ from lmjax.config import (
 
 
 def nnlm() -> Config:
-    """Bengio et al. 2003: a feed-forward model of the next token from the four before it.
+    """Bengio et al. 2003: a feed-forward model of the next token from the four previous tokens.
 
     Hardware: any CPU. Time: 377 s on 2 cores (AMD EPYC, Zen 5) that were busy otherwise, everything included.
     Expect, with Python 3.11: 2.15 bits per byte, where a Kneser-Ney 5-gram over the same tokens has 1.89: on 2.2 MB of
@@ -46,7 +46,7 @@ def char_rnn() -> Config:
 
 
 def lstm() -> Config:
-    """The same with LSTM cells.
+    """The character-level recurrent network with LSTM cells.
 
     Hardware: any CPU. Time: 186 s on 2 cores (AMD EPYC, Zen 5), everything included; memory 0.8 GB.
     Expect, with Python 3.11: 2.05 bits per byte; a Kneser-Ney 5-gram over the same bytes has 2.10.
@@ -55,7 +55,10 @@ def lstm() -> Config:
 
 
 def gru() -> Config:
-    """The same with GRU cells. Expect about what the LSTM reaches; not run to its end here."""
+    """The character-level recurrent network with GRU cells.
+
+    Expect: about the result of the LSTM; no complete run exists.
+    """
     return _characters("gru", "gru", peak=4e-3)
 
 

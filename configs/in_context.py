@@ -1,4 +1,4 @@
-"""A model that learns to learn: what it is asked stands only in the examples in front of the question."""
+"""In-context learning: only the examples in the prompt determine the answer."""
 
 from lmjax.config import (
     BatchConfig,
@@ -16,11 +16,11 @@ from lmjax.config import (
 
 
 def in_context() -> Config:
-    """A small GPT that looks up pairs of letters it was just shown, also pairs that it was never trained on.
+    """A small GPT that looks up pairs of letters in its prompt, including pairs not in training.
 
-    Every document has a map of its own, from 8 small to 8 capital letters at random, so that weights cannot hold what
-    a letter stands for; a quarter of all 26 x 26 pairs is in none, and the evaluation asks for these alone. Hardware:
-    any CPU. Time: 115 s on 2 cores (AMD EPYC, Zen 5), everything included; memory 1.5 GB.
+    Every document has its own random map from 8 small to 8 capital letters, so the weights cannot store the meaning of
+    a letter. A quarter of all 26 x 26 pairs occurs in no document, and the evaluation uses only these. Hardware: any
+    CPU. Time: 115 s on 2 cores (AMD EPYC, Zen 5), everything included; memory 1.5 GB.
     Expect: of the 8 letters of a map the right one in 15 % of 100 questions with 0 examples (guessing: 12.5 %), 21 %
     with 1, 28 % with 2, 60 % with 4 and all with 8, which always hold the answer (k hold it in k / 8 of all cases).
     1.71 bits per byte, where an interpolated Kneser-Ney 5-gram has 2.35. The validation loss stays near 1.57 nats until

@@ -1,9 +1,9 @@
-"""The rungs of `lmjax ladder`: the history of language models on one text, each trained with the same compute.
+"""The rungs of `lmjax ladder`: the history of language models on one text, each trained with equal compute.
 
-The text is the English that comes with Python, in bytes, a tenth of its documents for validation. All share the
-optimizer, the schedule and the dtype; what differs is the model. `train.updates` spends 2e13 training FLOPs.
+The text is the English that comes with Python, in bytes, with a tenth of its documents for validation. All rungs
+share the optimizer, the schedule and the dtype; only the model differs. `train.updates` spends 2e13 training FLOPs.
 
-Hardware: any CPU. Time: 21 minutes together on 2 cores (AMD EPYC, Zen 5) that had other work to do as well.
+Hardware: any CPU. Time: 21 minutes together on 2 cores (AMD EPYC, Zen 5) under other load.
 Expect (bits per byte, Python 3.11): GPT 1.90, LSTM 2.01, RNN 2.08, an interpolated Kneser-Ney 5-gram 2.10 and 4-gram
 2.37; the feed-forward network stays between the two (2.24). Docstrings repeat, and counting remembers repetitions.
 """
@@ -25,7 +25,7 @@ from lmjax.config import (
 
 
 def ladder_nnlm() -> Config:
-    """The ladder's feed-forward network (Bengio et al. 2003): the next byte from the eight before it.
+    """The ladder's feed-forward network (Bengio et al. 2003): the next byte from the eight previous bytes.
 
     Expect: 2.24 bits per byte after 2e13 FLOPs.
     """

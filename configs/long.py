@@ -1,4 +1,4 @@
-"""Long contexts, where attention must not write its scores out."""
+"""Long contexts, for which attention must not materialize its scores."""
 
 from lmjax.config import (
     BatchConfig,
@@ -14,7 +14,7 @@ from lmjax.config import (
 
 
 def long_context() -> Config:
-    """A small GPT that reads 8192 bytes at once: attention in blocks, whose memory grows with the context alone.
+    """A small GPT that reads 8192 bytes at once: blockwise attention with memory linear in the context.
 
     Hardware: any CPU. Time: 157 s on 2 cores (AMD EPYC, Zen 5), everything included; memory 1.5 GB.
     Expect: 3.9 bits per byte on the validation split, after 150 updates of one row each; a byte unigram has 5.04.

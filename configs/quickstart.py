@@ -1,4 +1,4 @@
-"""The configuration behind a bare `python train.py`."""
+"""The default configuration of `python train.py`."""
 
 from lmjax.config import (
     BatchConfig,
@@ -18,8 +18,8 @@ def quickstart() -> Config:
 
     Hardware: any CPU. Time: 153 s on 2 cores (AMD EPYC, Zen 5), everything included; memory 1.8 GB.
     Expect: 1.69 bits per byte on the validation split with Python 3.11, where an interpolated Kneser-Ney 5-gram over
-    the same tokens has 1.89 and a byte unigram 5.04. Muon, since AdamW (at 2e-3, another width) took 250
-    updates to the validation loss that Muon had after 50; docs/lab.md has the runs.
+    the same tokens has 1.89 and a byte unigram 5.04. It uses Muon: AdamW (at 2e-3, another width) took 250
+    updates to reach the validation loss of Muon after 50; docs/lab.md has the runs.
     """
     return Config(
         name="quickstart",

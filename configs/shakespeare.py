@@ -27,7 +27,7 @@ def shakespeare_char() -> Config:
     """Six layers, 384 wide, context 256: 5000 updates of 64 sequences (nanoGPT's recipe, 1.47 nats there).
 
     Give it Tiny Shakespeare: `data.files=[input.txt]`; without a file it reads the embedded corpus. Hardware: a GPU; on
-    2 CPU cores 4.2 s an update. Expect: 1.47 nats, as nanoGPT reports; not run to the end here.
+    2 CPU cores 4.2 s an update. Expect: 1.47 nats, as nanoGPT reports; no complete run exists.
     """
     return Config(
         name="shakespeare_char",
@@ -47,7 +47,7 @@ def shakespeare_char_cpu() -> Config:
     """Four layers, 128 wide, context 64: 2000 updates of 12 sequences (nanoGPT's recipe for a laptop).
 
     Give it Tiny Shakespeare: `data.files=[input.txt]`; without a file it reads the embedded corpus. Time: 67 s on 2
-    CPU cores. Expect: 1.90 nats on the whole validation split (the last tenth); the same recipe in PyTorch 1.92.
+    CPU cores. Expect: 1.90 nats on the complete validation split (the last tenth); the same recipe in PyTorch 1.92.
     """
     return Config(
         name="shakespeare_char_cpu",

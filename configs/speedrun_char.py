@@ -1,4 +1,4 @@
-"""Character-level Shakespeare as fast as it goes: the loss of nanoGPT's recipe for a CPU in few, cheap updates."""
+"""A fast run on character-level Shakespeare: nanoGPT's CPU loss in few, cheap updates."""
 
 from lmjax.config import (
     BatchConfig,
@@ -17,8 +17,9 @@ def speedrun_char() -> Config:
     """Two layers, 64 wide, context 64: 150 updates of 32 sequences by Muon, to 1.92 nats and below.
 
     Give it Tiny Shakespeare: `data.files=[input.txt]`; without a file it reads the embedded corpus. Time: on 2 CPU
-    cores 2 s of training, the whole command 7 s, or 13 s where nothing was compiled before. Expect: 1.89 nats on the
-    whole validation split (the last tenth; seeds 0 to 5: 1.885 to 1.901). It writes no sample: `lmjax generate` does.
+    cores 2 s of training, the whole command 7 s, or 13 s without compiled programs in the cache. Expect: 1.89 nats
+    on the complete validation split (the last tenth; seeds 0 to 5: 1.885 to 1.901). It writes no sample: `lmjax
+    generate` does.
     """
     return Config(
         name="speedrun_char",

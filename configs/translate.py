@@ -34,10 +34,10 @@ def translate() -> Config:
 
 
 def translate_pairs() -> Config:
-    """A small encoder-decoder with a BPE of its own for your pairs: data.files=[train.en,train.de].
+    """A small encoder-decoder with its own BPE for pairs in data.files=[train.en,train.de].
 
     Hardware: any CPU. Time: 581 s on 2 cores (AMD EPYC, Zen 5) for 9,819 English-German pairs; memory 2.2 GB. Expect:
-    BLEU 2.3 on 180 held-out ones; it takes hundreds of times as many pairs to translate.
+    BLEU 2.3 on 180 held-out pairs; useful translation needs hundreds of times as many pairs.
     """
     return Config(
         name="translate_pairs",

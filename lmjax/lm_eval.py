@@ -3,14 +3,14 @@
 from argparse import Namespace
 from typing import Any
 
-from lmjax.doors import finish, with_jax
+from lmjax.cli.entry import finish, with_jax
 
 
 def main() -> None:
-    """Takes the words that `lm_eval` takes; a user's mistake is one line."""
+    """Run with the arguments of `lm_eval`; a user's mistake is one line."""
 
     def run(_: Any) -> int:
-        from lmjax import harness
+        from lmjax.serve import harness
 
         return harness.command()
 

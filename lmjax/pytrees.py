@@ -11,39 +11,38 @@ from jax import lax
 
 
 def leaf_names(tree: Any) -> list[str]:
-    """The path of every leaf, in leaf order, like `blocks/attention/query/kernel`."""
+    """Return the path of every leaf, in leaf order, like `blocks/attention/query/kernel`."""
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """The name of one key path, as `jax.tree_util.tree_map_with_path` hands it out."""
+    """Return the name of a key path, as `jax.tree_util.tree_map_with_path` passes it."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def count(tree: Any) -> int:
-    """The number of elements; leaves are arrays or `ShapeDtypeStruct`s."""
+    """Return the number of elements; leaves are arrays or `ShapeDtypeStruct`s."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def nbytes(tree: Any) -> int:
-    """The number of bytes, over all devices as if nothing were replicated."""
+    """Return the number of bytes over all devices, without replication."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 @jax.jit
 def all_finite(tree: Any) -> jax.Array:
-    """Whether every element of every floating-point leaf is finite: one boolean, computed where the leaves are."""
+    """Whether every floating-point leaf is finite; computed on the devices of the leaves."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all() if leaves else jnp.bool_(True)
 
 
 def digest(tree: Any) -> str:
-    """One hash (64 hexadecimal digits) of every leaf's bits, name, shape and dtype.
+    """Return one hash (64 hexadecimal digits) of every leaf's bits, name, shape and dtype.
 
-    The bits are hashed where they are, by integer sums that do not depend on the order of summation: the
-    digest is the same on one device and on eight, and only 64 bits a leaf come back to the host. It finds
-    accidents (a flipped bit, swapped elements, swapped leaves), not attacks: files are guarded by the sha256
-    in their manifest.
+    The devices of a leaf hash its bits by integer sums that do not depend on the order of summation. The digest is
+    therefore the same on one device and on eight, and only 64 bits per leaf return to the host. It detects accidents (a
+    flipped bit, swapped elements, swapped leaves), not attacks; the sha256 in a manifest protects files.
     """
     leaves = jax.tree.leaves(tree)
     words = jax.device_get(_digest_words([_hashable(leaf) for leaf in leaves]))
@@ -55,7 +54,7 @@ def digest(tree: Any) -> str:
 
 
 def _hashable(leaf: Any) -> Any:
-    """The leaf as an array that a jitted function takes without changing its bits."""
+    """Convert a leaf to an array that a jitted function accepts without a change of its bits."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
     if isinstance(leaf, jax.Array):
@@ -73,9 +72,9 @@ def _digest_words(leaves: list[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
 
 @jax.jit  # leaves of one shape and dtype are traced once
 def _mixed_sums(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two sums mod 2^32 over the elements, each element's bits mixed with its position.
+    """Return two sums mod 2^32 over the elements, each element's bits mixed with its position.
 
-    The first lane knows an element by its row-major index (unique below 2^32 elements), the second by other
+    The first sum identifies an element by its row-major index (unique below 2^32 elements), the second by other
     multiples of its coordinates. The mixers are the 32-bit finalisers of MurmurHash3 (Appleby) and of
     Wellons's `lowbias32`. One variadic reduction makes XLA read the leaf once.
     """
@@ -103,7 +102,7 @@ def _mix(h: jax.Array, shift1: int, factor1: int, shift2: int, factor2: int, shi
 
 
 def _bits(x: jax.Array) -> jax.Array:
-    """The elements' bits as uint32; 64-bit elements become two, along a new last axis."""
+    """Return the elements' bits as uint32; a 64-bit element becomes two values on a new last axis."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     if x.dtype.itemsize == 8:

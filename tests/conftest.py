@@ -16,6 +16,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from lmjax.config import (
     BatchConfig,
@@ -30,10 +31,22 @@ from lmjax.config import (
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "red", "barn", "while", "rain", "fell"]
 
+# The same examples every time, however slow the machine is.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The rest of the fault matrix is in no tier, though some of it is slow: `-m slow` leaves it out."""
+    chosen = config.option.markexpr
+    if chosen and "exhaustive" not in chosen:
+        config.option.markexpr = f"({chosen}) and not exhaustive"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files with the longest tests first, so that several processes end together."""
-    items.sort(key=lambda item: item.path.name not in ("test_notebooks.py", "test_multiprocess.py"))
+    longest = ("test_notebooks.py", "test_multiprocess.py", "test_meshes.py", "test_kills.py", "test_rollback.py")
+    items.sort(key=lambda item: item.path.name not in longest)
 
 
 @pytest.fixture(scope="session")

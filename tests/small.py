@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmjax import run
 from lmjax.config import (
     BatchConfig,
     BERTConfig,
@@ -32,9 +31,10 @@ from lmjax.config import (
     TransformerConfig,
     TranslationConfig,
 )
-from lmjax.data import store
-from lmjax.tasks.task import Task
-from lmjax.typed import apply_overrides
+from lmjax.config.codec import apply_overrides
+from lmjax.data.store import preparation
+from lmjax.objectives.objective import Objective
+from lmjax.run import build as run_build
 
 MODELS: dict[str, ModelConfig] = {
     "nnlm": NNLMConfig(order=3, width=16, hidden=16, context=16, dropout=0.1),
@@ -102,13 +102,13 @@ def labelled(corpus: Path) -> Path:
     return path
 
 
-def build(name: str, corpus: Path, *changes: str) -> run.Run:
+def build(name: str, corpus: Path, *changes: str) -> run_build.Run:
     """The parts of the run, with changes of its configuration."""
     changed = apply_overrides(config(name, corpus), changes)
-    return run.build(changed, store.prepare(changed.data))
+    return run_build.build(changed, preparation.prepare(changed.data))
 
 
-def rough(task: Task, seed: int = 0) -> Any:
+def rough(task: Objective, seed: int = 0) -> Any:
     """Parameters of the task's model in which every leaf matters, made without a program to compile."""
     inputs, named = task.example()
     shapes: Any = jax.eval_shape(task.model.init, jax.random.key(0), *inputs, **named)
@@ -116,6 +116,6 @@ def rough(task: Task, seed: int = 0) -> Any:
     return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes["params"])
 
 
-def rows(task: Task, count: int = 4, cursor: int = 0) -> Mapping[str, np.ndarray]:
+def rows(task: Objective, count: int = 4, cursor: int = 0) -> Mapping[str, np.ndarray]:
     """The first batch of samples from a position on."""
     return task.arrays(task.order.take(cursor, count)[0])

@@ -154,7 +154,7 @@ for a, b in [(P(), P()), (P("x"), P("y")), (P("x", "y"), P(("x", "y"))), (P(None
 """
 
 
-@pytest.mark.multiprocess
+@pytest.mark.slow
 def test_digest_is_the_same_on_one_and_on_eight_devices():
     rng = np.random.default_rng(0)
     tree = {

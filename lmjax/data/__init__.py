@@ -1,1 +1,1 @@
-"""From text to batches: sources -> tokenizer -> store -> order -> examples -> feed."""
+"""From text to batches: sources, tokenizer, store, order, batches, prefetch."""

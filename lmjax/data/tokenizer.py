@@ -1,7 +1,7 @@
 """Text to token ids and back: one class around `tokenizers`, whatever the tokenizer's origin.
 
-Every tokenizer is saved as one tokenizer.json, and known by the sha256 of that text. Only lmjax itself writes
-`<|endoftext|>` (or what a loaded tokenizer has for it) into a stream: in text, special tokens are plain text.
+Every tokenizer is saved as one tokenizer.json and is identified by the sha256 of that text. Only lmjax itself writes
+`<|endoftext|>` (or its equivalent in a loaded tokenizer) into a stream: in text, special tokens are plain text.
 """
 
 import dataclasses
@@ -17,21 +17,27 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from lmjax.config import TokenizerConfig, UserError
-from lmjax.data import text, vocabularies
+from lmjax.data import vocabularies
+from lmjax.data.sources.text import pieces
 
-# Rust threads and a later fork do not go together: say that we want the threads, and the warning stays away.
+# Rust threads and a later fork conflict. An explicit choice of threads suppresses the warning.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 END_OF_TEXT = "<|endoftext|>"
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", vocabularies.SEP)
-TRAINING_BYTES = 200_000_000  # of text at most that a vocabulary is trained on
-ALPHABET = 1000  # characters at most that word pieces are made of, the most frequent ones
+TRAINING_BYTES = 200_000_000  # maximum amount of text that a vocabulary is trained on
+ALPHABET = 1000  # maximum number of characters in word pieces, the most frequent ones
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A tokenizer; `tokenizers.Tokenizer` does the work. UserError: its ids do not make a vocabulary."""
+    """A tokenizer, a wrapper of `tokenizers.Tokenizer`.
 
+    Raises:
+        UserError: The ids do not form a vocabulary.
+    """
+
+    #: The wrapped tokenizer.
     backend: Backend
 
     def __post_init__(self) -> None:
@@ -54,7 +60,7 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """The largest id plus one."""
         return max(self._vocabulary.values(), default=-1) + 1
 
     @cached_property
@@ -64,39 +70,39 @@ class Tokenizer:
 
     @property
     def cls(self) -> int | None:
-        """The id of [CLS], which stands in front of BERT's rows, if the vocabulary has it."""
+        """The id of [CLS], the first token of BERT's rows, if the vocabulary has it."""
         return self._vocabulary.get(vocabularies.CLS)
 
     @property
     def sep(self) -> int | None:
-        """The id of [SEP], behind each part of a row."""
+        """The id of [SEP], the token after each part of a row."""
         return self._vocabulary.get(vocabularies.SEP)
 
     @property
     def mask(self) -> int | None:
-        """The id of [MASK], in the place of a token that is to be predicted."""
+        """The id of [MASK], which replaces a token to predict."""
         return self._vocabulary.get(vocabularies.MASK)
 
     @property
     def pad(self) -> int | None:
-        """The id of [PAD], behind a row's end."""
+        """The id of [PAD], which fills a row after its end."""
         return self._vocabulary.get(vocabularies.PAD)
 
     @property
     def unknown(self) -> int | None:
-        """The id of [UNK], a word that the vocabulary cannot spell."""
+        """The id of [UNK], which replaces a word that the vocabulary cannot represent."""
         return self._vocabulary.get(vocabularies.UNKNOWN)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
-        """The ids that stand for no text."""
+        """The ids that represent no text."""
         named = (self.cls, self.sep, self.mask, self.pad, self.unknown, self.end_of_text)
         added = self.backend.get_added_tokens_decoder()
         return frozenset([i for i in named if i is not None] + [i for i, token in added.items() if token.special])
 
     @cached_property
     def continues(self) -> np.ndarray:
-        """For each id whether it goes on with the word before it, bool; only WordPiece vocabularies tell."""
+        """Whether each id continues the previous word, bool; known only for WordPiece."""
         continues_V = np.zeros(self.vocab_size, bool)
         if isinstance(self.backend.model, models.WordPiece):
             prefix = self.backend.model.continuing_subword_prefix
@@ -112,19 +118,23 @@ class Tokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """sha256 of tokenizer.json."""
+        """The sha256 of tokenizer.json."""
         return hashlib.sha256(self.json.encode()).hexdigest()
 
     def save(self, path: Path) -> None:
-        """Writes tokenizer.json to the file `path`."""
+        """Write tokenizer.json to the file `path`."""
         Path(path).write_bytes(self.json.encode())
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, with nothing added. UserError: a character that a character vocabulary lacks."""
+        """Encode a text, without additional tokens.
+
+        Raises:
+            UserError: A character vocabulary lacks a character of the text.
+        """
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of several texts, encoded in parallel."""
+        """Encode several texts in parallel."""
         try:
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the only type that the Rust library raises
@@ -141,18 +151,22 @@ class Tokenizer:
         return batch
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of ids, end_of_text written out; bytes that are not UTF-8 become U+FFFD."""
+        """Decode ids; end_of_text appears as text, and invalid UTF-8 becomes U+FFFD."""
         return self.backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
 
     def token_text(self, id: int) -> str:
-        """The vocabulary's entry as it is stored. UserError: no such id."""
+        """Return an entry of the vocabulary in its stored form.
+
+        Raises:
+            UserError: The id is outside the vocabulary.
+        """
         token = self.backend.id_to_token(int(id))
         if token is None:
             raise UserError(f"token id {id} is outside the tokenizer's vocabulary of {self.vocab_size}")
         return token
 
     def token(self, id: int) -> str:
-        """One token in printable form: line breaks, control characters and parts of characters as escapes."""
+        """Return a token in printable form, with escapes for control and partial characters."""
         stored = self.token_text(id)
         if self._by_bytes and int(id) != self.end_of_text:
             table = vocabularies.byte_of()
@@ -161,10 +175,10 @@ class Tokenizer:
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in stored)
 
     def nbytes(self, ids: np.ndarray) -> int:
-        """UTF-8 bytes of the text that these ids stand for, also where they begin or end inside a character."""
+        """Count the UTF-8 bytes of the text of these ids; they may split a character."""
         if self._lengths is None:
-            kept = ids[ids != self.end_of_text] if self.end_of_text is not None else ids
-            parts = (kept[i : i + 100_000] for i in range(0, len(kept), 100_000))
+            text_ids = ids[ids != self.end_of_text] if self.end_of_text is not None else ids
+            parts = (text_ids[i : i + 100_000] for i in range(0, len(text_ids), 100_000))
             return sum(len(self.decode(part).encode()) for part in parts)
         counts = np.bincount(ids, minlength=self.vocab_size) if len(ids) else np.zeros(self.vocab_size, np.int64)
         return int(counts @ self._lengths)
@@ -174,7 +188,7 @@ class Tokenizer:
         return isinstance(self.backend.decoder, decoders.ByteLevel)
 
     @property
-    def _by_character(self) -> bool:  # no other kind joins its tokens and does nothing else
+    def _by_character(self) -> bool:  # only this kind joins its tokens without another step
         return isinstance(self.backend.decoder, decoders.Fuse)
 
     @cached_property
@@ -192,13 +206,17 @@ class Tokenizer:
         return lengths
 
 
-def build(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-    """The tokenizer that a configuration asks for; `texts()` starts the corpus, which all but `bytes` and `file` read.
+def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+    """Build the tokenizer of a configuration.
 
     BPE and word pieces are trained on the first 200 MB of text; the same text gives the same tokenizer.
+
+    Args:
+        config: The configuration.
+        texts: A function that starts the corpus. The kinds `bytes` and `file` do not read it.
     """
     if config.kind == "file":
-        return load(Path(config.path))
+        return load_tokenizer(Path(config.path))
     if config.kind == "bytes":
         return Tokenizer(_with_end(vocabularies.byte_level(dict(vocabularies.byte_of()))))
     if config.kind == "characters":
@@ -223,19 +241,20 @@ def build(config: TokenizerConfig, texts: Callable[[], Iterator[str]]) -> Tokeni
     return Tokenizer(_with_end(backend))
 
 
-def load(path: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, GPT-2's two files, .tiktoken ranks or a vocab.txt, or in a folder with these.
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a tokenizer.json, GPT-2's two files, .tiktoken ranks or a vocab.txt, or a folder of these.
 
-    UserError otherwise.
+    Raises:
+        UserError: The path has no valid tokenizer.
     """
     return Tokenizer(vocabularies.load(path, END_OF_TEXT))
 
 
 def _train_word_pieces(vocab_size: int, texts: Callable[[], Iterator[str]]) -> Backend:
-    """A WordPiece vocabulary of BERT's special tokens, characters, and the pairs of pieces merged most often.
+    """Train a WordPiece vocabulary: BERT's special tokens, characters, and the most frequent merges.
 
-    The library's trainer numbers the characters that go on with a word as it meets them, in the order of a hash map
-    that differs from run to run, and breaks ties by number. Here they are all numbered before it starts.
+    The library's trainer numbers the characters inside words in the order of a hash map, which differs from run to
+    run, and breaks ties by number. Here they are all numbered before the training.
     """
     backend = vocabularies.word_pieces()
     normalize, split = backend.normalizer.normalize_str, backend.pre_tokenizer.pre_tokenize_str
@@ -245,8 +264,8 @@ def _train_word_pieces(vocab_size: int, texts: Callable[[], Iterator[str]]) -> B
     frequent = sorted((char for char in counts if not char.isspace()), key=lambda char: (-counts[char], char))
     alphabet = sorted(frequent[:ALPHABET])
     inside = [vocabularies.CONTINUES + char for char in alphabet if len(split(normalize("a" + char))) == 1]
-    given = [*vocabularies.BERT_SPECIALS, *inside]
-    least = len(given) + len(alphabet)
+    first_entries = [*vocabularies.BERT_SPECIALS, *inside]
+    least = len(first_entries) + len(alphabet)
     if vocab_size < least:
         raise UserError(
             f"data.tokenizer.vocab_size={vocab_size}: word pieces of this text have at least {least} entries, its "
@@ -254,7 +273,7 @@ def _train_word_pieces(vocab_size: int, texts: Callable[[], Iterator[str]]) -> B
         )
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=given,
+        special_tokens=first_entries,
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         continuing_subword_prefix=vocabularies.CONTINUES,
@@ -274,10 +293,10 @@ def _with_end(backend: Backend) -> Backend:
 
 
 def _training_texts(texts: Iterator[str]) -> Iterator[str]:
-    """The first TRAINING_BYTES, in small pieces: the trainer holds 256 of them at once."""
+    """Yield the first TRAINING_BYTES in small pieces; the trainer buffers 256 of them."""
     left = TRAINING_BYTES
     for item in texts:
-        for part, _ in text.pieces([item], 1 << 16):
+        for part, _ in pieces([item], 1 << 16):
             yield part
             left -= len(part.encode())
             if left <= 0:

@@ -1,6 +1,6 @@
-"""Tokenizer files of others as `tokenizers` objects.
+"""Loading of foreign tokenizer files as `tokenizers` objects.
 
-They are tokenizer.json, GPT-2's two files, tiktoken's ranks and BERT's vocab.txt.
+The formats are tokenizer.json, GPT-2's two files, tiktoken's ranks and BERT's vocab.txt.
 """
 
 import base64
@@ -14,16 +14,16 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from lmjax.config import UserError
-from lmjax.data import text
+from lmjax.data.sources import text
 
 _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 _WORD_PIECES = "vocab.txt"
 
-# BERT's special tokens, in the order of our own vocabularies, and what its pieces inside a word start with.
+# BERT's special tokens, in the order of lmjax's vocabularies, and the prefix of pieces inside a word.
 PAD, UNKNOWN, CLS, SEP, MASK = BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUES = "##"
 
-# A rank file does not say how text is split into words; its name has to. These are the expressions of OpenAI's
+# A rank file does not define how text is split into words; the file name selects it. The expressions are OpenAI's
 # cl100k_base (GPT-4; Llama 3 uses the same) and o200k_base (GPT-4o); all older files use GPT-2's.
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -38,9 +38,9 @@ _WORDS["llama"] = _WORDS["cl100k"]
 
 @cache
 def byte_of() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for (Radford et al. 2019, encoder.py).
+    """Map each character of a byte-level vocabulary to its byte (Radford et al. 2019, encoder.py).
 
-    Bytes that are visible Latin-1 characters stand for themselves, the others are moved, in order, to U+0100 and on.
+    Bytes that are visible Latin-1 characters represent themselves; the others map, in order, to U+0100 and above.
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [byte for byte in range(256) if byte not in visible]
@@ -48,9 +48,9 @@ def byte_of() -> dict[str, int]:
 
 
 def byte_level(vocabulary: dict[str, int] | None = None, merges: list[tuple[str, str]] | None = None) -> Backend:
-    """A byte-level BPE with GPT-2's way to split words; with neither argument one that is to be trained.
+    """Create a byte-level BPE that splits words as GPT-2 does; without arguments, for training.
 
-    A vocabulary without merges is not split into words, which would change nothing.
+    With a vocabulary without merges the text is not split into words, since that has no effect.
     """
     if vocabulary is None:
         backend, split = Backend(models.BPE()), True
@@ -62,11 +62,11 @@ def byte_level(vocabulary: dict[str, int] | None = None, merges: list[tuple[str,
 
 
 def word_pieces(vocabulary: dict[str, int] | None = None, *, lowercase: bool = True) -> Backend:
-    """BERT's WordPiece; without a vocabulary one that is to be trained.
+    """Create BERT's WordPiece; without a vocabulary, for training.
 
     Text is cleaned of control characters, lower-cased and stripped of accents if `lowercase`, and split at blanks and
     punctuation and around every Chinese character; a word is then cut into the longest entries from the left, or is
-    [UNK] (Devlin et al. 2019; Wu et al. 2016, section 4.1). So text comes back as words, not letter by letter.
+    [UNK] (Devlin et al. 2019; Wu et al. 2016, section 4.1). Decoding thus restores words, not every letter.
     """
     if vocabulary is None:
         backend = Backend(models.WordPiece(unk_token=UNKNOWN))
@@ -80,27 +80,31 @@ def word_pieces(vocabulary: dict[str, int] | None = None, *, lowercase: bool = T
 
 
 def load(path: Path, end_of_text: str) -> Backend:
-    """The tokenizer in a file or folder; one from ranks gets `end_of_text` as its last entry. UserError otherwise."""
+    """Load the tokenizer in a file or folder; ranks get `end_of_text` as the last entry.
+
+    Raises:
+        UserError: The path has no valid tokenizer.
+    """
     path = Path(path).expanduser()
     if not str(path) or str(path) == ".":
         raise UserError("data.tokenizer.kind=file needs data.tokenizer.path=PATH")
-    found = files(path)
+    parts = files(path)
     try:
-        if len(found) == 2:
-            return _gpt2(*found)
-        if found[0].suffix == ".tiktoken":
-            return _tiktoken(found[0], end_of_text)
-        if found[0].suffix == ".txt":
-            return _vocab_txt(found[0])
-        return Backend.from_str(found[0].read_text("utf-8"))
+        if len(parts) == 2:
+            return _gpt2(*parts)
+        if parts[0].suffix == ".tiktoken":
+            return _tiktoken(parts[0], end_of_text)
+        if parts[0].suffix == ".txt":
+            return _vocab_txt(parts[0])
+        return Backend.from_str(parts[0].read_text("utf-8"))
     except UserError:
         raise
     except Exception as error:  # the Rust library raises nothing narrower
-        raise UserError(f"bad tokenizer file '{found[0]}': {str(error).splitlines()[0]}") from None
+        raise UserError(f"bad tokenizer file '{parts[0]}': {str(error).splitlines()[0]}") from None
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """The file or the two files that hold the tokenizer `path`."""
+    """Return the file or the two files of the tokenizer `path`."""
     path = Path(path).expanduser()
     if not path.exists():
         raise text.missing(path)
@@ -122,7 +126,7 @@ def files(path: Path) -> tuple[Path, ...]:
 
 
 def _vocab_txt(path: Path) -> Backend:
-    """A vocabulary of one entry a line, numbered from 0. It is for lower-case text if no entry has a capital."""
+    """Load a vocabulary of one entry per line. It is lower-case if no entry has a capital."""
     entries = path.read_text("utf-8").removesuffix("\n").split("\n")
     vocabulary = {entry.removesuffix("\r"): i for i, entry in enumerate(entries)}
     if len(vocabulary) != len(entries):
@@ -150,7 +154,7 @@ def _tiktoken(path: Path, end_of_text: str) -> Backend:
     """A rank file (`base64 rank` lines) as a BPE that merges like tiktoken.
 
     tiktoken joins any two neighbours whose concatenation is an entry, lowest rank first; so every split of an entry
-    into two entries is a merge, in the order of the ranks. A word that is an entry is taken whole.
+    into two entries is a merge, in the order of the ranks. A word that is an entry remains one token.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):

@@ -1,1 +1,1 @@
-"""Models of other libraries, in and out."""
+"""Models of other libraries: import and export."""

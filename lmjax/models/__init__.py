@@ -1,1 +1,1 @@
-"""Models as Flax Linen modules: pure functions over plain parameter trees, one file a family."""
+"""Model families as Flax Linen modules, one file each."""

@@ -1,10 +1,10 @@
-"""BERT, the bidirectional encoder of Devlin et al. 2019, with its two heads, as BERTConfig says.
+"""BERT, the bidirectional encoder of Devlin et al. 2019, with its two heads.
 
-Shapes: B batch, T positions, P places that are predicted, D width, M MLP width, V vocabulary.
+Shapes: B batch, T positions, P predicted positions, D width, M MLP width, V vocabulary.
 
-Its parameters are one plain dictionary, "L" (layers) and `scan` as in `lmjax.models.gpt`:
+The parameters are a plain dictionary; "L" (layers) and `scan` as in `lmjax.models.gpt`:
 
-    leaf                                                 shape        starts as
+    leaf                                                 shape        initial value
     token_embedding/embedding                            (V, D)       normal(init_std), as every matrix
     kind_embedding/embedding       the two parts         (segments, D)
     position_embedding/embedding                         (context, D)
@@ -29,16 +29,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lmjax import axes
 from lmjax.config import BERTConfig, MaskedConfig, UserError
-from lmjax.data import masking
+from lmjax.data.batches import masking
 from lmjax.models import gpt
-from lmjax.models.attention import Attention
-from lmjax.models.gpt import stack as stack  # the layers stand as in GPT
-from lmjax.models.gpt import unstack as unstack
+from lmjax.models.attention.module import Attention
+from lmjax.models.family import Family
+from lmjax.models.gpt import unstack
 from lmjax.models.layers import MLP, Dense, Embedding, Norm, activate, dropout, recomputed, weight
+from lmjax.parallel import axes
 
-# As gpt.LOGICAL_AXES, which it holds.
+# Extends gpt.LOGICAL_AXES.
 LOGICAL_AXES = gpt.LOGICAL_AXES | {
     "kind_embedding/embedding": ("kinds", "embed"),
     "embedding_norm/scale": ("features",),
@@ -56,25 +56,29 @@ LOGICAL_AXES = gpt.LOGICAL_AXES | {
 
 
 class Outputs(NamedTuple):
-    """What BERT gives, float32. `next_B2`: the logits of "really follows" (0) and "does not" (1), if it has that head.
+    """The outputs of BERT, float32."""
 
-    `logits_BPV` of the tokens at the places asked for; `pooled_BD` stands for the whole row.
-    """
-
+    #: Hidden states of the last layer.
     hidden_BTD: Array
+    #: Pooled representation of each row.
     pooled_BD: Array
+    #: Logits of the tokens at the predicted positions.
     logits_BPV: Array
+    #: Logits of "the second text follows" (0) and "it does not" (1); None without this head.
     next_B2: Array | None
 
 
 class Block(nn.Module):
-    """norm(x + attention(x)), then norm(x + mlp(x)). Returns (x, None), as a scan over layers asks."""
+    """norm(x + attention(x)), then norm(x + mlp(x))."""
 
-    config: BERTConfig  # with its sizes resolved
+    #: The resolved configuration.
+    config: BERTConfig
+    #: Sow the attention weights.
     capture: bool = False
 
     @nn.compact
     def __call__(self, x_BTD: Array, key: Array | None, real_BT: Array) -> tuple[Array, None]:
+        """Compute the layer; returns (x, None) for a scan over layers."""
         c, std = self.config, self.config.init_std
         norm = partial(Norm, "layernorm", c.norm_epsilon)
         weights_key, attention_key, mlp_key = (None,) * 3 if key is None else jax.random.split(key, 3)
@@ -98,12 +102,14 @@ class Block(nn.Module):
 
 
 class MaskedHead(nn.Module):
-    """Hidden states to the logits of tokens: act(W x + b), a norm, the token embedding as output layer, a bias."""
+    """Token logits from hidden states: act(W x + b), a norm, the tied output layer, a bias."""
 
+    #: The resolved configuration.
     config: BERTConfig
 
     @nn.compact
     def __call__(self, x_BPD: Array, tokens: Embedding) -> Array:
+        """Compute the logits (B, P, V); `tokens`: the token embedding."""
         c = self.config
         y_BPD = Dense(c.width, c.init_std, dtype=c.dtype, name="transform")(x_BPD)
         y_BPD = recomputed(partial(activate, kind=c.activation))(y_BPD)
@@ -113,12 +119,15 @@ class MaskedHead(nn.Module):
 
 
 class BERT(nn.Module):
-    """Token ids to `Outputs`; `config.vocab_size` must be known. `capture`: sows every layer's attention weights."""
+    """Token ids to `Outputs`."""
 
+    #: The configuration, with a known `vocab_size`.
     config: BERTConfig
+    #: Sow the attention weights of every layer.
     capture: bool = False
 
     def setup(self) -> None:
+        """Create the submodules."""
         c = resolve(self.config)
         table = partial(Embedding, width=c.width, std=c.init_std)
         dense = partial(Dense, std=c.init_std, dtype=c.dtype)
@@ -153,7 +162,15 @@ class BERT(nn.Module):
         places_BP: Array | None = None,
         train: bool = False,
     ) -> Outputs:
-        """places_BP: the positions whose tokens are predicted (section 3.1); None: all. The rest as in `encode`."""
+        """Compute the outputs of all heads.
+
+        Args:
+            inputs_BT: Token ids.
+            kinds_BT: See `encode`.
+            real_BT: See `encode`.
+            places_BP: Positions whose tokens are predicted (section 3.1); None: all.
+            train: See `encode`.
+        """
         hidden_BTD, pooled_BD = self.encode(inputs_BT, kinds_BT=kinds_BT, real_BT=real_BT, train=train)
         with jax.named_scope("logits"):
             x_BPD = hidden_BTD
@@ -164,16 +181,22 @@ class BERT(nn.Module):
         return Outputs(hidden_BTD, pooled_BD, logits_BPV, next_B2)
 
     def encode(self, inputs_BT: Array, *, kinds_BT: Array, real_BT: Array, train: bool = False) -> tuple[Array, Array]:
-        """The last hidden states (B, T, D) and, from those of place 0, the pooled ones (B, D); float32.
+        """The last hidden states (B, T, D) and the pooled state of position 0 (B, D); float32.
 
-        kinds_BT: 0 in the first part of a row, 1 in the second. real_BT: 1 for tokens, 0 for padding, which no token
-        attends to. train: applies dropout, from the "dropout" generator. With `capture` and
-        mutable=["intermediates"], the attention weights (B, H, T, T) are kept where GPT keeps them.
-        UserError: more positions than the table has.
+        With `capture` and mutable=["intermediates"], the attention weights (B, H, T, T) are stored as in GPT.
+
+        Args:
+            inputs_BT: Token ids.
+            kinds_BT: 0 in the first part of a row, 1 in the second.
+            real_BT: 1 for tokens, 0 for padding, to which no token attends.
+            train: Apply dropout, from the "dropout" generator.
+
+        Raises:
+            UserError: There are more positions than the position embedding has.
         """
         c, T = self.config, inputs_BT.shape[1]
         if c.context < T:
-            raise UserError(f"{T} tokens are more than model.context={c.context} learned positions")
+            raise UserError(f"{T} tokens exceed the model.context={c.context} learned positions; shorten the input")
         embed_key, key = jax.random.split(self.make_rng("dropout")) if train and c.dropout else (None, None)
         with jax.named_scope("embed"):
             x_BTD = self.token_embedding(inputs_BT) + self.kind_embedding(kinds_BT) + self.position_embedding.first(T)
@@ -193,9 +216,9 @@ class BERT(nn.Module):
 
 
 def init_params(model: BERT, seed: int | Array) -> dict[str, Any]:
-    """The initial parameters (table above), a function of the configuration and the seed: the same, scanned or not.
+    """Initialize the parameters (table above) from the seed; equal for scanned and unrolled models.
 
-    The authors' own code cuts its normal distribution off at two standard deviations; ours has its tails.
+    The authors' code truncates the normal distribution at two standard deviations. lmjax does not truncate it.
     """
     check(model.config)
     return _init_params(resolve(model.config), seed)
@@ -220,12 +243,16 @@ def _init_params(c: BERTConfig, seed: Array) -> dict[str, Any]:
 
 
 def resolve(config: BERTConfig) -> BERTConfig:
-    """The configuration with `mlp_width` written out where it is 0."""
+    """Replace a `mlp_width` of 0 by its default value."""
     return dataclasses.replace(config, mlp_width=config.mlp_width or 4 * config.width)
 
 
 def check(config: BERTConfig) -> None:
-    """UserError if no model can be built from the configuration; `vocab_size` may still be 0."""
+    """Check that a model can be built from the configuration; `vocab_size` may still be 0.
+
+    Raises:
+        UserError: A setting is out of range; the message names it.
+    """
     for key in ("layers", "width", "heads", "norm_epsilon"):
         if getattr(config, key) <= 0:
             raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
@@ -247,12 +274,15 @@ def check(config: BERTConfig) -> None:
 
 
 def predictions(context: int) -> int:
-    """How many places of a row the masked head computes, at BERT's rate of 15 %."""
+    """The number of positions of a row that the masked head predicts, at BERT's rate of 15 %."""
     return masking.predictions(context, MaskedConfig().rate)
 
 
 def parameters(config: BERTConfig) -> dict[str, int]:
-    """The number of parameters of each part, and their `total`. The output matrix is the token embedding."""
+    """The number of parameters of each part, and their `total`.
+
+    The output matrix is the token embedding.
+    """
     c = resolve(config)
     D, M, L = c.width, c.mlp_width, c.layers
     parts = {
@@ -270,11 +300,11 @@ def parameters(config: BERTConfig) -> dict[str, int]:
 
 
 def flops_per_token(config: BERTConfig) -> float:
-    """Training FLOPs for each token of a full context: the matrix products of the forward and backward pass.
+    """Training FLOPs per token of a full context: products of the forward and backward pass.
 
-    A weight takes 2 FLOPs forward and 4 backward, each query meets every key: 6 N + 12 L D T. The masked head is
-    computed at `predictions(context)` places only, the pooler and the next-sentence head once a row. What `remat`
-    computes again is not counted.
+    A weight takes 2 FLOPs forward and 4 backward; each query attends to every key: 6 N + 12 L D T. The masked head is
+    computed only at `predictions(context)` positions, the pooler and the next-sentence head once a row. Recomputation
+    by `remat` is not counted.
     """
     c = resolve(config)
     D, T = c.width, c.context
@@ -285,17 +315,30 @@ def flops_per_token(config: BERTConfig) -> float:
 
 
 def activation_bytes(config: BERTConfig) -> float:
-    """Bytes a token, logits not counted: what every layer keeps for the backward pass, what the layer in hand has with
-    its gradients, and the heads.
+    """An estimate of the activation bytes per token, without logits.
 
-    An estimate, which compiled programs meet within a factor of 1.5: what goes into every norm, nonlinearity and
-    product, the latter in `dtype`.
+    It counts what all layers keep for the backward pass, the layer being computed with its gradients, and the heads:
+    the inputs of every norm, nonlinearity and product, the latter in `dtype`. Compiled programs meet it within a factor
+    of 1.5.
     """
     c = resolve(config)
     D, M, narrow = c.width, c.mlp_width, 2 if c.dtype == "bfloat16" else 4
-    wide = 4 * (3 * D + M)  # into both norms, what attention mixed, into the nonlinearity
-    inputs = narrow * (6 * D + M) + 8 * c.heads  # of every product, and two sums of a query's weights
-    scores = 12 * c.heads * c.context  # and their gradients, of the layer in hand
-    kept = {"none": wide + inputs, "dots": 4 * (5 * D + M), "full": 4 * D}[c.remat]
+    wide = 4 * (3 * D + M)  # inputs of both norms, output of attention, input of the nonlinearity
+    inputs = narrow * (6 * D + M) + 8 * c.heads  # of every product; maximum and sum of a query's weights
+    scores = 12 * c.heads * c.context  # and their gradients, of the layer being computed
+    saved = {"none": wide + inputs, "dots": 4 * (5 * D + M), "full": 4 * D}[c.remat]
     heads = (4 * 2 + narrow * 2) * D * predictions(c.context) / c.context
-    return c.layers * kept + 2 * (wide + inputs) + scores + heads
+    return c.layers * saved + 2 * (wide + inputs) + scores + heads
+
+
+FAMILY = Family(
+    module=BERT,
+    axes=LOGICAL_AXES,
+    check=check,
+    parameters=parameters,
+    flops_per_token=flops_per_token,
+    activation_bytes=activation_bytes,
+    resolve=resolve,
+    predicted=lambda config: predictions(config.context) / config.context,
+    mesh_axes=("tensor",),
+)

@@ -1,11 +1,13 @@
-"""The decoder-only Transformer, from GPT-2 (Radford et al. 2019) to LLaMA (Touvron et al. 2023), as GPTConfig says.
+"""The decoder-only Transformer, from GPT-2 to LLaMA, set by GPTConfig.
+
+GPT-2: Radford et al. 2019. LLaMA: Touvron et al. 2023.
 
 Shapes: B batch, T positions, D width, V vocabulary.
 
-Its parameters are one plain dictionary. "L" stands before what `scan` stacks on a leading axis of layers; without
-`scan` the same leaves lie under `block_0`, `block_1`, ... (`stack` and `unstack` convert).
+The parameters are a plain dictionary. "L" marks leaves that `scan` stacks on a leading axis of layers; without `scan`
+the same leaves are under `block_0`, `block_1`, ... (`stack` and `unstack` convert).
 
-    leaf                                                 shape        starts as (s = init_std)
+    leaf                                                 shape        initial value (s = init_std)
     token_embedding/embedding                            (V, D)       normal(s)
     position_embedding/embedding   learned positions     (context, D) normal(s)
     blocks/attention_norm/scale, bias                    L (D)        1, 0
@@ -18,7 +20,8 @@ Its parameters are one plain dictionary. "L" stands before what `scan` stacks on
     final_norm/scale, bias                               (D)          1, 0
     head/kernel                    untied                (D, V)       normal(s)
 
-The spread and the scaling by depth are GPT-2's (section 2.3). Biases exist with `bias` (no norm bias in RMSNorm).
+The standard deviation and its scaling by depth are those of GPT-2 (section 2.3). Biases exist with `bias`; RMSNorm has
+none.
 """
 
 import dataclasses
@@ -32,15 +35,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lmjax import axes
 from lmjax.config import GPTConfig, UserError
-from lmjax.models.attention import Attention, Cache, Place
-from lmjax.models.flops import check as check  # the check of a configuration, which must not wait for JAX
-from lmjax.models.flops import resolve
+from lmjax.models import costs
+from lmjax.models.attention.attend import Place
+from lmjax.models.attention.module import Attention, Cache
+from lmjax.models.costs import check_gpt, resolve_gpt
+from lmjax.models.family import Family
 from lmjax.models.layers import MLP, Dense, Embedding, Norm, dropout, product, rotation
+from lmjax.parallel import axes
 
-# Leaf by "parent/leaf" -> a name for each axis, from which its place on a mesh follows (`lmjax.axes`). "features" are
-# those of a vector: vectors are small, and whole everywhere.
+# "parent/leaf" of a parameter -> one logical name for each axis; `lmjax.parallel.axes` maps these names to the mesh.
+# "features" is the axis of a vector: vectors are small and replicated.
 LOGICAL_AXES = {
     "token_embedding/embedding": ("vocab", "embed"),
     "position_embedding/embedding": ("positions", "embed"),
@@ -71,12 +76,11 @@ LOGICAL_AXES = {
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)). Returns x and the layer's cache, if it has one.
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    of_layer: the dropout's key and the cache. visible: (segments_BT, ends_BT).
-    """
-
-    config: GPTConfig  # with its sizes resolved
+    #: The resolved configuration.
+    config: GPTConfig
+    #: Sow the attention weights.
     capture: bool = False
 
     @nn.compact
@@ -88,6 +92,15 @@ class Block(nn.Module):
         visible: tuple[Array | None, Array | None],
         place: Place | None,
     ) -> tuple[Array, Cache | None]:
+        """Compute the layer; returns x and the layer's next cache, if there is one.
+
+        Args:
+            x_BTD: The input.
+            of_layer: Dropout key and cache of the layer.
+            turn: Cosines and sines of rotary positions.
+            visible: (segments_BT, ends_BT).
+            place: Position in the cache.
+        """
         c, (key, cache) = self.config, of_layer
         std, output_std = c.init_std, c.init_std / math.sqrt(2 * c.layers)
         norm = partial(Norm, c.norm, c.norm_epsilon, c.bias)
@@ -119,9 +132,11 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids to logits; `config.vocab_size` must be known. `capture`: sows the attention weights of every layer."""
+    """Token ids to logits."""
 
+    #: The configuration, with a known `vocab_size`.
     config: GPTConfig
+    #: Sow the attention weights of every layer.
     capture: bool = False
 
     @nn.compact
@@ -137,17 +152,20 @@ class GPT(nn.Module):
         train: bool = False,
         head: bool = True,
     ) -> Any:
-        """Logits (B, T, V), float32; without `head` the features (B, T, D) that they are made of.
+        """Logits (B, T, V), float32; without `head` the features (B, T, D) before the output layer.
 
-        segments_BT: positions see each other only within a segment (packed documents). positions_BT: default 0, 1, ...
-        ends_BT: a position is seen only by those before its end (a tree of sequences that share their beginnings).
-        places_BN: gives (B, N, V) at these positions only. cache: as `begin` makes it; gives (logits, the next cache),
-        and positions follow from it.
-        train: applies dropout, from the "dropout" generator. With `capture` and mutable=["intermediates"], the
-        weights (B, H, T, T) are at blocks/attention/weights (stacked if scanned) or block_i/attention/weights.
-        UserError: more positions than a learned table has.
+        With `capture` and mutable=["intermediates"], the attention weights (B, H, T, T) are at
+        blocks/attention/weights (stacked if scanned) or block_i/attention/weights.
+
+        Args: segments_BT: Segments of packed documents; attention stays within a segment. positions_BT: Default
+        0, 1, ... ends_BT: A position is visible only to positions before its end (a tree of sequences with shared
+        prefixes). places_BN: Return (B, N, V) at these positions only. cache: From `begin`; sets the positions, and the
+        result is (logits, next cache). train: Apply dropout, from the "dropout" generator.
+
+        Raises:
+            UserError: There are more positions than the learned table has.
         """
-        c, T = resolve(self.config), inputs_BT.shape[1]
+        c, T = resolve_gpt(self.config), inputs_BT.shape[1]
         embed_key, key = jax.random.split(self.make_rng("dropout")) if train and c.dropout else (None, None)
         place = None
         if cache is not None:
@@ -157,7 +175,7 @@ class GPT(nn.Module):
             x_BTD, turn = tokens(inputs_BT), None
             if c.positions == "learned":
                 if positions_BT is None and c.context < T:
-                    raise UserError(f"{T} tokens are more than model.context={c.context} learned positions")
+                    raise UserError(f"{T} tokens exceed model.context={c.context} learned positions; shorten the input")
                 table = Embedding(c.context, c.width, c.init_std, name="position_embedding")
                 x_BTD += table.first(T) if positions_BT is None else table(positions_BT)
             else:
@@ -208,10 +226,10 @@ class GPT(nn.Module):
 
 
 def rematerialised(block: Any, remat: str, scan: bool) -> Any:
-    """A module of one layer with the backward pass of `remat`: `dots` keeps the results of products with weights, no
-    scores.
+    """Apply rematerialization to the module of one layer.
 
-    On CPU it takes a scan to save memory: in one program XLA merges what is computed twice.
+    `dots` keeps the results of products with weights, and no scores. On CPU only a scan saves memory: in an unrolled
+    program XLA merges duplicate computations.
     """
     if remat == "none":
         return block
@@ -223,12 +241,13 @@ def rematerialised(block: Any, remat: str, scan: bool) -> Any:
 
 
 def init_params(model: GPT, seed: int | Array) -> dict[str, Any]:
-    """The initial parameters (table above), a function of the configuration and the seed: the same, scanned or not.
+    """Initialize the parameters (table above) from the seed; equal for scanned and unrolled models.
 
-    Traceable: under `jax.eval_shape` it costs nothing, under `jit` with `out_shardings` no leaf exists unsharded.
+    The function is traceable: under `jax.eval_shape` it costs nothing, and under `jit` with `out_shardings` no leaf is
+    materialized unsharded.
     """
-    check(model.config)
-    return _init_params(resolve(model.config), seed)
+    check_gpt(model.config)
+    return _init_params(resolve_gpt(model.config), seed)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -249,12 +268,13 @@ def _init_params(c: GPTConfig, seed: Array) -> dict[str, Any]:
 
 
 def begin(config: GPTConfig, first_B: Array, size: int) -> dict[str, Any]:
-    """An empty cache for `size` positions of B rows; row b begins at slot first_B[b] (padding on the left).
+    """Create an empty cache for `size` positions of B rows; row b begins at slot first_B[b].
 
-    Keys and values (B G, S, K) of every layer, stacked if the model scans, in the dtype that products read; on CPU as
-    float32 with the same digits, since XLA would convert all of it for each token.
+    The padding is on the left. The cache holds keys and values (B G, S, K) of every layer, stacked if the model scans,
+    in the dtype that products read. On CPU it holds float32 numbers rounded to this dtype, since XLA would convert the
+    complete cache for each token.
     """
-    c = resolve(config)
+    c = resolve_gpt(config)
     shape = len(first_B) * c.key_heads, size, c.head_dim
     dtype = jnp.bfloat16 if c.dtype == "bfloat16" and jax.default_backend() != "cpu" else jnp.float32
     lead = (c.layers,) if c.scan else ()
@@ -265,14 +285,14 @@ def begin(config: GPTConfig, first_B: Array, size: int) -> dict[str, Any]:
 
 
 def unstacked_cache(cache: dict[str, Any]) -> dict[str, Any]:
-    """The cache of a model that scans as that of the unrolled one."""
+    """Convert the cache of a scanned model to that of the unrolled model."""
     stacked = cache["layers"]
     layers = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(len(stacked["keys"])))
     return cache | {"layers": layers}
 
 
 def _place(cache: dict[str, Any], T: int, c: GPTConfig) -> tuple[Place, Array]:
-    """The slots of the next T positions with what they see, and the positions (B, T)."""
+    """The cache slots of the next T positions, and the positions (B, T)."""
     layers = cache["layers"] if c.scan else cache["layers"][0]
     slots_S, first_B1 = jnp.arange(layers["keys"].shape[-2]), cache["first_B"][:, None]
     seen_BS = (slots_S >= first_B1) & (slots_S < cache["slot"] + T)
@@ -281,7 +301,7 @@ def _place(cache: dict[str, Any], T: int, c: GPTConfig) -> tuple[Place, Array]:
 
 
 def stack(params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of an unrolled model (`block_0`, `block_1`, ...) as those of a scanned one (`blocks`)."""
+    """Convert parameters of an unrolled model (`block_0`, ...) to those of a scanned model (`blocks`)."""
     names = sorted((name for name in params if re.fullmatch(r"block_\d+", name)), key=lambda name: int(name[6:]))
     blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *(params[name] for name in names))
     return {name: leaf for name, leaf in params.items() if name not in names} | {"blocks": blocks}
@@ -296,6 +316,18 @@ def unstack(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def logits(config: GPTConfig, params: Any, x_ND: Array) -> Array:
-    """The logits (N, V), float32, of features (N, D) as the model gives them without its head."""
+    """Apply the output layer to features (N, D) of a call without `head`: logits (N, V), float32."""
     name, leaf, axis = ("token_embedding", "embedding", 1) if config.tied else ("head", "kernel", 0)
     return product(x_ND, params[name][leaf], axis, config.dtype, axes.held(name, leaf))
+
+
+FAMILY = Family(
+    module=GPT,
+    axes=LOGICAL_AXES,
+    check=check_gpt,
+    parameters=costs.parameters,
+    flops_per_token=costs.flops_per_token,
+    activation_bytes=costs.activation_bytes,
+    resolve=resolve_gpt,
+    mesh_axes=("tensor", "sequence"),
+)

@@ -1,9 +1,9 @@
-"""The parts every model is made of: products, norms, nonlinearities, dropout, embeddings, rotary positions, the MLP.
+"""Building blocks of the models: products, norms, nonlinearities, embeddings, positions.
 
 Shapes: B batch, T positions, D width, F features out, M MLP width, H heads, K head size, V vocabulary, `...` any axes.
 
-Activations are float32 (float64 for parameters in float64). `dtype` says only what products round their inputs to:
-they always add up, and give their result, in the activations' dtype.
+Activations are float32 (float64 for parameters in float64). `dtype` is only the dtype to which products round their
+inputs. Products accumulate, and return their result, in the dtype of the activations.
 """
 
 from functools import partial
@@ -16,22 +16,28 @@ from flax import linen as nn
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from lmjax import axes
+from lmjax.parallel import axes
 
 # ---- Products ---------------------------------------------------------------------------------------------------
 
 
 def rounded(x: Array, dtype: str) -> Array:
-    """`x` as a product reads it: in bfloat16 if `dtype` says so, else as it is."""
+    """Round `x` for a product: to bfloat16 if `dtype` is bfloat16, else unchanged."""
     return x.astype(jnp.bfloat16) if dtype == "bfloat16" else x
 
 
 def product(x: Array, w: Array, axis: int = 0, dtype: str = "float32", where: axes.Held | None = None) -> Array:
-    """x (..., D) times w, which is (D, F) with `axis` 0 or (F, D) with `axis` 1 -> (..., F), in the dtype of `x`.
+    """Multiply x (..., D) by a matrix -> (..., F), in the dtype of `x`.
 
-    where: the devices that keep w, and those that compute with it; it is gathered rounded, in each pass anew.
-    Its gradients round their inputs and add up as it does itself. The weight gradient contracts the rows directly:
+    The gradients round their inputs and accumulate like the product. The weight gradient contracts the rows directly:
     XLA's own transpose rule would copy both factors on CPU, a quarter of a small model's time.
+
+    Args:
+        x: The rows.
+        w: The matrix, (D, F) with `axis` 0 or (F, D) with `axis` 1.
+        axis: The axis of w that is contracted.
+        dtype: Dtype to which both factors are rounded.
+        where: Shardings of w; it is rounded, then gathered, separately in the forward and in the backward pass.
     """
     return _product(x, w, axis, dtype, where)
 
@@ -50,7 +56,7 @@ def _product_backward(
     g_rounded, rows, last = rounded(g, dtype), tuple(range(g.ndim - 1)), g.ndim - 1
     dx = _dot(g_rounded, axes.gathered(w, where), (last,), (1 - axis,), g.dtype)
     left, right = (x, g_rounded) if axis == 0 else (g_rounded, x)
-    if left.dtype == jnp.bfloat16:  # whose fast kernel on CPU wants the contracted axes last
+    if left.dtype == jnp.bfloat16:  # the fast bfloat16 kernel on CPU needs the contracted axes last
         columns = row_major(jnp.moveaxis(left, -1, 0))
         return dx, axes.stored(_dot(columns, right, tuple(range(1, g.ndim)), rows, g.dtype), where)
     return dx, axes.stored(_dot(left, right, rows, rows, g.dtype), where)
@@ -62,37 +68,41 @@ _product.defvjp(_product_forward, _product_backward)
 
 def _dot(a: Array, b: Array, a_axes: tuple[int, ...], b_axes: tuple[int, ...], dtype: Any) -> Array:
     y = lax.dot_general(a, b, ((a_axes, b_axes), ((), ())), preferred_element_type=dtype)
-    # XLA for CPU (jax 0.10 to 0.12) refuses a bfloat16 product whose result it has decided to store transposed.
+    # XLA for CPU (jax 0.10 to 0.12) fails on a bfloat16 product whose result it stores transposed.
     return row_major(y) if a.dtype == jnp.bfloat16 else y
 
 
 def row_major(x: Array) -> Array:
-    """`x`, on CPU laid out in memory row by row: a transpose before it is a copy, one after it stays outside.
+    """Force a row-major memory layout of `x` on CPU.
 
-    Among several CPU devices jax 0.10 gathers `x` on each of them for this (0.12 does not).
+    A transpose before it becomes a copy; a transpose after it is not fused with the product. With several CPU devices
+    jax 0.10 gathers `x` on each device for this (0.12 does not).
     """
     layout = Layout(tuple(range(x.ndim)))
     return lax.platform_dependent(x, cpu=lambda x: with_layout_constraint(x, layout), default=lambda x: x)
 
 
 def weight(module: nn.Module, name: str, start: Any, shape: tuple[int, ...]) -> Array:
-    """A parameter of a module, as it is computed with."""
+    """Create a parameter of a module, gathered for computation."""
     return axes.gathered(module.param(name, start, shape), axes.held(module.name, name))
 
 
 class Dense(nn.Module):
-    """x W + b over the last axis; b starts at zero.
+    """x W + b over the last axis; the initial b is zero."""
 
-    `std`: of the normal distribution W starts from; None: uniform, within +-sqrt(6 / (D + F)) (Glorot and Bengio 2010).
-    """
-
+    #: Number of features F of the result.
     features: int
+    #: Standard deviation of the normal distribution of the initial W; None: uniform within +-sqrt(6 / (D + F))
+    #: (Glorot and Bengio 2010).
     std: float | None
+    #: Whether there is a bias b.
     bias: bool = True
+    #: Dtype to which the product rounds its inputs.
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Map x (..., D) to (..., F)."""
         start = nn.initializers.glorot_uniform() if self.std is None else nn.initializers.normal(self.std)
         kernel_DF = self.param("kernel", start, (x.shape[-1], self.features))
         y = product(x, kernel_DF, 0, self.dtype, axes.held(self.name, "kernel"))
@@ -101,19 +111,23 @@ class Dense(nn.Module):
 
 # ---- Elementwise functions --------------------------------------------------------------------------------------
 
-# For what is cheaper to compute again in the backward pass than to keep in between: only its arguments are kept.
+# For functions that are cheaper to recompute in the backward pass than to store: only their arguments are saved.
 recomputed = partial(jax.checkpoint, prevent_cse=False)
 
 
 class Norm(nn.Module):
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019, no centring, no bias) over the last axis."""
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last axis."""
 
+    #: `layernorm` or `rmsnorm` (no centring, no bias).
     kind: str
+    #: Added to the variance.
     epsilon: float
+    #: Whether a LayerNorm has a bias.
     bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Normalise x (..., D)."""
         scale = weight(self, "scale", nn.initializers.ones, x.shape[-1:])
         if self.kind == "rmsnorm":
             return recomputed(_rms_norm)(x, scale, self.epsilon)
@@ -131,9 +145,9 @@ def _layer_norm(x: Array, scale: Array, bias: Array | None, epsilon: float) -> A
 
 
 def activate(x: Array, kind: str) -> Array:
-    """The nonlinearity called `kind` in GPTConfig, but for `swiglu`; `gelu` is the form with erf."""
+    """Apply the nonlinearity `kind` of GPTConfig, except `swiglu`; `gelu` is the erf form."""
     match kind:
-        case "gelu":  # by erf, since erfc, which jax.nn.gelu has, takes twice as long on CPU
+        case "gelu":  # by erf: jax.nn.gelu uses erfc, which takes twice as long on CPU
             return 0.5 * x * (1 + lax.erf(x * 0.5**0.5))
         case "gelu_tanh":
             return jax.nn.gelu(x, approximate=True)
@@ -148,7 +162,10 @@ def swiglu(up: Array, gate: Array) -> Array:
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeros elements with probability `rate` and scales the others by 1 / (1 - rate); nothing without a key."""
+    """Zero elements with probability `rate` and scale the rest by 1 / (1 - rate).
+
+    Without a key `x` is returned unchanged.
+    """
     if key is None or rate == 0.0:
         return x
     return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0)
@@ -158,11 +175,15 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 
 
 class Embedding(nn.Module):
-    """A table of vectors. An index outside it gives NaN, so that the mistake shows."""
+    """A table of vectors. An index out of range gives NaN, which makes the error visible."""
 
+    #: Number of rows V.
     size: int
+    #: Features D of a row.
     width: int
+    #: Standard deviation of the normal distribution of the initial table.
     std: float
+    #: Dtype to which the product of `logits` rounds its inputs.
     dtype: str = "float32"
 
     def setup(self) -> None:
@@ -173,7 +194,7 @@ class Embedding(nn.Module):
         return _wide(jnp.take(self._whole(), ids, axis=0, mode="fill"))
 
     def first(self, count: int) -> Array:
-        """The first rows (count, D), without a look-up."""
+        """The first rows (count, D), as a slice."""
         return _wide(self._whole()[:count])
 
     def logits(self, x: Array) -> Array:
@@ -189,9 +210,10 @@ def _wide(x: Array) -> Array:
 
 
 def sinusoids(count: int, width: int) -> Array:
-    """Positions 0, 1, ... as vectors (count, width): sin(p / 10000^(2i/width)) at feature 2i, its cosine at 2i + 1.
+    """Sinusoidal position encodings (count, width) of Vaswani et al. 2017, section 3.5.
 
-    Vaswani et al. 2017, section 3.5. float32, from angles in double precision.
+    Position p has sin(p / 10000^(2i/width)) at feature 2i, and the cosine at 2i + 1. float32, from angles in double
+    precision.
     """
     features = np.arange(width)
     angles = np.arange(count)[:, None] / 10_000.0 ** (features // 2 * 2 / width)
@@ -201,17 +223,20 @@ def sinusoids(count: int, width: int) -> Array:
 def rotation(
     positions_BT: Array, head_dim: int, theta: float, dtype: Any, scaling: tuple[float, ...] = ()
 ) -> tuple[Array, Array]:
-    """Cosines and sines (B, T, 1, K/2) of the angles position * theta^(-2i/K) (Su et al. 2021, section 3.2.2)."""
+    """Cosines and sines (B, T, 1, K/2) of the angles of rotary positions.
+
+    The angles are position * theta^(-2i/K) (Su et al. 2021, section 3.2.2).
+    """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
     angles = positions_BT[..., None, None].astype(dtype) * _stretched(frequencies, scaling)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def _stretched(frequencies: Array, scaling: tuple[float, ...]) -> Array:
-    """Frequencies for a longer context, as GPTConfig.rope_scaling says.
+    """Scale rotary frequencies for a longer context by `GPTConfig.rope_scaling`.
 
-    With (factor, low, high, context): what turns fewer than `low` times within the old context is divided by the
-    factor, what turns more than `high` times stays, in between the two are mixed.
+    With (factor, low, high, context): a frequency with fewer than `low` turns within the old context is divided by
+    `factor`, one with more than `high` turns is unchanged, and in between the two are interpolated.
     """
     if not scaling:
         return frequencies
@@ -220,12 +245,15 @@ def _stretched(frequencies: Array, scaling: tuple[float, ...]) -> Array:
         return frequencies / factor
     low, high, context = bounds
     turns = context * frequencies / (2 * jnp.pi)
-    kept = jnp.clip((turns - low) / (high - low), 0, 1)
-    return frequencies * (kept + (1 - kept) / factor)
+    unscaled = jnp.clip((turns - low) / (high - low), 0, 1)
+    return frequencies * (unscaled + (1 - unscaled) / factor)
 
 
 def rotate(x_BTHK: Array, cosine: Array, sine: Array) -> Array:
-    """Turns features i and i + K/2 by the i-th angle: the half-split form of GPT-NeoX and Hugging Face's LLaMA."""
+    """Rotate features i and i + K/2 by the i-th angle.
+
+    This is the half-split form of GPT-NeoX and of LLaMA in Hugging Face transformers.
+    """
     a, b = jnp.split(x_BTHK, 2, axis=-1)
     return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], axis=-1)
 
@@ -234,20 +262,24 @@ def rotate(x_BTHK: Array, cosine: Array, sine: Array) -> Array:
 
 
 class MLP(nn.Module):
-    """down(act(up(x))), or down(swiglu(up(x), gate(x))).
+    """down(act(up(x))), or down(swiglu(up(x), gate(x)))."""
 
-    `std` and `output_std`: of the initial weights into and out of the M features, as Dense has it.
-    """
-
+    #: Number of hidden features M.
     width: int
+    #: The nonlinearity, as in GPTConfig.
     activation: str
+    #: `std` of `Dense` for `up` and `gate`.
     std: float | None
+    #: `std` of `Dense` for `down`.
     output_std: float | None
+    #: Whether the layers have biases.
     bias: bool = True
+    #: Dtype to which products round their inputs.
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
+        """Map x (B, T, D) to (B, T, D)."""
         dense = partial(Dense, bias=self.bias, dtype=self.dtype)
         up_BTM = axes.constrain(dense(self.width, self.std, name="up")(x_BTD), "batch", "length", "mlp")
         if self.activation == "swiglu":

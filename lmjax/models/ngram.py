@@ -1,4 +1,4 @@
-"""Baselines that need no training run: a byte unigram and an interpolated Kneser-Ney n-gram over token ids."""
+"""Baselines without a training run: a byte unigram and an interpolated Kneser-Ney n-gram."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _FALLBACK = (0.5, 1.0, 1.5)
 
 
 def unigram_bits_per_byte(train: bytes, held_out: bytes) -> float:
-    """Bits per byte of `held_out` under the byte frequencies of `train`, each of 256 counted once more than it is."""
+    """Bits per byte of `held_out` under the add-one smoothed byte frequencies of `train`."""
     seen, measured = (np.bincount(np.frombuffer(text, np.uint8), minlength=256) for text in (train, held_out))
     assert measured.any()
     return float(-measured @ np.log2((seen + 1) / (seen.sum() + 256)) / measured.sum())
@@ -24,7 +24,7 @@ def kneser_ney(
     order: int = 5,
     end_of_text: int | None = None,
 ) -> float:
-    """Nats of all tokens of `held_out` but the first, under `KneserNey` of the streams `train`."""
+    """Nats of all tokens of `held_out` except the first, under `KneserNey` fitted to `train`."""
     streams = [train] if isinstance(train, np.ndarray) else train
     model = KneserNey.fit(streams, vocab_size=vocab_size, order=order, end_of_text=end_of_text)
     return float(model.nats(held_out).sum())
@@ -32,34 +32,44 @@ def kneser_ney(
 
 @dataclass(frozen=True)
 class _Level:
-    """All n-grams of one length n. An n-gram's id is its rank in `ngrams`, whose entries are
-    (oldest token) * (how many shorter ones) + (id of the n-gram without its oldest token); contexts alike."""
+    """All n-grams of one length n.
 
+    The id of an n-gram is its rank in `ngrams`. An entry is (oldest token) * (number of shorter n-grams) + (id of the
+    n-gram without its oldest token). Contexts are encoded in the same way.
+    """
+
+    #: Sorted keys of the n-grams.
     ngrams: np.ndarray
-    shares: np.ndarray  # of each n-gram: its discounted count over its context's
+    #: Discounted count of each n-gram divided by the count of its context.
+    shares: np.ndarray
+    #: Sorted keys of the contexts.
     contexts: np.ndarray
-    rests: np.ndarray  # of each context: the weight of the shorter n-grams
+    #: Weight of the shorter n-grams for each context.
+    rests: np.ndarray
 
 
 @dataclass(frozen=True)
 class KneserNey:
-    """Interpolated modified Kneser-Ney (Chen and Goodman 1998, section 3), the shortest order mixed with 1/vocabulary.
+    """Interpolated modified Kneser-Ney smoothing (Chen and Goodman 1998, section 3).
 
-    Discounts are their closed forms of the counts of counts; where those do not exist (small data) 0.5, 1, 1.5.
-    With `end_of_text` no context reaches past the end_of_text in front of its document: what lies before is one
-    padding symbol. Without, contexts run through.
+    The shortest order is interpolated with 1/vocabulary. Discounts are the closed forms of the counts of counts; if
+    those do not exist (small data) they are 0.5, 1, 1.5.
     """
 
+    #: Sorted token ids of the training streams.
     vocabulary: np.ndarray
+    #: N-grams by length, from 1.
     levels: tuple[_Level, ...]
+    #: Size of the vocabulary of the uniform distribution.
     vocab_size: int
+    #: Id that precedes every document; earlier tokens are replaced by a padding symbol. None: contexts cross documents.
     end_of_text: int | None
 
     @staticmethod
     def fit(
         streams: Sequence[np.ndarray], *, vocab_size: int, order: int = 5, end_of_text: int | None = None
     ) -> "KneserNey":
-        """Counts the streams of token ids (1-D, any unsigned type); their first tokens serve as context only."""
+        """Fit streams of token ids (1-D, unsigned); their first tokens serve as context only."""
         assert order >= 1
         vocabulary = np.unique(np.concatenate([np.unique(stream) for stream in streams]))
         assert vocabulary[-1] < vocab_size, "token ids outside the vocabulary"
@@ -76,7 +86,7 @@ class KneserNey:
             ngrams.append(keys)
         del ids
 
-        all_counts = [counts]  # of the longest how often; of shorter ones how many tokens they were seen after
+        all_counts = [counts]  # longest n-grams: occurrences; shorter n-grams: number of distinct preceding tokens
         for shorter, longer in zip(ngrams[-2::-1], ngrams[:0:-1], strict=True):
             suffix = (longer % np.uint64(len(shorter))).astype(np.int64)
             all_counts.insert(0, np.bincount(suffix, minlength=len(shorter)))
@@ -100,7 +110,7 @@ class KneserNey:
         return KneserNey(vocabulary, tuple(levels), vocab_size, end_of_text)
 
     def nats(self, stream: np.ndarray) -> np.ndarray:
-        """-ln probability of every token of the stream but the first, float64."""
+        """-ln probability of every token of the stream except the first, float64."""
         history = _History(stream, self.vocabulary, self.end_of_text)
         result = np.empty(len(stream) - 1)
         for at in range(0, len(result), _CHUNK):
@@ -109,14 +119,19 @@ class KneserNey:
         return result
 
     def probability(self, contexts: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """P(token | context) of each row: contexts (N, order - 1) oldest first, -1 for padding; tokens (N,)."""
+        """P(token | context) of each row.
+
+        Args:
+            contexts: (N, order - 1), oldest first; -1 for padding.
+            tokens: (N,).
+        """
         columns = [_rank(np.asarray(tokens), self.vocabulary)]
         for column in np.asarray(contexts).T[::-1]:
             columns.append(np.where(column == -1, len(self.vocabulary), _rank(column, self.vocabulary)))
         return self._probability(columns)
 
     def _probability(self, columns: list[np.ndarray]) -> np.ndarray:
-        """columns: ranks of the tokens, of those before, of those before these, ...; -1 for unknown tokens."""
+        """P(token | context); columns: ranks of the tokens, their predecessors, ...; -1: unknown."""
         probability, ids, contexts = np.full(len(columns[0]), 1 / self.vocab_size), columns[0], columns[0] * 0
         for n, level in enumerate(self.levels):
             if n:
@@ -129,14 +144,14 @@ class KneserNey:
 
 
 class _History:
-    """A stream as ranks in the vocabulary, and the tokens that stand n places before each token but the first."""
+    """A stream as ranks in the vocabulary, with the token n positions before each token."""
 
     def __init__(self, stream: np.ndarray, vocabulary: np.ndarray, end_of_text: int | None):
         self.ranks = _rank(np.asarray(stream), vocabulary)
         self.padding = len(vocabulary)
         place = np.arange(len(stream) - 1)
         ends = np.zeros(len(place), bool) if end_of_text is None else np.asarray(stream[:-1]) == end_of_text
-        self.earliest = np.maximum.accumulate(np.where(ends, place, 0))  # that a token's context may reach
+        self.earliest = np.maximum.accumulate(np.where(ends, place, 0))  # first position of each context
 
     def token(self, n: int, part: slice = slice(None)) -> np.ndarray:
         place = np.arange(1, len(self.ranks))[part]
@@ -146,7 +161,7 @@ class _History:
 
 
 def _rank(tokens: np.ndarray, vocabulary: np.ndarray) -> np.ndarray:
-    """The place of each token in the sorted vocabulary, -1 where it is not there."""
+    """The rank of each token in the sorted vocabulary; -1: absent."""
     place = np.minimum(np.searchsorted(vocabulary, tokens), len(vocabulary) - 1)
     return np.where(vocabulary[place] == tokens, place, -1)
 
@@ -156,15 +171,15 @@ def _key(older: np.ndarray, shorter: np.ndarray, size: int) -> np.ndarray:
 
 
 def _find(keys: np.ndarray, older: np.ndarray, shorter: np.ndarray, size: int) -> np.ndarray:
-    """The id of each (older token, shorter n-gram or context), -1 where it was never seen."""
+    """The id of each (older token, shorter n-gram or context); -1: absent."""
     key = _key(np.maximum(older, 0), np.maximum(shorter, 0), size)
-    ascending, place = np.argsort(key), np.empty(len(key), np.int64)  # sorted queries stay in the cache
+    ascending, place = np.argsort(key), np.empty(len(key), np.int64)  # sorted queries use the CPU cache better
     place[ascending] = np.minimum(np.searchsorted(keys, key[ascending]), len(keys) - 1)
     return np.where((older >= 0) & (shorter >= 0) & (keys[place] == key), place, -1)
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken from a count of 0, 1, 2, and 3 or more (Chen and Goodman 1998, equation 26)."""
+    """The discounts of counts of 0, 1, 2, and 3 or more (Chen and Goodman 1998, equation 26)."""
     n1, n2, n3, n4 = (np.count_nonzero(counts == k) for k in (1, 2, 3, 4))
     discounts = _FALLBACK
     if n1 and n2 and n3:

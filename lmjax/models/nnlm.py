@@ -1,11 +1,13 @@
-"""The feed-forward language model of Bengio et al. 2003 (section 2), as NNLMConfig says: y = b + W x + U tanh(d + H x).
+"""The feed-forward language model of Bengio et al. 2003 (section 2), set by NNLMConfig.
+
+It computes y = b + W x + U tanh(d + H x).
 
 Shapes: B batch, T positions, N tokens seen (order - 1), D features of a token (width), E = N D, H hidden, V vocabulary.
 
-    leaf                        shape      starts as (s = init_std)
-    token_embedding/embedding   (V + 1, D) normal(1); row V stands for "nothing", in front of a window
+    leaf                        shape      initial value (s = init_std)
+    token_embedding/embedding   (V + 1, D) normal(1); row V is the padding before a window
     hidden/kernel, bias         (E, H)     normal(s), 0; H and d of the paper
-    direct/kernel, bias         (E, V)     normal(s), 0; W; with `direct`, and a bias only where there is no head
+    direct/kernel, bias         (E, V)     normal(s), 0; W; with `direct`, and a bias only if there is no head
     head/kernel, bias           (H, V)     normal(s), 0; U and b; with hidden units
 """
 
@@ -17,9 +19,10 @@ from flax import linen as nn
 from jax import Array
 
 from lmjax.config import NNLMConfig, UserError
+from lmjax.models.family import Family
 from lmjax.models.layers import Dense, Embedding, dropout
 
-# As gpt.LOGICAL_AXES.
+# See gpt.LOGICAL_AXES.
 LOGICAL_AXES = {
     "token_embedding/embedding": ("rows", "embed"),
     "hidden/kernel": ("embed", "features"),
@@ -47,10 +50,13 @@ class NNLM(nn.Module):
         positions_BT: Array | None = None,
         train: bool = False,
     ) -> Array:
-        """Logits (B, T, V), float32: at each position of the token after it, from this one and the N - 1 before it.
+        """Logits (B, T, V), float32, of the next token, from a position and the N - 1 before it.
 
-        segments_BT: what lies before a position's own segment is "nothing" too. positions_BT: of no use here.
-        train: applies dropout to the features and to the hidden units, from the "dropout" generator.
+        Args:
+            inputs_BT: Token ids.
+            segments_BT: Segments of packed documents; tokens of other segments are replaced by padding.
+            positions_BT: Ignored.
+            train: Apply dropout to the features and to the hidden units, from the "dropout" generator.
         """
         c = self.config
         keys = jax.random.split(self.make_rng("dropout")) if train and c.dropout else (None, None)
@@ -69,28 +75,28 @@ class NNLM(nn.Module):
 
 
 def context_ids(inputs_BT: Array, config: NNLMConfig, *, segments_BT: Array | None = None) -> Array:
-    """The ids (B, T, N) that each position sees: its own, then those before it, the nearest first.
+    """The ids (B, T, N) that each position sees: its own, then the previous, nearest first.
 
-    Where the window, or the position's segment, has no token, stands V.
+    V is the padding before the window, or before the position's segment.
     """
-    nothing, T = config.vocab_size, inputs_BT.shape[1]
+    padding, T = config.vocab_size, inputs_BT.shape[1]
 
     def earlier(x_BT: Array, back: int, fill: int) -> Array:
         return jnp.pad(x_BT, ((0, 0), (back, 0)), constant_values=fill)[:, :T]
 
     columns = []
     for back in range(config.order - 1):
-        ids_BT = earlier(inputs_BT, back, nothing)
+        ids_BT = earlier(inputs_BT, back, padding)
         if segments_BT is not None:
-            ids_BT = jnp.where(earlier(segments_BT, back, 0) == segments_BT, ids_BT, nothing)
+            ids_BT = jnp.where(earlier(segments_BT, back, 0) == segments_BT, ids_BT, padding)
         columns.append(ids_BT)
     return jnp.stack(columns, axis=-1)
 
 
 def one_hot_features(embedding_VD: Array, ids: Array) -> Array:
-    """The features (..., D) of `ids` (...) as the paper writes them: each id a one-hot vector, times the table.
+    """The features (..., D) of `ids` (...) as in the paper: one-hot vectors times the table.
 
-    Equal to the rows of the table, bit for bit (all other terms are zero), which is why the model only looks them up.
+    The result is bit-identical to the rows of the table (all other terms are zero). The model therefore looks them up.
     """
     one_hot = jax.nn.one_hot(ids, embedding_VD.shape[0], dtype=embedding_VD.dtype)
     return jnp.matmul(one_hot, embedding_VD, precision=jax.lax.Precision.HIGHEST)
@@ -100,7 +106,11 @@ def one_hot_features(embedding_VD: Array, ids: Array) -> Array:
 
 
 def check(config: NNLMConfig) -> None:
-    """UserError if no model can be built from the configuration; `vocab_size` may still be 0."""
+    """Check that a model can be built from the configuration; `vocab_size` may still be 0.
+
+    Raises:
+        UserError: A setting is out of range; the message names it.
+    """
     if config.order < 2:
         raise UserError(f"model.order={config.order} must be at least 2; a token is predicted from order - 1 others")
     for key in ("width", "context"):
@@ -112,7 +122,7 @@ def check(config: NNLMConfig) -> None:
     if not 0 <= config.dropout < 1:
         raise UserError(f"model.dropout={config.dropout} must be at least 0 and less than 1")
     if not config.hidden and not config.direct:
-        raise UserError("model.hidden=0 leaves no way to the output; set model.direct=true, or model.hidden above 0")
+        raise UserError("model.hidden=0 disconnects the output; set model.direct=true, or model.hidden above 0")
 
 
 def parameters(config: NNLMConfig) -> dict[str, int]:
@@ -129,19 +139,30 @@ def parameters(config: NNLMConfig) -> dict[str, int]:
 
 
 def flops_per_token(config: NNLMConfig) -> float:
-    """Training FLOPs for each token: 2 forward and 4 backward for each weight of a product; look-ups count nothing."""
+    """Training FLOPs per token: 2 forward and 4 backward for each weight of a product."""
     c = config
     E = (c.order - 1) * c.width
     return 6.0 * (E * c.hidden + c.direct * E * c.vocab_size + c.hidden * c.vocab_size)
 
 
 def activation_bytes(config: NNLMConfig) -> float:
-    """Bytes a token that the backward pass keeps, logits not counted: an estimate.
+    """An estimate of the bytes per token that the backward pass keeps, without logits.
 
-    The ids and the inputs of all products; and the hidden units in float32, from which tanh has its derivative.
+    It counts the ids, the inputs of all products, and the hidden units in float32 for the derivative of tanh.
     """
     c = config
     E = (c.order - 1) * c.width
     narrow = 2 if c.dtype == "bfloat16" else 4
     rounded_hidden = 2 if c.dtype == "bfloat16" else 0
     return 4.0 * (c.order - 1) + narrow * E + (4 + rounded_hidden) * c.hidden
+
+
+FAMILY = Family(
+    module=NNLM,
+    axes=LOGICAL_AXES,
+    check=check,
+    parameters=parameters,
+    flops_per_token=flops_per_token,
+    activation_bytes=activation_bytes,
+    fsdp_sizes=("width", "hidden"),
+)

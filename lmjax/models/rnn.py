@@ -1,19 +1,19 @@
-"""The recurrent language model, simple (Elman 1990), LSTM or GRU, as RNNConfig says.
+"""The recurrent language model, simple (Elman 1990), LSTM or GRU, set by RNNConfig.
 
 Shapes: B batch, T positions, L layers, H units of a layer and features of a token (width), G pre-activations of a
-layer (H for each of the cell's 1, 4 or 3 gates), V vocabulary. Inside, time stands first, as a scan reads it.
+layer (H for each of the cell's 1, 4 or 3 gates), V vocabulary. Internally time is the first axis, for the scan.
 
-    leaf                        shape   starts as
-    token_embedding/embedding   (V, H)  normal(1), so that states tell tokens apart; tied: normal(1 / sqrt(H))
+    leaf                        shape   initial value
+    token_embedding/embedding   (V, H)  normal(1), so that states distinguish tokens; tied: normal(1 / sqrt(H))
     layer_i/input/kernel        (H, G)  normal(1 / sqrt(H))
     layer_i/bias                (G)     0; `forget_bias` for the forget gates of an LSTM
     layer_i/recurrent/kernel    (H, G)  orthogonal for each gate (Saxe et al. 2014), so that states keep their size
     layer_i/recurrent/bias      (H)     0; GRU only, of the candidate's product with the state
     head/kernel, bias           (H, V)  normal(1 / sqrt(H)), 0; tied: the embedding, no bias
 
-Tied, the rows that are looked up are multiplied by sqrt(H) (Vaswani et al. 2017, section 3.4): features start at the
-same size, and logits no larger.
-Gates stand side by side in PyTorch's order: input, forget, cell, output of an LSTM; reset, update, new of a GRU.
+With tied embeddings the looked-up rows are multiplied by sqrt(H) (Vaswani et al. 2017, section 3.4): initial features
+have the same scale, and initial logits are no larger.
+Gates are concatenated in PyTorch's order: input, forget, cell, output of an LSTM; reset, update, new of a GRU.
 """
 
 import math
@@ -27,12 +27,13 @@ from flax import linen as nn
 from jax import Array, lax
 
 from lmjax.config import RNNConfig, UserError
+from lmjax.models.family import Family
 from lmjax.models.layers import Dense, Embedding, dropout, product, weight
 
 Carry = dict[str, Array]  # the state: "h", and "c" of an LSTM
 GATES = {"tanh": 1, "lstm": 4, "gru": 3}
 
-# As gpt.LOGICAL_AXES.
+# See gpt.LOGICAL_AXES.
 LOGICAL_AXES = {
     "token_embedding/embedding": ("rows", "embed"),
     "input/kernel": ("embed", "gates"),
@@ -47,7 +48,7 @@ LOGICAL_AXES = {
 
 
 def _from_value(f: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """f, whose derivative is a function of its value: the value is all that the backward pass keeps (JAX keeps two)."""
+    """f with a derivative that is a function of its value; the backward pass keeps one array, not two."""
     function = jax.custom_vjp(f)
     function.defvjp(lambda x: (y := f(x), y), lambda y, dy: (dy * slope(y),))
     return function
@@ -58,7 +59,7 @@ sigmoid = _from_value(jax.nn.sigmoid, lambda y: y * (1 - y))
 
 
 def cell(kind: str, a_BG: Array, r_BG: Array, carry: Carry) -> Carry:
-    """The next state from what the input (a) and the state before (r) give: elementwise, the products are done."""
+    """The next state, elementwise, from the products of the input (a) and of the previous state (r)."""
     match kind:
         case "tanh":
             return {"h": tanh(a_BG + r_BG)}
@@ -66,7 +67,7 @@ def cell(kind: str, a_BG: Array, r_BG: Array, carry: Carry) -> Carry:
             i_BH, f_BH, g_BH, o_BH = jnp.split(a_BG + r_BG, 4, axis=-1)
             c_BH = sigmoid(f_BH) * carry["c"] + sigmoid(i_BH) * tanh(g_BH)
             return {"h": sigmoid(o_BH) * tanh(c_BH), "c": c_BH}
-        case "gru":  # Cho et al. 2014, but that the reset gate acts after the product
+        case "gru":  # Cho et al. 2014, except that the reset gate acts after the product
             (ar_BH, az_BH, an_BH), (rr_BH, rz_BH, rn_BH) = (jnp.split(x, 3, axis=-1) for x in (a_BG, r_BG))
             n_BH = tanh(an_BH + sigmoid(ar_BH + rr_BH) * rn_BH)
             return {"h": n_BH + sigmoid(az_BH + rz_BH) * (carry["h"] - n_BH)}
@@ -75,9 +76,9 @@ def cell(kind: str, a_BG: Array, r_BG: Array, carry: Carry) -> Carry:
 
 # ---- The scan over time with its own gradient -------------------------------------------------------------------
 #
-# A step's product with the recurrent weights is all that must wait for the step before. Backwards the same holds of
-# the gradients of the pre-activations, so the scan computes only those; the weights' gradient is then one product over
-# all steps, where differentiating the scan would add up T small ones.
+# Only a step's product with the recurrent weights depends on the previous step. In the backward pass the same holds for
+# the gradients of the pre-activations, so the scan computes only those. The weights' gradient is then one product over
+# all steps; differentiating the scan would accumulate T small products.
 
 
 def unrolled(
@@ -89,9 +90,16 @@ def unrolled(
     keep_TB: Array | None,
     nudge_TBH: Array | None = None,
 ) -> tuple[Array, Carry, Any]:
-    """The hidden states (T, B, H) of all steps, the last state, and of each step the pull-back through its cell.
+    """Scan over time: hidden states (T, B, H), the last state, and the pull-back of each step.
 
-    keep_TB: 0 where the state is forgotten before the step. nudge_TBH: what is added to each hidden state.
+    Args:
+        kind: The cell.
+        a_TBG: Pre-activations from the input.
+        kernel_HG: Recurrent weights.
+        bias_G: Recurrent bias.
+        carry: The initial state.
+        keep_TB: 0 where the state is reset before the step.
+        nudge_TBH: Added to each hidden state.
     """
 
     def step(carry: Carry, at: tuple[Array, Array | None, Array | None]) -> tuple[Carry, tuple[Array, Any]]:
@@ -145,15 +153,18 @@ recur.defvjp(_forward, _backward)
 
 
 class Recurrence(nn.Module):
-    """The recurrent weights of a layer, and its walk through time."""
+    """The recurrent weights of a layer, and its scan over time."""
 
+    #: The cell: `tanh`, `lstm` or `gru`.
     cell: str
+    #: Dtype to which the product for the weights' gradient rounds its inputs.
     dtype: str = "float32"
 
     @nn.compact
     def __call__(
         self, a_TBG: Array, carry: Carry, keep_TB: Array | None, nudge_TBH: Array | None
     ) -> tuple[Array, Carry]:
+        """Hidden states (T, B, H) and the last state; see `unrolled`."""
         H, G = carry["h"].shape[-1], a_TBG.shape[-1]
         kernel_HG = weight(self, "kernel", _orthogonal_gates, (H, G))
         bias_G = None
@@ -173,12 +184,14 @@ def _orthogonal_gates(key: Array, shape: tuple[int, int]) -> Array:
 class Layer(nn.Module):
     """A layer of cells: the input's product over all steps at once, then the recurrence."""
 
+    #: The configuration.
     config: RNNConfig
 
     @nn.compact
     def __call__(
         self, x_TBH: Array, carry: Carry, keep_TB: Array | None, nudge_TBH: Array | None
     ) -> tuple[Array, Carry]:
+        """Hidden states (T, B, H) and the last state; see `unrolled`."""
         c = self.config
         G = GATES[c.cell] * c.width
         a_TBG = Dense(G, c.width**-0.5, bias=False, dtype=c.dtype, name="input")(x_TBH)
@@ -192,8 +205,9 @@ class Layer(nn.Module):
 
 
 class RNN(nn.Module):
-    """Token ids to logits; `config.vocab_size` must be known."""
+    """Token ids to logits."""
 
+    #: The configuration, with a known `vocab_size`.
     config: RNNConfig
 
     @nn.compact
@@ -207,12 +221,16 @@ class RNN(nn.Module):
         train: bool = False,
         nudge_LTBH: Array | None = None,
     ) -> Any:
-        """Logits (B, T, V), float32, from a state of zeros; with `carry` (logits, the state after the last position).
+        """Logits (B, T, V), float32; with `carry` (logits, state after the last position).
 
-        carry: the state to go on from, as `begin` makes it; no gradient flows into it. segments_BT: the state is zeroed
-        where a new segment begins; the window's first position goes on from `carry`. positions_BT: of no use here.
-        train: applies dropout to what every layer hands up (but not on to its next step), from the "dropout" generator.
-        nudge_LTBH: is added to the hidden states, to differentiate by them.
+        Args:
+            inputs_BT: Token ids.
+            carry: The initial state, from `begin`; no gradient flows into it. None: zeros.
+            segments_BT: Segments of packed documents; the state is reset where a new segment begins. The first
+                position always continues from `carry`.
+            positions_BT: Ignored.
+            train: Apply dropout to the output of every layer (not to its next state), from the "dropout" generator.
+            nudge_LTBH: Added to the hidden states, to differentiate with respect to them.
         """
         c, (B, _) = self.config, inputs_BT.shape
         key = self.make_rng("dropout") if train and c.dropout else None
@@ -237,23 +255,23 @@ class RNN(nn.Module):
 
 
 def begin(config: RNNConfig, rows: int) -> Carry:
-    """The state of zeros: float32 (rows, L, H) under "h", and under "c" for an LSTM."""
+    """Create a state of zeros: float32 (rows, L, H) under "h", and under "c" for an LSTM."""
     names = ("h", "c") if config.cell == "lstm" else ("h",)
     return {name: jnp.zeros((rows, config.layers, config.width)) for name in names}
 
 
 def _continued(segments_BT: Array) -> Array:
-    """(T, B): whether a position's segment is that of the position before; true of the first."""
+    """(T, B): whether a position is in the segment of the previous position; true for the first."""
     return jnp.pad(segments_BT[:, 1:] == segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True).T
 
 
 def gradient_by_lag(model: RNN, params: Any, inputs_BT: Array, *, targets_B: Array) -> Array:
-    """How far back a prediction is felt: (T,) norms, from the last position (lag 0) to the first.
+    """Gradient norms (T,) of a prediction by lag, from the last position (lag 0) to the first.
 
-    At each lag, the norm of the gradient of the loss by the hidden states of all layers and rows so many positions
-    before the last. The loss is the cross-entropy in nats of `targets_B` after the last position, averaged over the
-    rows. Norms that fall, or grow, exponentially with the lag are the vanishing, or exploding, gradients of Bengio et
-    al. 1994 and Pascanu et al. 2013.
+    The entry at a lag is the norm of the gradient of the loss with respect to the hidden states of all layers and rows
+    at this distance from the last position. The loss is the cross-entropy in nats of `targets_B` after the last
+    position, averaged over the rows. Norms that decrease, or increase, exponentially with the lag are the vanishing, or
+    exploding, gradients of Bengio et al. 1994 and Pascanu et al. 2013.
     """
     B, T = inputs_BT.shape
 
@@ -264,7 +282,9 @@ def gradient_by_lag(model: RNN, params: Any, inputs_BT: Array, *, targets_B: Arr
         return -jnp.mean(jnp.take_along_axis(log_p_BV, targets_B[:, None], axis=-1))
 
     gradient_LTBH = jax.grad(loss)(jnp.zeros((model.config.layers, T, B, model.config.width)))
-    largest_T = jnp.max(jnp.abs(gradient_LTBH), (0, 2, 3))  # without which the squares of small numbers would be zero
+    largest_T = jnp.max(
+        jnp.abs(gradient_LTBH), (0, 2, 3)
+    )  # scaling keeps the squares of small numbers from underflowing
     scale_T = jnp.where(largest_T > 0, largest_T, 1)
     squares_LTBH = jnp.square(gradient_LTBH / scale_T[:, None, None])
     return (scale_T * jnp.sqrt(jnp.sum(squares_LTBH, (0, 2, 3))))[::-1]
@@ -274,7 +294,11 @@ def gradient_by_lag(model: RNN, params: Any, inputs_BT: Array, *, targets_B: Arr
 
 
 def check(config: RNNConfig) -> None:
-    """UserError if no model can be built from the configuration; `vocab_size` may still be 0."""
+    """Check that a model can be built from the configuration; `vocab_size` may still be 0.
+
+    Raises:
+        UserError: A setting is out of range; the message names it.
+    """
     for key in ("layers", "width", "context"):
         if getattr(config, key) <= 0:
             raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
@@ -287,7 +311,10 @@ def check(config: RNNConfig) -> None:
 
 
 def parameters(config: RNNConfig) -> dict[str, int]:
-    """The number of parameters of each part, and their `total`. A tied output layer is part of the embeddings."""
+    """The number of parameters of each part, and their `total`.
+
+    A tied output layer is part of the embeddings.
+    """
     c, H = config, config.width
     biases = GATES[c.cell] * H + (H if c.cell == "gru" else 0)
     parts = {
@@ -299,18 +326,29 @@ def parameters(config: RNNConfig) -> dict[str, int]:
 
 
 def flops_per_token(config: RNNConfig) -> float:
-    """Training FLOPs for each token: 2 forward and 4 backward for each weight of a product; look-ups count nothing."""
+    """Training FLOPs per token: 2 forward and 4 backward for each weight of a product."""
     c, H = config, config.width
     return 6.0 * (2 * c.layers * GATES[c.cell] * H * H + c.vocab_size * H)
 
 
 def activation_bytes(config: RNNConfig) -> float:
-    """Bytes a token that the backward pass keeps, logits not counted: an estimate.
+    """An estimate of the bytes per token that the backward pass keeps, without logits.
 
-    The ids, and of every layer its hidden states and what its cells' pull-backs need. The inputs of products over all
-    steps are arrays of their own where they were rounded or dropped, else only the first layer's and the last's.
+    It counts the ids, the hidden states of every layer and the residuals of its cells' pull-backs. The inputs of the
+    products over all steps are separate arrays if they were rounded or dropped out; otherwise only those of the first
+    and the last layer are.
     """
     c, H = config, config.width
     pulled = {"tanh": 1, "lstm": 6, "gru": 5}[c.cell]
     inputs = c.layers + 1 if c.dropout or c.dtype == "bfloat16" else 2
     return 4.0 + 4.0 * c.layers * H * (1 + pulled) + (2.0 if c.dtype == "bfloat16" else 4.0) * inputs * H
+
+
+FAMILY = Family(
+    module=RNN,
+    axes=LOGICAL_AXES,
+    check=check,
+    parameters=parameters,
+    flops_per_token=flops_per_token,
+    activation_bytes=activation_bytes,
+)

@@ -1,10 +1,10 @@
-"""The encoder-decoder Transformer of Vaswani et al. 2017, as TransformerConfig says.
+"""The encoder-decoder Transformer of Vaswani et al. 2017, set by TransformerConfig.
 
 Shapes: B batch, S source positions, T target positions, D width, M MLP width, H heads, K head size, V vocabulary.
 
-Its parameters are one plain dictionary; i counts the layers of each stack.
+The parameters are a plain dictionary; i counts the layers of each stack.
 
-    leaf                                                          shape      starts as
+    leaf                                                          shape      initial value
     token_embedding/embedding               shared                (V, D)     normal(D^-0.5)
     source_embedding, target_embedding/embedding    not shared    (V, D)     normal(D^-0.5)
     head/kernel                             not shared            (D, V)     Glorot, as every kernel
@@ -15,8 +15,8 @@ Its parameters are one plain dictionary; i counts the layers of each stack.
     decoder_i/cross_norm/scale, bias                              (D)
     encoder_norm, decoder_norm/scale, bias  norm_first            (D)
 
-Glorot is the uniform distribution within +-sqrt(6 / (rows + columns)); the paper does not say how it starts. Biases
-start at 0. Embeddings are scaled by sqrt(D) (section 3.4), so that they too start as normal(1).
+Glorot is the uniform distribution within +-sqrt(6 / (rows + columns)); the paper does not specify the initialization.
+Initial biases are 0. Embeddings are scaled by sqrt(D) (section 3.4), so that their initial values are normal(1).
 """
 
 import math
@@ -29,14 +29,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from lmjax import axes
 from lmjax.config import TransformerConfig, UserError
 from lmjax.models import gpt
-from lmjax.models.attention import Attention
-from lmjax.models.flops import query_blocks
+from lmjax.models.attention.module import Attention
+from lmjax.models.costs import query_blocks
+from lmjax.models.family import Family
 from lmjax.models.layers import MLP, Dense, Embedding, Norm, dropout, sinusoids
+from lmjax.parallel import axes
 
-# As gpt.LOGICAL_AXES, which it holds.
+# Extends gpt.LOGICAL_AXES.
 LOGICAL_AXES = gpt.LOGICAL_AXES | {
     "source_embedding/embedding": ("vocab", "embed"),
     "target_embedding/embedding": ("vocab", "embed"),
@@ -50,15 +51,18 @@ LOGICAL_AXES = gpt.LOGICAL_AXES | {
 
 
 class Block(nn.Module):
-    """A layer: attention to itself, in the decoder also to the encoder's output, and the MLP (section 3.1).
+    """A layer of self-attention, in the decoder also cross-attention, and the MLP (section 3.1).
 
-    Each of them is norm(x + f(x)), or x + f(norm(x)) with `norm_first`.
+    Each sublayer is norm(x + f(x)), or x + f(norm(x)) with `norm_first`.
     """
 
-    config: TransformerConfig  # with its sizes resolved
+    #: The resolved configuration.
+    config: TransformerConfig
+    #: Whether the layer belongs to the decoder.
     decoder: bool
 
     def setup(self) -> None:
+        """Create the submodules."""
         c = self.config
         norm = partial(Norm, "layernorm", c.norm_epsilon)
         sizes: dict[str, Any] = {"heads": c.heads, "key_heads": c.heads, "head_dim": c.width // c.heads}
@@ -71,7 +75,14 @@ class Block(nn.Module):
     def __call__(
         self, x_BTD: Array, memory_BSD: Array | None = None, *, seen_BS: Array | None = None, key: Array | None = None
     ) -> Array:
-        """`memory_BSD`: the encoder's output, for the decoder. `seen_BS`: 0 hides a source position."""
+        """Compute the layer.
+
+        Args:
+            x_BTD: The input.
+            memory_BSD: The encoder's output, for the decoder.
+            seen_BS: 0 hides a source position.
+            key: Dropout key.
+        """
         attention_key, cross_key, mlp_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         y_BTD = self._before(self.attention_norm, x_BTD)
         y_BTD = self.attention(y_BTD, seen_BS=None if self.decoder else seen_BS)
@@ -84,7 +95,7 @@ class Block(nn.Module):
     def step(
         self, x_B1D: Array, place: Array, past: dict[str, Array], memory: dict[str, Array], seen_BS: Array | None
     ) -> tuple[Array, dict[str, Array]]:
-        """The decoder's layer at one position, and `past` (the keys and values of all positions) with its own."""
+        """Compute the decoder's layer at one position; returns x and the updated cache `past`."""
         y_B1D = self._before(self.attention_norm, x_B1D)
         own = self.keys_values(y_B1D)
         past = {name: lax.dynamic_update_slice_in_dim(past[name], own[name], place, axis=1) for name in past}
@@ -96,7 +107,7 @@ class Block(nn.Module):
         return self._mlp(self._after(self.cross_norm, x_B1D, y_B1D)), past
 
     def keys_values(self, x_BSD: Array, *, cross: bool = False) -> dict[str, Array]:
-        """The keys and values (B, S, H, K) of what either attention attends to."""
+        """The keys and values (B, S, H, K) for self-attention or, with `cross`, cross-attention."""
         keys, values = (self.cross_attention if cross else self.attention).keys_values(x_BSD)
         return {"keys": keys, "values": values}
 
@@ -114,16 +125,18 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Source and target ids to logits; `config.vocab_size` must be known.
+    """Source and target ids to logits.
 
-    Every position of a source may be hidden by `source_mask_BS`, where 0 is padding: nothing attends to it. A target
-    needs no mask: the positions before its padding do not see it. `train` applies dropout to what every sublayer
-    gives and to the embeddings with their positions (section 5.4), from the "dropout" generator.
+    `source_mask_BS` is 0 at padding of a source; no position attends to it. A target needs no mask: the positions
+    before its padding do not see it. `train` applies dropout to the output of every sublayer and to the sum of
+    embeddings and positions (section 5.4), from the "dropout" generator.
     """
 
+    #: The configuration, with a known `vocab_size`.
     config: TransformerConfig
 
     def setup(self) -> None:
+        """Create the submodules."""
         c = resolve(self.config)
         table = partial(Embedding, c.vocab_size, c.width, c.width**-0.5, c.dtype)
         if c.shared:
@@ -140,12 +153,12 @@ class Transformer(nn.Module):
     def __call__(
         self, source_BS: Array, target_BT: Array, *, source_mask_BS: Array | None = None, train: bool = False
     ) -> Array:
-        """Logits (B, T, V), float32, of the token after each of `target_BT`, which starts with a begin token."""
+        """Logits (B, T, V), float32, of the next tokens of `target_BT`, which starts with a begin token."""
         memory_BSD = self.encode(source_BS, source_mask_BS=source_mask_BS, train=train)
         return self.decode(target_BT, memory_BSD, source_mask_BS=source_mask_BS, train=train)
 
     def encode(self, source_BS: Array, *, source_mask_BS: Array | None = None, train: bool = False) -> Array:
-        """The memory (B, S, D), float32, that the decoder attends to."""
+        """Encode sources to the memory (B, S, D), float32, that the decoder attends to."""
         x_BSD, keys = self._embed(self._tables()[0], source_BS, train)
         for block, key in zip(self.encoder, keys, strict=True):
             x_BSD = block(x_BSD, seen_BS=source_mask_BS, key=key)
@@ -154,16 +167,17 @@ class Transformer(nn.Module):
     def decode(
         self, target_BT: Array, memory_BSD: Array, *, source_mask_BS: Array | None = None, train: bool = False
     ) -> Array:
-        """As `__call__`, from what `encode` gave."""
+        """Decode targets as `__call__`, from the memory of `encode`."""
         x_BTD, keys = self._embed(self._tables()[1], target_BT, train)
         for block, key in zip(self.decoder, keys, strict=True):
             x_BTD = block(x_BTD, memory_BSD, seen_BS=source_mask_BS, key=key)
         return self._logits(x_BTD)
 
     def start(self, memory_BSD: Array, length: int) -> dict[str, list[dict[str, Array]]]:
-        """A cache for `step`, of at most `length` target positions; the first axis of every leaf is that of rows.
+        """Create a cache for `step` of at most `length` target positions.
 
-        `memory` has each layer's keys and values of the encoder's output, `past` those of the target, zeros so far.
+        The first axis of every leaf indexes rows. `memory` holds each layer's keys and values of the encoder's output,
+        `past` those of the target, initially zeros.
         """
         c = self.config
         shape = memory_BSD.shape[0], length, c.heads, c.width // c.heads
@@ -174,9 +188,10 @@ class Transformer(nn.Module):
     def step(
         self, token_B: Array, place: Array, cache: dict[str, Any], *, source_mask_BS: Array | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        """Logits (B, V) of the token after `token_B`, which stands at `place` (one integer), and the cache with it.
+        """Decode one token: logits (B, V) of the next token, and the updated cache.
 
-        The places before must have been stepped through, from 0. `cache["memory"]` is handed back as it came.
+        `token_B` is at position `place` (a single integer). All previous positions must have been decoded, from 0.
+        `cache["memory"]` is returned as the identical object.
         """
         c, past = self.config, []
         length = cache["past"][0]["keys"].shape[1]
@@ -206,7 +221,7 @@ class Transformer(nn.Module):
 
     @nn.nowrap
     def _tables(self) -> tuple[Embedding, Embedding]:
-        """Of the source and of the target."""
+        """The embeddings of the source and of the target."""
         if self.config.shared:
             return self.token_embedding, self.token_embedding
         return self.source_embedding, self.target_embedding
@@ -216,12 +231,16 @@ class Transformer(nn.Module):
 
 
 def resolve(config: TransformerConfig) -> TransformerConfig:
-    """The configuration with `mlp_width` written out where it is 0."""
+    """Replace a `mlp_width` of 0 by its default value."""
     return replace(config, mlp_width=config.mlp_width or 4 * config.width)
 
 
 def check(config: TransformerConfig) -> None:
-    """UserError if no model can be built from the configuration; `vocab_size` may still be 0."""
+    """Check that a model can be built from the configuration; `vocab_size` may still be 0.
+
+    Raises:
+        UserError: A setting is out of range; the message names it.
+    """
     for key in ("layers", "width", "heads", "context", "norm_epsilon"):
         if getattr(config, key) <= 0:
             raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
@@ -237,7 +256,10 @@ def check(config: TransformerConfig) -> None:
 
 
 def parameters(config: TransformerConfig) -> dict[str, int]:
-    """The number of parameters of each part, and their `total`. A shared output layer is part of the embeddings."""
+    """The number of parameters of each part, and their `total`.
+
+    A shared output layer is part of the embeddings.
+    """
     c = resolve(config)
     V, D, M, L = c.vocab_size, c.width, c.mlp_width, c.layers
     parts = {
@@ -251,10 +273,10 @@ def parameters(config: TransformerConfig) -> dict[str, int]:
 
 
 def flops_per_token(config: TransformerConfig) -> float:
-    """Training FLOPs of a pair, a source and a target of `context` tokens each, for each of its 2 context tokens.
+    """Training FLOPs per token of a source and a target of `context` tokens each.
 
-    Counted as for GPT (lmjax.models.flops): every weight of a product meets `context` tokens, those of the source or
-    those of the target, at 6 FLOPs; a query costs 12 D for each key that it is computed against.
+    Counted as for GPT (`lmjax.models.costs`): every weight of a product takes 6 FLOPs for each of `context` tokens,
+    those of the source or those of the target. A query takes 12 D FLOPs for each key with a computed score.
     """
     c = resolve(config)
     weights = c.layers * (12 * c.width**2 + 4 * c.width * c.mlp_width) + c.vocab_size * c.width
@@ -263,20 +285,34 @@ def flops_per_token(config: TransformerConfig) -> float:
 
 
 def _causal_keys(config: TransformerConfig) -> float:
-    """How many keys a query of the decoder's attention to itself is computed against, on average."""
+    """The average number of keys with a computed score in the decoder's self-attention."""
     T = config.context
     return sum((end - start) * seen for start, end, seen in query_blocks(T, T, True)) / T
 
 
 def activation_bytes(config: TransformerConfig) -> float:
-    """Bytes that the backward pass needs for each of the 2 context tokens of a pair, without the logits; an estimate.
+    """An estimate of the bytes per token of a source and a target that the backward pass keeps.
 
-    What every layer keeps: what norms and the nonlinearity read, in float32, and what products read.
+    It counts, without logits, the inputs of norms and of the nonlinearity in float32, and the inputs of products.
     """
     c = resolve(config)
     D, M, narrow = c.width, c.mlp_width, 2 if c.dtype == "bfloat16" else 4
-    # Attention: its input, queries, keys, values, what it mixed (which is kept in float32 too), two sums of weights.
+    # Attention: input, queries, keys, values, output (also kept in float32), maximum and sum of the weights.
     encoder = 4 * (3 * D + M) + narrow * (6 * D + M) + 8 * c.heads
     decoder = 4 * (5 * D + M) + narrow * (11 * D + M) + 16 * c.heads
-    scores = 12 * c.heads * c.context  # and their gradients, of the layer in hand
+    scores = 12 * c.heads * c.context  # and their gradients, of the layer being computed
     return (c.layers * (encoder + decoder) + decoder + scores) / 2
+
+
+FAMILY = Family(
+    module=Transformer,
+    axes=LOGICAL_AXES,
+    check=check,
+    parameters=parameters,
+    flops_per_token=flops_per_token,
+    activation_bytes=activation_bytes,
+    resolve=resolve,
+    predicted=lambda config: 0.5,  # logits exist for the target only
+    mesh_axes=("tensor",),
+    sequences=2,
+)

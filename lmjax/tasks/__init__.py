@@ -1,1 +1,1 @@
-"""What a run learns: its samples, its loss, how it is measured and shown."""
+"""Evaluation tasks as data: prompts with zero, one or a few examples."""

@@ -17,8 +17,8 @@ from lmjax.data.tokenizer import Tokenizer
 
 TEXT = "The bees hum; the trees hum, the bees' knees don't.\n\n  Summer 1999: Zwölf Bienen summen.\r\n" * 20
 PLAIN = tokenizer.END_OF_TEXT
-BUILT = {kind: tokenizer.build(TokenizerConfig(kind, 300), lambda: iter([TEXT])) for kind in ("bytes", "bpe")}
-CHARACTERS = tokenizer.build(TokenizerConfig("characters"), lambda: iter([TEXT]))
+BUILT = {kind: tokenizer.build_tokenizer(TokenizerConfig(kind, 300), lambda: iter([TEXT])) for kind in ("bytes", "bpe")}
+CHARACTERS = tokenizer.build_tokenizer(TokenizerConfig("characters"), lambda: iter([TEXT]))
 
 
 @pytest.mark.parametrize("kind", BUILT)
@@ -60,11 +60,11 @@ def test_a_trained_bpe_has_the_asked_size_and_is_the_same_each_time() -> None:
     assert trained.vocab_size == 300
     assert trained.end_of_text == 299
     assert len(trained.encode(TEXT)) < len(TEXT) / 3
-    again = tokenizer.build(TokenizerConfig("bpe", 300), lambda: iter([TEXT[:700], TEXT[700:]]))
-    assert tokenizer.build(TokenizerConfig("bpe", 300), lambda: iter([TEXT])).sha256 == trained.sha256
+    again = tokenizer.build_tokenizer(TokenizerConfig("bpe", 300), lambda: iter([TEXT[:700], TEXT[700:]]))
+    assert tokenizer.build_tokenizer(TokenizerConfig("bpe", 300), lambda: iter([TEXT])).sha256 == trained.sha256
     assert again.vocab_size == 300  # cut elsewhere; possibly another, equally good one
     with pytest.raises(UserError, match="at least 257"):
-        tokenizer.build(TokenizerConfig("bpe", 256), lambda: iter([TEXT]))
+        tokenizer.build_tokenizer(TokenizerConfig("bpe", 256), lambda: iter([TEXT]))
 
 
 def test_a_bpe_is_trained_on_the_start_of_a_long_text_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_a_bpe_is_trained_on_the_start_of_a_long_text_only(monkeypatch: pytest.M
             yield TEXT
 
     monkeypatch.setattr(tokenizer, "TRAINING_BYTES", 3 * len(TEXT.encode()))
-    tokenizer.build(TokenizerConfig("bpe", 260), texts)
+    tokenizer.build_tokenizer(TokenizerConfig("bpe", 260), texts)
     assert len(read) <= 4
 
 
@@ -84,7 +84,7 @@ def test_a_bpe_is_trained_on_the_start_of_a_long_text_only(monkeypatch: pytest.M
 def test_saved_and_loaded_is_the_same(tmp_path: Path, made: Tokenizer) -> None:
     made.save(tmp_path / "tokenizer.json")
     for path in (tmp_path / "tokenizer.json", tmp_path):
-        loaded = tokenizer.load(path)
+        loaded = tokenizer.load_tokenizer(path)
         assert (loaded.sha256, loaded.vocab_size, loaded.end_of_text) == (
             made.sha256,
             made.vocab_size,
@@ -92,7 +92,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path, made: Tokenizer) -> None:
         )
         assert loaded.encode(TEXT) == made.encode(TEXT)
     if made is not CHARACTERS:
-        assert tokenizer.load(tmp_path).end_of_text not in tokenizer.load(tmp_path).encode(PLAIN)
+        assert tokenizer.load_tokenizer(tmp_path).end_of_text not in tokenizer.load_tokenizer(tmp_path).encode(PLAIN)
 
 
 def test_tokens_are_printable() -> None:
@@ -138,7 +138,7 @@ def merged(word: bytes, ranks: dict[bytes, int]) -> list[int]:
 def test_ranks_merge_like_tiktoken(tmp_path_factory: pytest.TempPathFactory, value: str) -> None:
     ranks = ranks_of(BUILT["bpe"])
     path = tmp_path_factory.getbasetemp() / "tiny.tiktoken"
-    loaded = tokenizer.load(path if path.exists() else write_ranks(path, ranks))
+    loaded = tokenizer.load_tokenizer(path if path.exists() else write_ranks(path, ranks))
     words = [word for word, _ in loaded.backend.pre_tokenizer.pre_tokenize_str(value)]
     table = vocabularies.byte_of()
     expected = [i for word in words for i in merged(bytes(table[char] for char in word), ranks)]
@@ -149,7 +149,7 @@ def test_ranks_merge_like_tiktoken(tmp_path_factory: pytest.TempPathFactory, val
 def test_ranks_against_tiktoken_itself(tmp_path: Path, name: str) -> None:
     tiktoken = pytest.importorskip("tiktoken")
     ranks = ranks_of(BUILT["bpe"])
-    loaded = tokenizer.load(write_ranks(tmp_path / f"{name}.tiktoken", ranks))
+    loaded = tokenizer.load_tokenizer(write_ranks(tmp_path / f"{name}.tiktoken", ranks))
     gpt2 = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
     pattern = vocabularies._WORDS.get(name.split("_")[0], gpt2)
     reference = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={PLAIN: len(ranks)})
@@ -165,7 +165,7 @@ def test_gpt2_files(tmp_path: Path, names: tuple[str, str]) -> None:
     vocabulary = parts["vocab"] | {PLAIN: 299}
     (tmp_path / names[0]).write_text(json.dumps(vocabulary))
     (tmp_path / names[1]).write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in parts["merges"]) + "\n")
-    loaded = tokenizer.load(tmp_path)
+    loaded = tokenizer.load_tokenizer(tmp_path)
     assert loaded.encode(TEXT) == trained.encode(TEXT)
     assert (loaded.end_of_text, loaded.vocab_size) == (299, 300)
     assert 299 not in loaded.encode(PLAIN)
@@ -184,7 +184,7 @@ def test_any_tokenizer_json_without_its_additions(tmp_path: Path) -> None:
     backend.enable_truncation(2)
     backend.enable_padding(length=9)
     backend.save(str(tmp_path / "tokenizer.json"))
-    loaded = tokenizer.load(tmp_path)
+    loaded = tokenizer.load_tokenizer(tmp_path)
     ids = loaded.encode("bees hums bees")
     assert [loaded.token(i) for i in ids] == ["bees", "hum", "##s", "bees"]
     assert loaded.end_of_text == 2
@@ -200,7 +200,7 @@ def test_an_ordinary_token_that_ends_text_becomes_special(tmp_path: Path) -> Non
     plain["added_tokens"] = [entry for entry in plain["added_tokens"] if entry["id"] == 257]
     plain["added_tokens"][0]["id"] = 256
     (tmp_path / "tokenizer.json").write_text(json.dumps(plain))
-    loaded = tokenizer.load(tmp_path)
+    loaded = tokenizer.load_tokenizer(tmp_path)
     assert loaded.end_of_text == 256
     assert loaded.encode("a</s>") == list(b"a</s>")
 
@@ -220,18 +220,18 @@ def test_a_bad_file_is_one_clear_line(tmp_path: Path, name: str) -> None:
     content, message = BAD[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        tokenizer.load(tmp_path / name)
+        tokenizer.load_tokenizer(tmp_path / name)
     assert "\n" not in str(error.value)
 
 
 def test_other_bad_paths(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none of tokenizer.json, encoder.json \+ vocab.bpe"):
-        tokenizer.load(tmp_path)
+        tokenizer.load_tokenizer(tmp_path)
     BUILT["bytes"].save(tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match=r"did you mean '.*tokenizer.json'"):
-        tokenizer.load(tmp_path / "tokeniser.json")
+        tokenizer.load_tokenizer(tmp_path / "tokeniser.json")
     with pytest.raises(UserError, match=r"needs data.tokenizer.path"):
-        tokenizer.build(TokenizerConfig("file"), lambda: iter([]))
+        tokenizer.build_tokenizer(TokenizerConfig("file"), lambda: iter([]))
 
 
 def test_ids_that_make_no_vocabulary_are_refused() -> None:

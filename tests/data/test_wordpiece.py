@@ -33,12 +33,12 @@ WORDS = [
     "##",
 ]
 TEXT = "The bees hum; the trees hum, the bees' knees don't.\n\n  Summer 1999: Zwölf Bienen summen, 中文! " * 20
-TRAINED = tokenizer.build(TokenizerConfig("wordpiece", 80), lambda: iter([TEXT]))
+TRAINED = tokenizer.build_tokenizer(TokenizerConfig("wordpiece", 80), lambda: iter([TEXT]))
 
 
 def load(folder: Path, entries: list[str]) -> tokenizer.Tokenizer:
     (folder / "vocab.txt").write_text("".join(f"{entry}\n" for entry in entries), "utf-8")
-    return tokenizer.build(TokenizerConfig("file", path=str(folder)), lambda: iter([]))
+    return tokenizer.build_tokenizer(TokenizerConfig("file", path=str(folder)), lambda: iter([]))
 
 
 def pieces(made: tokenizer.Tokenizer, value: str) -> list[str]:
@@ -123,14 +123,14 @@ def test_words_come_back_and_are_counted(value: str) -> None:
 
 def test_rare_characters_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "ALPHABET", 3)
-    made = tokenizer.build(TokenizerConfig("wordpiece", 20), lambda: iter(["aaa bbb cc d", "ab e"]))
+    made = tokenizer.build_tokenizer(TokenizerConfig("wordpiece", 20), lambda: iter(["aaa bbb cc d", "ab e"]))
     assert {entry for entry in made._vocabulary if len(entry) == 1} == {"a", "b", "c"}
     assert pieces(made, "ab d") == ["ab", "[UNK]"]
 
 
 def test_too_small_a_vocabulary_is_refused() -> None:
     with pytest.raises(UserError, match=r"vocab_size=40: word pieces of this text have at least \d+ entries"):
-        tokenizer.build(TokenizerConfig("wordpiece", 40), lambda: iter([TEXT]))
+        tokenizer.build_tokenizer(TokenizerConfig("wordpiece", 40), lambda: iter([TEXT]))
 
 
 SCRIPT = """
@@ -138,7 +138,7 @@ import pydoc_data.topics
 from lmjax.config import TokenizerConfig
 from lmjax.data import tokenizer
 texts = list(pydoc_data.topics.topics.values())[::4]
-print(tokenizer.build(TokenizerConfig("wordpiece", 1000), lambda: iter(texts)).sha256)
+print(tokenizer.build_tokenizer(TokenizerConfig("wordpiece", 1000), lambda: iter(texts)).sha256)
 """
 
 
@@ -162,22 +162,22 @@ def test_files_are_found_by_their_name(tmp_path: Path) -> None:
     load(tmp_path, SPECIALS + WORDS)
     assert vocabularies.files(tmp_path) == (tmp_path / "vocab.txt",)
     (tmp_path / "vocab.txt").rename(tmp_path / "bert-vocab.txt")
-    assert tokenizer.load(tmp_path / "bert-vocab.txt").vocab_size == len(SPECIALS + WORDS)
+    assert tokenizer.load_tokenizer(tmp_path / "bert-vocab.txt").vocab_size == len(SPECIALS + WORDS)
     (tmp_path / "corpus.txt").write_text("a")
     with pytest.raises(UserError, match="is no tokenizer: give a"):
-        tokenizer.load(tmp_path / "corpus.txt")
+        tokenizer.load_tokenizer(tmp_path / "corpus.txt")
 
 
 def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     TRAINED.save(tmp_path / "tokenizer.json")
-    loaded = tokenizer.load(tmp_path)
+    loaded = tokenizer.load_tokenizer(tmp_path)
     assert (loaded.sha256, loaded.special_ids, loaded.mask) == (TRAINED.sha256, TRAINED.special_ids, 4)
     assert loaded.encode(TEXT) == TRAINED.encode(TEXT)
     np.testing.assert_array_equal(loaded.continues, TRAINED.continues)
 
 
 def test_other_tokenizers_have_no_such_tokens() -> None:
-    made = tokenizer.build(TokenizerConfig("bytes"), lambda: iter([]))
+    made = tokenizer.build_tokenizer(TokenizerConfig("bytes"), lambda: iter([]))
     assert (made.cls, made.sep, made.mask, made.pad, made.unknown) == (None,) * 5
     assert made.special_ids == {256}
     assert not made.continues.any()

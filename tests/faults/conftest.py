@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from lmjax import launch, plots
 from lmjax.config import (
     BatchConfig,
     CheckpointConfig,
@@ -17,6 +16,8 @@ from lmjax.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from lmjax.run import curves
+from lmjax.run.spikes import report
 
 
 @pytest.fixture(scope="session")
@@ -50,5 +51,5 @@ def short(guarded: Config) -> Config:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Curves and reports are tested elsewhere, and take as long as the rest of such a run."""
-    monkeypatch.setattr(plots, "draw", lambda *_: [])
-    monkeypatch.setattr(launch.autopsy, "write", lambda *_: None)
+    monkeypatch.setattr(curves, "draw", lambda *_: [])
+    monkeypatch.setattr(report, "write_report", lambda *_: None)

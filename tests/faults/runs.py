@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
-from lmjax import faults, launch
 from lmjax.config import Config
-from lmjax.train import checkpoint, journal
-from lmjax.train.history import History, fold
-from lmjax.train.journal import Record
-from lmjax.typed import apply_overrides, from_json, to_json
+from lmjax.config.codec import apply_overrides, from_json, to_json
+from lmjax.journal import journal
+from lmjax.journal.history import History, fold
+from lmjax.journal.journal import Record
+from lmjax.run import launch
+from lmjax.run import resume as resume_module
+from lmjax.system import faults
+from lmjax.training import checkpoint
+from tests import ROOT
 
-ROOT = Path(__file__).parents[2]
 _FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -41,7 +44,7 @@ def resume(folder: Path, fault: str = "", *changes: str) -> int:
     """The exit status of a resume in this process; the changes are allowed."""
     config = from_json((folder / "config.json").read_text(), Config)
     with faults.armed(fault):
-        return launch.resume(
+        return resume_module.resume(
             apply_overrides(config, changes), folder, allow=[change.partition("=")[0] for change in changes]
         )
 
@@ -51,7 +54,7 @@ def forked(config: Config, folder: Path, fault: str = "") -> Any:
 
     It is forked off a server that has imported everything and started nothing, which saves seconds.
     """
-    _FORKS.set_forkserver_preload(["lmjax.launch"])
+    _FORKS.set_forkserver_preload(["lmjax.run.launch"])
     process = _FORKS.Process(target=_begin_or_go_on, args=(to_json(config), folder, fault))
     process.start()
     return process

@@ -7,14 +7,12 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-import runs
-from runs import cases
 
 from lmjax.config import Config
-from lmjax.train import checkpoint
-from lmjax.train.checkpoint import CheckpointError
-
-pytestmark = pytest.mark.faults
+from lmjax.training import checkpoint
+from lmjax.training.checkpoint import CheckpointError
+from tests.faults import runs
+from tests.faults.runs import cases
 
 
 def flip(path: Path) -> None:
@@ -81,6 +79,7 @@ KINDS = ("data", "manifest.json", "meta.json", "metadata")
 CHOSEN = [("flip", "data"), ("truncate", "manifest.json"), ("delete", "meta.json"), ("zero", "data")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "kind"), cases(*CHOSEN, rest=[pair for pair in product(DAMAGE, KINDS) if pair not in CHOSEN])
 )
@@ -98,6 +97,7 @@ def test_a_damaged_file_is_found_and_an_older_checkpoint_serves(
     assert runs.digest(folder) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_no_damage_to_any_file_goes_unseen(folder: Path, damage: str) -> None:
     """Every file of the newest checkpoint, one at a time; whitespace and empty files included."""
@@ -125,6 +125,7 @@ def swap(one: Path, other: Path) -> None:
     aside.rename(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", cases("file", "folder", rest=["state", "meta", "meta and state", "all"]))
 def test_exchanged_checkpoints_are_found(
     whole: str, folder: Path, capsys: pytest.CaptureFixture[str], what: str
@@ -151,12 +152,14 @@ def test_exchanged_checkpoints_are_found(
     assert runs.digest(folder) == whole
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_gone_is_no_obstacle(whole: str, folder: Path) -> None:
     shutil.rmtree(newest(folder))
     assert runs.resume(folder) == 0
     assert runs.digest(folder) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", cases("flip", rest=["truncate", "delete", "zero"]))
 def test_a_run_with_no_whole_checkpoint_ends_and_names_the_files(folder: Path, damage: str) -> None:
     before = {}
@@ -173,6 +176,7 @@ def test_a_run_with_no_whole_checkpoint_ends_and_names_the_files(folder: Path, d
     assert (folder / "journal.jsonl").read_bytes() == journal
 
 
+@pytest.mark.slow
 def test_the_door_says_so_in_one_line_and_exits_with_1(folder: Path) -> None:
     for path in checkpoint.folders(folder / "checkpoints"):
         flip(path / "manifest.json")
@@ -181,6 +185,7 @@ def test_the_door_says_so_in_one_line_and_exits_with_1(folder: Path) -> None:
     assert done.stderr.startswith("error: no checkpoint in ")
 
 
+@pytest.mark.slow
 def test_folders_that_were_all_deleted_are_not_a_new_run(folder: Path) -> None:
     """The journal tells of checkpoints: to begin at update 0 without them would pass for a resume."""
     shutil.rmtree(folder / "checkpoints")
@@ -188,6 +193,7 @@ def test_folders_that_were_all_deleted_are_not_a_new_run(folder: Path) -> None:
         runs.resume(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damaged", "target"),
     cases((["30"], 20), rest=[(["30", "20"], 10), (["30", "40"], 20), (["0", "10", "20"], 30)]),

@@ -4,16 +4,15 @@ same bits, and the audit finds nothing."""
 from pathlib import Path
 
 import pytest
-import runs
-import small
-from runs import cases
 
-from lmjax import audit
-from lmjax.tasks.masked import Masked
-from lmjax.tasks.records import Classification, Translation
-from lmjax.tasks.text import Causal
-
-pytestmark = pytest.mark.faults
+from lmjax.diagnose import audit
+from lmjax.objectives.causal import Causal
+from lmjax.objectives.classification import Classification
+from lmjax.objectives.masked import Masked
+from lmjax.objectives.translation import Translation
+from tests import small
+from tests.faults import runs
+from tests.faults.runs import cases
 
 STOP = "update=SIGTERM@13"  # between two saves
 BAD = "data=nan@160-175!"  # updates 21 and 22, for good; what a recurrent model carries goes back with them
@@ -28,6 +27,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Translation, "finish", lambda *_: {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fault"),
     cases(

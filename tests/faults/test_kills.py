@@ -7,14 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-import runs
-from runs import cases
 
 from lmjax.config import Config
-from lmjax.train import checkpoint
-from lmjax.typed import apply_overrides
-
-pytestmark = pytest.mark.faults
+from lmjax.config.codec import apply_overrides
+from lmjax.training import checkpoint
+from tests.faults import runs
+from tests.faults.runs import cases
 
 # The parameters become NaN for once: a rollback, a replay of the same data, and no trace of it at the end.
 SPIKE = "params=nan@48"
@@ -47,13 +45,13 @@ def finish(config: Config, folder: Path, fault: str = "") -> str:
 @pytest.mark.parametrize(
     "point",
     cases(
-        "compile",
+        pytest.param("compile", marks=pytest.mark.slow),
         "update@33",
-        "journal.torn@5",
-        "save.arrays@3",
-        "save.manifest@3",
+        pytest.param("journal.torn@5", marks=pytest.mark.slow),
+        pytest.param("save.arrays@3", marks=pytest.mark.slow),
+        pytest.param("save.manifest@3", marks=pytest.mark.slow),
         "save.rename@3",
-        "save.retain@1",
+        pytest.param("save.retain@1", marks=pytest.mark.slow),
         rest=[
             "prepared", "update@1", "update@60", "evaluate@1", "evaluate.batch@3", "evaluate@3",
             "journal.write@1", "journal.torn@1", "journal.written@1", "journal.write@5", "journal.written@5",
@@ -69,6 +67,7 @@ def test_killed_at_a_point(short: Config, whole: str, tmp_path: Path, point: str
     assert finish(short, tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "point",
     cases(
@@ -94,6 +93,7 @@ def test_killed_in_a_rollback(short: Config, whole: str, tmp_path: Path, point: 
         assert finished[0]["update"] == record["target"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "points",
     cases(
@@ -115,6 +115,7 @@ def test_killed_again_while_it_resumes(short: Config, whole: str, tmp_path: Path
     assert finish(short, tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "points",
     cases(
@@ -149,6 +150,7 @@ def test_killed_while_what_is_skipped_is_written_down(guarded: Config, tmp_path:
     assert json.dumps(runs.history(folder).exclude) == json.dumps(runs.history(tmp_path / "calm").exclude)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", cases(*range(2), rest=range(2, 50)))
 def test_killed_at_random_moments(short: Config, whole: str, tmp_path: Path, seed: int) -> None:
     """Up to three kills, each within a second of the first record of its session; a save every other update."""

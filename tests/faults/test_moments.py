@@ -5,15 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-import runs
-from runs import cases
 
-from lmjax import launch, run
 from lmjax.config import Config
-from lmjax.console import Console
-from lmjax.data import store
-
-pytestmark = pytest.mark.faults
+from lmjax.data.store import preparation
+from lmjax.display.console import Console
+from lmjax.run import build, session
+from tests.faults import runs
+from tests.faults.runs import cases
 
 GROWTH = ("batch.tokens=((0,128),(12800,256))",)  # 16 sequences an update from update 101 on
 AFTER_A_SAVE, BEFORE_A_SAVE = "data=random@800-823!", "data=random@776-799!"  # batches of updates 101-103, 98-100
@@ -27,6 +25,7 @@ def ends_like_a_fresh_run(folder: Path, config: Config, tmp_path: Path, *changes
     assert not runs.records(fresh, "suspect")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "target", "changes"),
     cases(
@@ -60,10 +59,11 @@ def test_bad_data_are_skipped_from_the_right_checkpoint(
     ends_like_a_fresh_run(folder, guarded, tmp_path, *changes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", cases(-16, rest=[-24, -8, 0]))
 def test_a_spike_across_the_end_of_an_epoch(guarded: Config, tmp_path: Path, first: int) -> None:
     """Four batches (the last only touched) around the sample with which the second epoch begins."""
-    parts = run.build(guarded, store.prepare(guarded.data, report=Console().report))
+    parts = build.build(guarded, preparation.prepare(guarded.data, report=Console().report))
     (epoch,) = parts.order.windows
     begin = epoch // 8 * 8 + first
     assert begin - 64 < epoch < begin + 88 < 1600  # what is skipped lies on both sides
@@ -73,6 +73,7 @@ def test_a_spike_across_the_end_of_an_epoch(guarded: Config, tmp_path: Path, fir
     ends_like_a_fresh_run(folder, guarded, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     cases(
@@ -90,6 +91,7 @@ def test_a_passing_fault_before_the_guard_is_fully_armed_or_at_either_end(
     assert runs.digest(tmp_path / "run") == runs.digest(tmp_path / "clean")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("second", "positions"),
     cases(
@@ -115,6 +117,7 @@ def test_a_spike_inside_a_replay(guarded: Config, tmp_path: Path, second: str, p
     ends_like_a_fresh_run(folder, guarded, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "levels"), cases((160, [1, 1, 2]), rest=[(64, [1, 1]), (320, [1, 1, 2, 3]), (240, [1, 1, 2])])
 )
@@ -132,6 +135,7 @@ def test_a_wider_spike_is_answered_with_more(guarded: Config, tmp_path: Path, wi
     ends_like_a_fresh_run(folder, guarded, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "newest", "changes"),
     cases(
@@ -156,7 +160,7 @@ def test_data_that_stay_bad_end_the_run_in_bounded_attempts(
 ) -> None:
     """I9: status 3; the newest checkpoint is a healthy one, from before the first bad batch."""
     folder = tmp_path / "run"
-    assert runs.start(guarded, folder, fault, *changes) == launch.GAVE_UP
+    assert runs.start(guarded, folder, fault, *changes) == session.GAVE_UP
     assert "given up: " in capsys.readouterr().out
     end = runs.records(folder)[-1]
     assert (end["event"], end["status"]) == ("end", "gave up")

@@ -12,25 +12,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-import runs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from runs import cases
 
-from lmjax import audit, launch, run
 from lmjax.config import Config, SourceConfig
-from lmjax.console import Console
-from lmjax.data import store
+from lmjax.config.codec import apply_overrides
+from lmjax.config.errors import RunError
+from lmjax.data.store import preparation
+from lmjax.diagnose import audit
+from lmjax.display.console import Console
+from lmjax.journal import journal
+from lmjax.journal.history import History
+from lmjax.journal.journal import Record
 from lmjax.pytrees import all_finite, digest
-from lmjax.train import checkpoint
-from lmjax.train import journal as journals
-from lmjax.train import state as states
-from lmjax.train.checkpoint import NotFinite
-from lmjax.train.history import History
-from lmjax.train.journal import Record
-from lmjax.typed import RunError, apply_overrides
-
-pytestmark = pytest.mark.faults
+from lmjax.run import build, feed, session
+from lmjax.training import checkpoint
+from lmjax.training.checkpoint import NotFinite
+from lmjax.training.state import abstract_state
+from tests.faults import runs
+from tests.faults.runs import cases
 
 POISON = "data=random@800-823!"  # three batches, from update 101 on, for good
 
@@ -44,8 +44,8 @@ def clean(guarded: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def parts(config: Config) -> run.Run:
-    return run.build(config, store.prepare(config.data, report=Console().report))
+def parts(config: Config) -> build.Run:
+    return build.build(config, preparation.prepare(config.data, report=Console().report))
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
@@ -55,7 +55,7 @@ def all_checkpoints(folder: Path) -> list[Path]:
 
 def committed_only_finite_states(folder: Path, config: Config) -> None:
     """I7, for all that there is, set aside or not."""
-    abstract = states.abstract(run.init(parts(config)))
+    abstract = abstract_state(build.init(parts(config)))
     found = all_checkpoints(folder)
     assert len(found) >= 2
     for path in found:
@@ -65,6 +65,7 @@ def committed_only_finite_states(folder: Path, config: Config) -> None:
 # ---- Not finite -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", cases("data=nan@800", rest=["data=inf@800", "batch=nan@1", "batch=nan@200"]))
 def test_one_batch_that_is_not_finite_is_skipped(guarded: Config, tmp_path: Path, fault: str) -> None:
     folder = tmp_path / "run"
@@ -79,6 +80,7 @@ def test_one_batch_that_is_not_finite_is_skipped(guarded: Config, tmp_path: Path
     committed_only_finite_states(folder, guarded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", cases("nan", rest=["inf"]))
 def test_two_such_batches_in_a_row_are_rolled_back(guarded: Config, tmp_path: Path, action: str) -> None:
     folder = tmp_path / "run"
@@ -94,8 +96,8 @@ def test_two_such_batches_in_a_row_are_rolled_back(guarded: Config, tmp_path: Pa
     ("fault", "rule", "suspects"),
     cases(
         ("params=nan@100", "parameters not finite", 1),
-        ("opt_state=nan@100", "2 hard suspects in a row", 2),
-        ("learning_rate=times:100@100-104", "", 0),
+        pytest.param("opt_state=nan@100", "2 hard suspects in a row", 2, marks=pytest.mark.slow),
+        pytest.param("learning_rate=times:100@100-104", "", 0, marks=pytest.mark.slow),
         rest=[
             ("params=inf@100", "parameters not finite", 1),
             ("params=nan@101", "parameters not finite", 1),
@@ -127,17 +129,19 @@ def test_a_passing_fault_leaves_no_trace(
     assert audit.show(folder) == 0  # I4: what was decided is what the journal's values lead to
 
 
+@pytest.mark.slow
 def test_without_the_guard_a_state_that_is_not_finite_is_never_saved(guarded: Config, tmp_path: Path) -> None:
     with pytest.raises(NotFinite, match="the state after update 200 is not finite: it is not saved"):
         runs.start(guarded, tmp_path / "off", "params=nan@95", "guard.policy=off")
     assert runs.updates(tmp_path / "off")[-1] == 80
     committed_only_finite_states(tmp_path / "off", guarded)
-    assert runs.start(guarded, tmp_path / "skip", "params=nan@95", "guard.policy=skip") == launch.GAVE_UP
+    assert runs.start(guarded, tmp_path / "skip", "params=nan@95", "guard.policy=skip") == session.GAVE_UP
     assert len(runs.records(tmp_path / "skip", "suspect")) == guarded.guard.rejected_in_a_row
     assert runs.updates(tmp_path / "skip")[-1] == 80
     committed_only_finite_states(tmp_path / "skip", guarded)
 
 
+@pytest.mark.slow
 def test_the_policy_changes_no_bit_while_nothing_is_wrong(guarded: Config, clean: Path, tmp_path: Path) -> None:
     """I6"""
     for policy in ("off", "skip"):
@@ -148,6 +152,7 @@ def test_the_policy_changes_no_bit_while_nothing_is_wrong(guarded: Config, clean
 # ---- Poisoned data --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "changes"),
     cases(
@@ -199,6 +204,7 @@ def test_poisoned_data_are_skipped_as_if_they_had_never_been_there(
 # ---- I5: which samples ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.integers(1, 400), st.integers(1, 6)), min_size=1, max_size=4),
@@ -222,7 +228,7 @@ def test_every_sample_but_the_skipped_is_used_once_an_epoch(
             cursor = path[-1][0] if path else 0
             order = made.order.excluding(past.exclude)
             for update, behind, rows in itertools.islice(
-                run.host_batches(made, len(path), cursor, order=order), length
+                feed.host_batches(made, len(path), cursor, order=order), length
             ):
                 assert update == len(path)
                 path.append((behind, rows["ids"].tolist()))
@@ -232,7 +238,7 @@ def test_every_sample_but_the_skipped_is_used_once_an_epoch(
             del path[max(0, len(path) - back) :]
             if event == "skip":
                 begin = path[-1][0] if path else 0
-                past.exclude += run.sample_ranges(made, (begin + end) // 2, end + back, past)
+                past.exclude += feed.sample_ranges(made, (begin + end) // 2, end + back, past)
     used = Counter(sample for _, ids in path for sample in ids)
     skipped = {sample for start, stop in past.exclude for sample in range(start, stop)}
     assert set(used.values()) == {1}
@@ -261,10 +267,10 @@ def cut(short: Config, tmp_path: Path) -> Path:
 def rewrite(folder: Path, change: Callable[[Record], Any]) -> None:
     """Changes every record of the journal, and makes its chain whole again."""
     path, lines, previous = folder / "journal.jsonl", [], "0" * 64
-    for record in journals.read(path):
+    for record in journal.read(path):
         change(record)
-        lines.append(journals._line(record | {"previous": previous}))
-        previous = journals._hash(lines[-1])
+        lines.append(journal._line(record | {"previous": previous}))
+        previous = journal._hash(lines[-1])
     path.write_bytes(b"".join(lines))
 
 
@@ -272,7 +278,7 @@ def another_state(folder: Path, config: Config) -> None:
     """Exchanges checkpoint 40 so that manifest, digest and journal agree with what it then holds."""
     path = folder / "checkpoints" / "40"
     found = checkpoint.read(path)
-    state = checkpoint.restore(found, states.abstract(run.init(parts(config))))
+    state = checkpoint.restore(found, abstract_state(build.init(parts(config))))
     state = state.replace(params=jax.tree.map(lambda leaf: leaf * jnp.float32(1.01), state.params))
     meta = found.meta | {"digest": digest(state)}
     shutil.rmtree(path)
@@ -298,6 +304,7 @@ def another_loss(folder: Path, config: Config) -> None:
     rewrite(folder, change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tamper", [another_state, another_loss])
 def test_a_resume_that_does_not_compute_what_it_did_before_is_refused(
     short: Config, cut: Path, tamper: Callable[[Path, Config], None]
@@ -310,7 +317,7 @@ def test_a_resume_that_does_not_compute_what_it_did_before_is_refused(
             runs.resume(cut)
         said = str(caught.value)
         assert said.startswith("update 41: the first loss after the resume is ")
-        assert said.endswith("guard.canary=false --allow-change guard.canary goes on nevertheless")
+        assert said.endswith("to continue nevertheless: guard.canary=false --allow-change guard.canary")
         assert "\n" not in said
         assert runs.updates(cut)[-1] == 40
     assert runs.resume(cut, "", "guard.canary=false") == 0

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import runs
-from runs import cases
 
-from lmjax import launch
 from lmjax.config import Config, UserError
-from lmjax.typed import RunError, apply_overrides, from_json
-
-pytestmark = pytest.mark.faults
+from lmjax.config.codec import apply_overrides, from_json
+from lmjax.config.errors import RunError
+from lmjax.run import resume
+from tests.faults import runs
+from tests.faults.runs import cases
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +47,7 @@ def everything(folder: Path) -> dict[Path, bytes]:
 # ---- As something else ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     cases(
@@ -68,7 +68,7 @@ def test_another_configuration_is_refused_and_nothing_is_changed(folder: Path, c
     config = from_json((folder / "config.json").read_text(), Config)
     key, _, value = change.partition("=")
     with pytest.raises(UserError) as caught:
-        launch.resume(apply_overrides(config, [change]), folder)
+        resume.resume(apply_overrides(config, [change]), folder)
     said = str(caught.value)
     assert said.startswith("the run was made with another configuration (")
     assert f"--allow-change {key}" in said
@@ -79,6 +79,7 @@ def test_another_configuration_is_refused_and_nothing_is_changed(folder: Path, c
     assert everything(folder) == before
 
 
+@pytest.mark.slow
 def test_the_door_shows_the_difference_and_exits_with_2(folder: Path) -> None:
     before = everything(folder)
     done = runs.train_py("--resume", folder, "model.layers=3")
@@ -87,6 +88,7 @@ def test_the_door_shows_the_difference_and_exits_with_2(folder: Path) -> None:
     assert everything(folder) == before
 
 
+@pytest.mark.slow
 def test_an_allowed_change_is_journaled_and_takes_effect(folder: Path, clean: Path) -> None:
     assert runs.resume(folder, "", "schedule.peak=0.02") == 0
     (record,) = runs.records(folder, "resume")
@@ -96,6 +98,7 @@ def test_an_allowed_change_is_journaled_and_takes_effect(folder: Path, clean: Pa
     assert runs.losses(folder)[:46] == runs.losses(clean)[:46]  # up to the first update behind the change
 
 
+@pytest.mark.slow
 def test_another_shape_of_the_model_is_refused_even_if_allowed(folder: Path) -> None:
     """What was saved does not fit into it: no checkpoint is taken for another's."""
     before = everything(folder)
@@ -106,6 +109,7 @@ def test_another_shape_of_the_model_is_refused_even_if_allowed(folder: Path) -> 
     assert everything(folder) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", cases("data", rest=["tokenizer"]))
 def test_other_data_or_another_tokenizer_are_refused(short: Config, corpus: Path, tmp_path: Path, what: str) -> None:
     text = tmp_path / "text.txt"
@@ -127,6 +131,7 @@ def test_other_data_or_another_tokenizer_are_refused(short: Config, corpus: Path
 # ---- On other devices -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", cases((2,), rest=[((2, 8),), ((8, 1),)]))
 def test_other_numbers_of_devices_see_the_same_samples(folder: Path, clean: Path, steps: tuple[int, ...]) -> None:
     """1 -> 2 -> 8 devices: the same cursors; sums are taken in another order, so losses may differ by 1e-5."""
@@ -146,6 +151,7 @@ def test_other_numbers_of_devices_see_the_same_samples(folder: Path, clean: Path
 # ---- Two at once, and leftovers -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_while_the_first_is_at_work(short: Config, clean: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first = runs.forked(short, folder, "update=sleep:20@25")
@@ -171,6 +177,7 @@ def test_a_second_process_is_refused_while_the_first_is_at_work(short: Config, c
     assert runs.digest(folder) == runs.digest(clean)
 
 
+@pytest.mark.slow
 def test_a_stale_lock_is_no_obstacle_and_a_held_one_is(folder: Path, clean: Path) -> None:
     (folder / ".lock").write_text("process 1 on a machine that is gone\n")
     with open(folder / ".lock") as held:
@@ -182,6 +189,7 @@ def test_a_stale_lock_is_no_obstacle_and_a_held_one_is(folder: Path, clean: Path
     assert runs.digest(folder) == runs.digest(clean)
 
 
+@pytest.mark.slow
 def test_leftovers_are_removed_and_what_is_not_ours_is_left_alone(folder: Path, clean: Path) -> None:
     root = folder / "checkpoints"
     for name in ("46.partial", "40.old.partial"):
@@ -211,6 +219,7 @@ def test_leftovers_are_removed_and_what_is_not_ours_is_left_alone(folder: Path, 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", cases("params=nan@48", rest=["", "save.manifest=full@3"]))
 def test_nothing_outside_of_the_run_is_touched(
     short: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
@@ -237,6 +246,7 @@ def test_nothing_outside_of_the_run_is_touched(
 # ---- The journal ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bytes_left", cases(40, rest=[1, -1]))
 def test_a_line_cut_short_is_dropped(folder: Path, clean: Path, bytes_left: int) -> None:
     path = folder / "journal.jsonl"
@@ -252,6 +262,7 @@ def edit(lines: list[bytes]) -> None:
     lines[3] = json.dumps(record | {"cursor": record["cursor"] + 1}).encode() + b"\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "line"),
     cases(
@@ -278,6 +289,7 @@ def test_an_edited_journal_is_refused(folder: Path, change: Callable[[list[bytes
     assert everything(folder) == before
 
 
+@pytest.mark.slow
 def test_a_journal_that_is_gone_is_not_a_new_run(folder: Path) -> None:
     """With checkpoints there, beginning at update 0 would overwrite them."""
     (folder / "journal.jsonl").unlink()
@@ -290,17 +302,19 @@ def test_a_journal_that_is_gone_is_not_a_new_run(folder: Path) -> None:
 # ---- The end --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", cases("evaluate=error@1-99", rest=["evaluate.batch=error@2", "evaluate=error@3"]))
 def test_an_evaluation_that_crashes_costs_nothing_else(
     short: Config, clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     folder = tmp_path / "run"
     assert runs.start(short, folder, fault) == 0
-    assert "the evaluation failed ([Errno 5] Input/output error); training goes on" in capsys.readouterr().out
+    assert "the evaluation failed ([Errno 5] Input/output error); training continues" in capsys.readouterr().out
     assert runs.digest(folder) == runs.digest(clean)
     assert runs.losses(folder) == runs.losses(clean)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_complete_says_so_and_trains_nothing(
     clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

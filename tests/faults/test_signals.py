@@ -4,14 +4,12 @@ import signal
 from pathlib import Path
 
 import pytest
-import runs
-from runs import cases
 
-from lmjax import launch
 from lmjax.config import Config
-from lmjax.train import checkpoint
-
-pytestmark = pytest.mark.faults
+from lmjax.run import session
+from lmjax.training import checkpoint
+from tests.faults import runs
+from tests.faults.runs import cases
 
 SPIKE = "params=nan@48"  # a rollback to update 30, a replay, and no trace of it at the end
 
@@ -27,14 +25,14 @@ def whole(short: Config, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     ("point", "number", "spike"),
     cases(
-        ("prepared@1", "SIGTERM", ""),
-        ("compile@1", "SIGINT", ""),
+        pytest.param("prepared@1", "SIGTERM", "", marks=pytest.mark.slow),
+        pytest.param("compile@1", "SIGINT", "", marks=pytest.mark.slow),
         ("update@25", "SIGTERM", ""),
-        ("evaluate.batch@2", "SIGINT", ""),
-        ("save.arrays@3", "SIGINT", ""),
-        ("save.rename@3", "SIGTERM", ""),
-        ("rollback@1", "SIGTERM", SPIKE),
-        ("rollback.done@1", "SIGINT", SPIKE),
+        pytest.param("evaluate.batch@2", "SIGINT", "", marks=pytest.mark.slow),
+        pytest.param("save.arrays@3", "SIGINT", "", marks=pytest.mark.slow),
+        pytest.param("save.rename@3", "SIGTERM", "", marks=pytest.mark.slow),
+        pytest.param("rollback@1", "SIGTERM", SPIKE, marks=pytest.mark.slow),
+        pytest.param("rollback.done@1", "SIGINT", SPIKE, marks=pytest.mark.slow),
         rest=[
             *((point, "SIGINT", "") for point in ("prepared@1", "update@1", "update@10", "update@59")),
             *((point, "SIGTERM", "") for point in ("compile@1", "evaluate.batch@1", "evaluate@2", "update@48")),
@@ -56,7 +54,7 @@ def test_the_first_signal_saves_and_says_how_to_go_on(
     spike: str,
 ) -> None:
     folder = tmp_path / "run"
-    assert runs.start(short, folder, f"{spike} {point.replace('@', f'={number}@')}") == launch.FINISHED
+    assert runs.start(short, folder, f"{spike} {point.replace('@', f'={number}@')}") == session.FINISHED
     *_, told, how = capsys.readouterr().out.splitlines()
     (said,), stopped = runs.records(folder, "signal"), runs.summary(folder)
     newest = checkpoint.folders(folder / "checkpoints")[-1]
@@ -70,6 +68,7 @@ def test_the_first_signal_saves_and_says_how_to_go_on(
     assert runs.digest(folder) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", cases("SIGTERM", rest=["SIGINT"]))
 @pytest.mark.parametrize(
     "point", cases("evaluate@3", rest=["update@60", "save@7", "save.rename@7", "save.retain@1", "evaluate.batch@8"])
@@ -87,6 +86,7 @@ def test_a_signal_after_the_last_update_loses_nothing(
     assert runs.summary(folder)["val_loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("faults", "status"),
     cases(

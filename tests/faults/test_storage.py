@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
-from runs import cases
 
 from lmjax.config import Config, UserError
-from lmjax.train import checkpoint
-from lmjax.train.checkpoint import CheckpointError
-from lmjax.typed import RunError
-
-pytestmark = pytest.mark.faults
+from lmjax.config.errors import RunError
+from lmjax.training import checkpoint
+from lmjax.training.checkpoint import CheckpointError
+from tests.faults import runs
+from tests.faults.runs import cases
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +30,7 @@ def intact(folder: Path) -> list[int]:
     return runs.updates(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     cases(
@@ -65,6 +64,7 @@ def test_a_save_that_fails_is_said_journaled_and_tried_again(
     assert runs.digest(folder) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", cases("save.manifest=full@3-99", rest=["save=error@4-99", "save.rename=full@7-99"]))
 def test_saves_that_keep_failing_end_the_run_and_delete_nothing(
     short: Config, whole: str, tmp_path: Path, fault: str
@@ -80,6 +80,7 @@ def test_saves_that_keep_failing_end_the_run_and_delete_nothing(
     assert runs.digest(folder) == whole
 
 
+@pytest.mark.slow
 def test_the_door_names_what_failed_and_exits_with_1(short: Config, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(runs.to_json(short))
     done = runs.train_py(tmp_path / "config.json", "--run-dir", tmp_path / "run", fault="save.manifest=full@2-99")
@@ -90,6 +91,7 @@ def test_the_door_names_what_failed_and_exits_with_1(short: Config, tmp_path: Pa
     assert intact(tmp_path / "run") == [0]
 
 
+@pytest.mark.slow
 def test_by_policy_training_goes_on_without_checkpoints_but_not_to_an_unsaved_end(
     short: Config, whole: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +110,7 @@ def test_by_policy_training_goes_on_without_checkpoints_but_not_to_an_unsaved_en
     assert runs.digest(folder) == whole
 
 
+@pytest.mark.slow
 def test_nothing_is_deleted_before_the_new_one_is_durable(
     short: Config, whole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +132,7 @@ def test_nothing_is_deleted_before_the_new_one_is_durable(
     assert runs.digest(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", cases("journal.torn=full@6", rest=["journal.torn=full@1", "journal.torn=error@2", "journal.torn=full@17"])
 )
@@ -149,6 +153,7 @@ def test_a_journal_that_cannot_be_written_ends_the_run_as_it_was(
 # ---- Slow -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_a_save_is_slow(short: Config, whole: str, tmp_path: Path) -> None:
     """The third save, after 20 updates, takes two seconds, in which the ten updates before the next one happen."""
     folder = tmp_path / "run"
@@ -159,6 +164,7 @@ def test_training_goes_on_while_a_save_is_slow(short: Config, whole: str, tmp_pa
     assert runs.digest(folder) == whole
 
 
+@pytest.mark.slow
 def test_at_most_one_save_is_in_flight(short: Config, whole: str, tmp_path: Path, monkeypatch: Any) -> None:
     commit, now, most = checkpoint.Checkpoints._commit, [], []
 
@@ -175,6 +181,7 @@ def test_at_most_one_save_is_in_flight(short: Config, whole: str, tmp_path: Path
     assert runs.digest(folder) == whole
 
 
+@pytest.mark.slow
 def test_an_error_of_the_writer_surfaces_within_one_update(short: Config, tmp_path: Path) -> None:
     """Each update takes a quarter of a second, far longer than writing: the failure is told at the next one."""
     assert runs.start(short, tmp_path / "run", "save.manifest=error@3 update=sleep:0.25@21-24!") == 0
@@ -186,6 +193,7 @@ def test_an_error_of_the_writer_surfaces_within_one_update(short: Config, tmp_pa
 # ---- Read-only ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_is_a_users_mistake(short: Config, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*; choose another place with --run-dir") as caught:
@@ -193,6 +201,7 @@ def test_a_folder_that_cannot_be_made_is_a_users_mistake(short: Config, tmp_path
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
 def test_a_folder_that_may_not_be_written_is_a_users_mistake(short: Config, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
@@ -203,6 +212,7 @@ def test_a_folder_that_may_not_be_written_is_a_users_mistake(short: Config, tmp_
         tmp_path.chmod(0o700)
 
 
+@pytest.mark.slow
 def test_a_folder_that_becomes_read_only_keeps_what_it_has(
     short: Config, whole: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,8 +11,7 @@ from safetensors.numpy import save_file
 
 from lmjax.config import TokenizerConfig, UserError
 from lmjax.data import tokenizer
-
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+from tests import FIXTURES
 
 
 def fixture(name: str) -> ModuleType:
@@ -52,7 +51,7 @@ GPT2 = {
     "n_inner": None,
 }
 STYLES = {"gpt2": GPT2, "llama": LLAMA, "qwen3": LLAMA | {"model_type": "qwen3"}}
-SMALL = tokenizer.build(TokenizerConfig(kind="characters"), lambda: iter(["abcdefghijklmnopqrstuvwxyz ."]))
+SMALL = tokenizer.build_tokenizer(TokenizerConfig(kind="characters"), lambda: iter(["abcdefghijklmnopqrstuvwxyz ."]))
 
 
 def put(folder: Path, config: dict[str, Any], state: dict[str, np.ndarray]) -> Path:

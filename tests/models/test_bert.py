@@ -2,7 +2,6 @@ import dataclasses
 import functools
 import importlib.util
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 
 import jax
@@ -12,11 +11,12 @@ import pytest
 
 from lmjax import pytrees
 from lmjax.config import BERTConfig, UserError
-from lmjax.interop.layouts import from_transformers
+from lmjax.interop.huggingface.layouts import from_transformers
 from lmjax.models import bert
-from lmjax.models.bert import BERT, LOGICAL_AXES, init_params, stack, unstack
+from lmjax.models.bert import BERT, LOGICAL_AXES, init_params
+from lmjax.models.gpt import stack, unstack
+from tests import FIXTURES
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = BERTConfig(layers=2, width=24, heads=4, mlp_width=40, context=12, vocab_size=31, dropout=0.0)
 BASE = BERTConfig(vocab_size=30_522)
 LARGE = BERTConfig(layers=24, width=1024, heads=16, vocab_size=30_522)
@@ -53,7 +53,7 @@ def apply(config, params, rows=ROWS, method="__call__"):
 # ---- Against transformers ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", ["fixture", "live"])
+@pytest.mark.parametrize("source", ["fixture", pytest.param("live", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")  # of torch and transformers
 def test_every_output_equals_transformers(source):
     if source == "live":
@@ -163,6 +163,7 @@ def loss(config, params, rng=None):
 TRAINED = dataclasses.replace(SMALL, dropout=0.2)
 
 
+@pytest.mark.slow
 def test_scan_and_remat_change_nothing():
     """Values and gradients, with the same dropout; to 2e-6 of the largest gradient: sums in another order."""
 
@@ -177,6 +178,7 @@ def test_scan_and_remat_change_nothing():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=atol), gradients, stack(flat))
 
 
+@pytest.mark.slow
 def test_gradients_equal_finite_differences():
     with jax.enable_x64(True):
         params = jax.tree.map(lambda x: np.asarray(x, np.float64), params_of())
@@ -212,6 +214,7 @@ def test_dropout_acts_in_training_only_and_by_its_generator_only():
 # ---- Parameters and closed forms --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_initial_parameters_follow_their_table_and_the_seed():
     config = dataclasses.replace(SMALL, width=64, mlp_width=0, vocab_size=300, context=100)
     params = init_params(BERT(config), 0)

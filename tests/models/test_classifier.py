@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import small
 
 from lmjax.config import ModelConfig
-from lmjax.models import classifier, families
+from lmjax.models import classifier, registry
 from lmjax.models.classifier import Classifier
 from lmjax.pytrees import count, leaf_names
+from tests import small
 
 V, T, CLASSES = 19, 8, 3
 GPT, BERT = (
@@ -32,7 +32,7 @@ def rough(config: ModelConfig) -> Any:
     return jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes["params"])
 
 
-@pytest.mark.parametrize("config", [GPT, BERT], ids=["gpt", "bert"])
+@pytest.mark.parametrize("config", [GPT, pytest.param(BERT, marks=pytest.mark.slow)], ids=["gpt", "bert"])
 def test_logits_are_of_the_last_token_or_the_pooled_one_whatever_the_padding_holds(config: ModelConfig) -> None:
     params = rough(config)
     logits = jax.jit(lambda batch: Classifier(config, CLASSES).apply({"params": params}, **batch))
@@ -42,7 +42,7 @@ def test_logits_are_of_the_last_token_or_the_pooled_one_whatever_the_padding_hol
     found = logits(batch)
     np.testing.assert_array_equal(found, logits(other))
 
-    head, encoder = params.pop("classifier"), families.build(config)
+    head, encoder = params.pop("classifier"), registry.build(config)
     if config.family == "gpt":
         x_BTD = jax.jit(lambda ids: encoder.apply({"params": params}, ids, head=False))(batch["inputs_BT"])
         x_BD = np.asarray(x_BTD)[np.arange(len(LENGTHS)), LENGTHS - 1]
@@ -56,7 +56,7 @@ def test_logits_are_of_the_last_token_or_the_pooled_one_whatever_the_padding_hol
 def test_parameters_have_the_names_they_have_in_the_pretrained_model(config: ModelConfig) -> None:
     one = np.zeros((1, 1), np.int32)
     named = {"kinds_BT": one, "real_BT": one} if config.family == "bert" else {}
-    pretrained: Any = jax.eval_shape(families.build(config).init, jax.random.key(0), one, **named)["params"]
+    pretrained: Any = jax.eval_shape(registry.build(config).init, jax.random.key(0), one, **named)["params"]
     assert classifier.parameters(config, CLASSES)["total"] == count(rough(config))
     ours, theirs = set(leaf_names(rough(config))), set(leaf_names(pretrained))
     assert ours - theirs == {"classifier/kernel", "classifier/bias"}

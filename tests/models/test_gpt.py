@@ -3,19 +3,19 @@ import functools
 import importlib.util
 import math
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gpt_reference import forward
 
-from lmjax import objectives, pytrees
+from lmjax import pytrees
 from lmjax.config import CausalConfig, GPTConfig, UserError
 from lmjax.models.gpt import GPT, LOGICAL_AXES, init_params, stack, unstack
+from lmjax.objectives import losses
+from tests import FIXTURES
+from tests.models.gpt_reference import forward
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = GPTConfig(layers=2, width=24, heads=4, context=12, vocab_size=31)
 GPT2 = SMALL
 LLAMA = dataclasses.replace(
@@ -38,10 +38,15 @@ CROSSED = STYLES | {
     "relu": dataclasses.replace(GPT2, activation="relu", norm="rmsnorm", mlp_width=20, qk_norm=True),
     "biased": dataclasses.replace(LLAMA, norm="layernorm", bias=True, tied=True, rope_theta=100.0, norm_epsilon=1e-3),
 }
+SLOW = pytest.mark.slow
 over_styles = pytest.mark.parametrize("config", STYLES.values(), ids=STYLES)
 over_options = pytest.mark.parametrize("config", CROSSED.values(), ids=CROSSED)
-over_two = pytest.mark.parametrize("config", [GPT2, QWEN], ids=["gpt2", "qwen3"])
-over_three = pytest.mark.parametrize("config", [GPT2, QWEN, MIXED], ids=["gpt2", "qwen3", "mixed"])
+over_two = pytest.mark.parametrize("config", [GPT2, pytest.param(QWEN, marks=SLOW)], ids=["gpt2", "qwen3"])
+over_three = pytest.mark.parametrize(
+    "config",
+    [pytest.param(GPT2, marks=SLOW), pytest.param(QWEN, marks=SLOW), MIXED],
+    ids=["gpt2", "qwen3", "mixed"],
+)
 
 
 def ids(config=SMALL, rows=3, T=12, seed=0):
@@ -74,7 +79,7 @@ def packing(inputs):
 def next_token_loss(config, params, inputs, rng=None):
     """The sum over all tokens; with `rng` as in training."""
     batch = {"inputs_BT": inputs, "targets_BT": jnp.roll(inputs, -1, 1), "weights_BT": jnp.ones(inputs.shape)}
-    return objectives.causal(GPT(config), params, batch, rng=rng, config=CausalConfig(), train=rng is not None)[0]
+    return losses.causal(GPT(config), params, batch, rng=rng, config=CausalConfig(), train=rng is not None)[0]
 
 
 @functools.cache
@@ -106,7 +111,7 @@ def test_logits_equal_a_numpy_gpt(config, packed):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)  # logits of size 1 in float32
 
 
-@pytest.mark.parametrize("source", ["fixture", "live"])
+@pytest.mark.parametrize("source", ["fixture", pytest.param("live", marks=pytest.mark.slow)])
 @over_styles
 @pytest.mark.filterwarnings("ignore")  # of torch and transformers
 def test_logits_equal_transformers(config, source, request):
@@ -194,7 +199,11 @@ def test_gradients_equal_finite_differences(config):
 
 
 DROPOUT = dataclasses.replace(GPT2, dropout=0.2)
-over_training = pytest.mark.parametrize("config", [DROPOUT, QWEN, MIXED], ids=["dropout", "qwen3", "mixed"])
+over_training = pytest.mark.parametrize(
+    "config",
+    [pytest.param(DROPOUT, marks=SLOW), pytest.param(QWEN, marks=SLOW), MIXED],
+    ids=["dropout", "qwen3", "mixed"],
+)
 
 
 @over_training
@@ -203,6 +212,7 @@ def test_scanned_equals_unrolled(config):
     assert_same_training(dataclasses.replace(config, scan=True), dataclasses.replace(config, scan=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_nothing(scan, remat):
@@ -261,7 +271,7 @@ def test_a_packed_document_is_computed_as_if_alone(config):
     np.testing.assert_allclose(packed[:, 3:8], alone, rtol=1e-5, atol=1e-5)  # sums in another order
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_dropout_acts_in_training_only_and_by_its_generator_only(scan):
     config = dataclasses.replace(DROPOUT, scan=scan)
     params, inputs = rough(config), ids()
@@ -286,6 +296,7 @@ def test_loss_at_initialisation_is_that_of_guessing(config):
     assert loss / inputs.size == pytest.approx(math.log(500), rel=0.02)
 
 
+@pytest.mark.slow
 def test_initial_parameters_follow_their_table():
     config = dataclasses.replace(GPT2, width=128, layers=8, qk_norm=True, tied=False, vocab_size=300, context=200)
     params = init_params(GPT(config), 0)
@@ -303,6 +314,7 @@ def test_initial_parameters_follow_their_table():
     assert list(leaves) == pytrees.leaf_names(by_linen)
 
 
+@pytest.mark.slow
 @over_two
 def test_initial_parameters_depend_on_the_seed_and_not_on_scanning(config):
     scanned, flat = (init_params(GPT(dataclasses.replace(config, scan=scan)), 0) for scan in (True, False))
@@ -330,7 +342,7 @@ def test_every_leaf_has_logical_axes(config):
 # ---- The rest ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scan", [True, False])
+@pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_captured_weights_are_those_of_attention(scan):
     config = dataclasses.replace(QWEN, scan=scan)
     params, inputs = rough(config), ids()
@@ -353,6 +365,7 @@ def test_more_tokens_than_learned_positions_are_refused():
     jax.eval_shape(GPT(LLAMA).apply, {"params": rough(LLAMA)}, ids(T=13))
 
 
+@pytest.mark.slow
 def test_one_batch_overfits():
     """The whole chain learns: 16 random rows by heart, to less than a hundredth of a nat."""
     params, inputs = init_params(GPT(LLAMA), 0), ids(rows=4)

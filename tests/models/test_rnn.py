@@ -2,7 +2,6 @@ import dataclasses
 import importlib.util
 import math
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,8 @@ from lmjax import pytrees
 from lmjax.config import RNNConfig, UserError
 from lmjax.models import rnn
 from lmjax.models.rnn import RNN, begin, gradient_by_lag, recur, unrolled
+from tests import FIXTURES
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = RNNConfig(layers=2, width=6, context=8, vocab_size=11)
 over_cells = pytest.mark.parametrize("cell", rnn.GATES)
 
@@ -53,7 +52,7 @@ def assert_close(ours, theirs, tolerance=1e-6):
 
 
 @over_cells
-@pytest.mark.parametrize("source", ["fixture", "live"])
+@pytest.mark.parametrize("source", ["fixture", pytest.param("live", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")  # of torch
 def test_logits_states_and_gradients_equal_those_of_pytorch(cell, source):
     spec = importlib.util.spec_from_file_location("rnn_torch", FIXTURES / "rnn_torch.py")
@@ -240,7 +239,7 @@ def test_what_is_out_of_range_is_named(key, value):
 # ---- How far back a prediction is felt --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [0.3, 1.0, 1.6])
+@pytest.mark.parametrize("scale", [pytest.param(0.3, marks=pytest.mark.slow), 1.0, 1.6])
 def test_gradients_vanish_or_explode_like_the_powers_of_the_recurrent_weights(scale):
     """With nothing coming in every state is 0, where tanh is the identity: the gradient is U's power times the last's.
 

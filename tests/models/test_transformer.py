@@ -3,7 +3,6 @@ import functools
 import importlib.util
 import math
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,8 @@ from lmjax import pytrees
 from lmjax.config import TransformerConfig, UserError
 from lmjax.models import transformer
 from lmjax.models.transformer import LOGICAL_AXES, Transformer
+from tests import FIXTURES
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = TransformerConfig(layers=2, width=24, heads=4, mlp_width=40, context=12, vocab_size=31)
 FIRST = dataclasses.replace(SMALL, norm_first=True, shared=False, activation="gelu")
 BASE = TransformerConfig(vocab_size=37_000)
@@ -123,7 +122,7 @@ def ours_on_fixture(style):
     return run(from_torch(given.weights(style)))
 
 
-@pytest.mark.parametrize("source", ["fixture", "live"])
+@pytest.mark.parametrize("source", ["fixture", pytest.param("live", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("style", ["norm_last", "norm_first"])
 @pytest.mark.filterwarnings("ignore")  # of torch
 def test_hidden_states_logits_and_gradients_equal_torch(style, source):
@@ -209,6 +208,7 @@ def test_bfloat16_is_float32_within_rounding():
     assert 0 < np.linalg.norm(narrow - wide) / np.linalg.norm(wide) < 0.02
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only_and_by_its_generator_only():
     source, _, target = pairs()
     config = dataclasses.replace(SMALL, layers=1)
@@ -258,7 +258,9 @@ def test_initial_parameters_follow_their_table():
 # ---- Closed forms -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("config", "count"), [(BASE, 63_082_496), (BIG, 214_245_376), (FIRST, None)])
+@pytest.mark.parametrize(
+    ("config", "count"), [pytest.param(BASE, 63_082_496, marks=pytest.mark.slow), (BIG, 214_245_376), (FIRST, None)]
+)
 def test_parameters_equal_the_real_ones(config, count):
     """The paper's table 3 says 65 and 213 million, of a vocabulary of "about 37000"."""
     sizes = transformer.parameters(config)

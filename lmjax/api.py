@@ -1,0 +1,144 @@
+"""The public functions of `import lmjax`: train, resume, load, generate, evaluate, plan.
+
+JAX is imported inside them, after the settings that must precede its start (`runtime.*` of the configuration).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmjax.config import Config, RunError, UserError
+from lmjax.config.checks import check
+from lmjax.config.codec import apply_overrides
+from lmjax.config.presets import load as load_config
+from lmjax.system import runtime
+
+if TYPE_CHECKING:
+    from lmjax.evaluation.results import Result
+    from lmjax.inference.language_model import LanguageModel
+
+
+def train(config: str | Config = "quickstart", *changes: str, run_dir: str | Path | None = None) -> Path:
+    """Train a configuration into a new run directory.
+
+    Args:
+        config: a preset, a path to a configuration file, or a `Config`.
+        *changes: changes of the configuration, such as `"train.updates=20"`.
+        run_dir: the directory to create; default: `runs/NAME`.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        UserError: the directory exists, or the configuration fits neither the data nor the machine.
+        RunError: the guard gave up.
+    """
+    chosen = _resolve(config, changes)
+    folder = Path(run_dir) if run_dir is not None else Path("runs") / chosen.name
+    runtime.start(chosen.runtime)
+    from lmjax.run import launch
+
+    return _finished(launch.start(chosen, folder), folder)
+
+
+def resume(run_dir: str | Path, *changes: str, allow: Sequence[str] = ()) -> Path:
+    """Resume a run from its newest checkpoint; the result is bit-identical to an uninterrupted run.
+
+    Args:
+        run_dir: the run directory.
+        *changes: changes of its configuration.
+        allow: the keys that may differ from the run's configuration.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        UserError: there is no run, or a change is not allowed.
+        RunError: the guard gave up.
+    """
+    folder = Path(run_dir)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is not a run: it has no config.json")
+    config = _resolve(str(folder / "config.json"), changes)
+    runtime.start(config.runtime)
+    from lmjax.run.resume import resume as resume_run
+
+    return _finished(resume_run(config, folder, allow=allow), folder)
+
+
+def load(path: str | Path, *, checkpoint: str = "newest") -> "LanguageModel":
+    """Load a causal language model: a run directory, a Hugging Face directory or a .gguf file.
+
+    Args:
+        path: the model.
+        checkpoint: of a run: `newest`, `best`, or the number of an update.
+
+    Raises:
+        UserError: there is no model, or it is not a causal language model.
+    """
+    runtime.start()
+    from lmjax.run import pretrained
+
+    return pretrained.load(path, checkpoint=checkpoint)
+
+
+def generate(model: "str | Path | LanguageModel", prompts: str | Sequence[str], **settings: Any) -> Any:
+    """Continue one prompt (returns a text) or several (returns a list of texts).
+
+    Args:
+        model: what `load` returns, or a path that `load` accepts.
+        prompts: one text, or several.
+        **settings: the fields of `lmjax.inference.sampling.Sampling`, such as `max_tokens=50, temperature=0.8`.
+
+    Raises:
+        UserError: there is no model, or a setting is out of range.
+    """
+    lm = load(model) if isinstance(model, str | Path) else model
+    from lmjax.inference.generate import generate as continue_texts
+    from lmjax.inference.sampling import Sampling
+
+    texts = continue_texts(lm, [prompts] if isinstance(prompts, str) else prompts, sampling=Sampling(**settings))
+    return texts[0] if isinstance(prompts, str) else texts
+
+
+def evaluate(model: "str | Path | LanguageModel", tasks: Sequence[str], **settings: Any) -> "Result":
+    """Evaluate a model on tasks with zero, one or a few examples.
+
+    Args:
+        model: what `load` returns, or a path that `load` accepts.
+        tasks: bundled tasks, folders or files.
+        **settings: the fields of `lmjax.evaluation.evaluator.Settings`, such as `shots=(0, 1, 5)`.
+
+    Raises:
+        UserError: there is no model or task, or a setting is out of range.
+    """
+    lm = load(model) if isinstance(model, str | Path) else model
+    from lmjax.evaluation import evaluator
+
+    return evaluator.evaluate(lm, tasks, evaluator.Settings(**settings))
+
+
+def plan(config: str | Config = "quickstart", *changes: str) -> None:
+    """Print what a run of a configuration would do and need; nothing is trained.
+
+    Raises:
+        UserError: the configuration does not fit the machine.
+    """
+    chosen = _resolve(config, changes)
+    runtime.start(chosen.runtime)
+    from lmjax.run import launch
+
+    launch.show_plan(chosen)
+
+
+def _resolve(config: str | Config, changes: Sequence[str]) -> Config:
+    chosen = apply_overrides(load_config(config) if isinstance(config, str) else config, changes)
+    check(chosen)
+    return chosen
+
+
+def _finished(status: int, run_dir: Path) -> Path:
+    """RunError: the guard gave up."""
+    if status:
+        raise RunError(f"the guard gave up; `lmjax audit {run_dir}` explains why")
+    return run_dir

@@ -1,1 +1,0 @@
-"""What a spike was: a report of each, written before the run goes on."""

@@ -1,0 +1,158 @@
+"""Actions of the commands on trained models: generate, evaluate, compare, export.
+
+Each function returns an exit status.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lmjax.config import CausalConfig, UserError
+from lmjax.display.console import Console
+from lmjax.inference.generate import generate
+from lmjax.inference.language_model import LanguageModel
+from lmjax.inference.sampling import Sampling
+from lmjax.interop.huggingface.folder import export_model, is_model
+from lmjax.run import build, pretrained, saved
+
+
+def generate_texts(
+    path: Path, prompts: Sequence[str], *, checkpoint: str = "newest", dtype: Any, **settings: Any
+) -> int:
+    """Continue, translate, fill in or classify each prompt, and print the result; one continuation is streamed.
+
+    Args:
+        path: the model.
+        prompts: the texts.
+        checkpoint: checkpoint of a run.
+        dtype: dtype of the matrix products of a model that is not a run.
+        **settings: the settings of `Sampling`.
+
+    Raises:
+        UserError: There is no such model, or a setting is out of range.
+    """
+    sampling = Sampling(**settings)
+    lm = pretrained.foreign(path, dtype=dtype)
+    if lm is None:
+        run = pretrained.trained(path, checkpoint=checkpoint)
+        if not isinstance(run.config.objective, CausalConfig):
+            for prompt in prompts:
+                print(run.task.answer(run.params, prompt, tokenizer=run.tokenizer, **settings))
+            return 0
+        lm = LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
+    lm = pretrained.causal(lm)
+    if len(prompts) > 1:
+        for prompt, text in zip(prompts, generate(lm, prompts, sampling=sampling), strict=True):
+            print(prompt + text, end="\n\n")
+        return 0
+    print(prompts[0], end="", flush=True)
+    generate(lm, prompts, sampling=sampling, show=lambda _, piece: print(piece, end="", flush=True))
+    print()
+    return 0
+
+
+def evaluate_model(
+    path: Path,
+    tasks: Sequence[str],
+    *,
+    settings: dict[str, Any],
+    checkpoint: str = "newest",
+    dtype: Any = "float32",
+    json: Path | None = None,
+    samples: bool = False,
+    plot: Path | None = None,
+    show: int = 0,
+    cached: bool = True,
+) -> int:
+    """Evaluate a model on tasks and print the table.
+
+    A run that was trained on tasks is evaluated only on the items that it held out.
+
+    Args:
+        path: the model.
+        tasks: names of the tasks.
+        settings: the settings of `evaluator.Settings`.
+        checkpoint: checkpoint of a run.
+        dtype: dtype of the matrix products of a model that is not a run.
+        json: file for the result.
+        samples: also write every prompt and response, next to `json`.
+        plot: file for the curves.
+        show: number of prompts of each task to print with their responses.
+        cached: store answers, so that an interrupted evaluation can continue.
+
+    Raises:
+        UserError: There is no such model or task, or a file cannot be written.
+    """
+    from lmjax.evaluation import cache, evaluator, in_training, report, shot_curves
+
+    chosen = evaluator.Settings(**settings)
+    is_run = path.is_dir() and not is_model(path) and (path / "config.json").is_file()
+    trained_on = build.trained_in_context(saved.saved_config(path)) if is_run else None
+    loaded = in_training.load(tasks, trained_on)
+    for file in filter(None, (json, plot)):
+        if not file.parent.is_dir():
+            raise UserError(f"cannot write {file}: there is no folder {file.parent}")
+    lm = pretrained.load(path, checkpoint=checkpoint, dtype=dtype)
+    with Console() as console:
+        progress = _Counter(console)
+        answer_cache = cache.of_model(lm) if cached else cache.Cache(None)
+        result = evaluator.evaluate(lm, loaded, chosen, cache=answer_cache, progress=progress)
+        for name in result.tasks if show else ():
+            for sample in [sample for sample in result.samples if sample.task == name][:show]:
+                console.text(f"{name}, document {sample.id}, {sample.shots} examples", sample.prompt)
+                console.text("answer: " + sample.target, "model: " + _response(sample))
+        report.print_report(result, console)
+        written = report.write_json(result, json, samples=samples) if json else []
+        for file in [*written, *([shot_curves.draw([result], plot)] if plot else [])]:
+            console.event(f"written: {file}")
+    return 0
+
+
+def _response(sample: Any) -> str:
+    parts = (r if isinstance(r, str) else f"{r[0]:.3f}{' (greedy)' * r[1]}" for r in sample.responses)
+    return ", ".join(parts)
+
+
+class _Counter:
+    """Shows the number of answered requests on the console, on one changing line where the terminal allows it."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.live, self.last = console, sys.stdout.isatty(), -1
+
+    def __call__(self, done: int, total: int) -> None:
+        tenth = 10 * done // total if total else 10
+        if self.live and total:
+            print(f"\r{done:,} of {total:,} requests", end="\n" if done == total else "", flush=True)
+        elif tenth != self.last and total:
+            self.console.event(f"{done:,} of {total:,} requests")
+        self.last = tenth
+
+
+def compare_evaluations(paths: Sequence[Path], *, plot: Path | None = None) -> int:
+    """Print two results of `evaluate` side by side with paired tests, and draw their curves together."""
+    from lmjax.evaluation import compare
+    from lmjax.evaluation.report import read_json
+    from lmjax.evaluation.shot_curves import draw
+
+    a, b = (read_json(path) for path in paths)
+    with Console() as console:
+        compare.print_comparison(compare.compare_results(a, b), console, names=(a.model, b.model))
+        if plot:
+            console.event(f"written: {draw([a, b], plot)}")
+    return 0
+
+
+def export_run(path: Path, folder: Path, *, checkpoint: str = "newest") -> int:
+    """Write a run as a folder that `transformers` loads.
+
+    Raises:
+        UserError: A setting has no counterpart in `transformers`.
+    """
+    lm = pretrained.foreign(path)
+    if lm is None:
+        run = pretrained.trained(path, checkpoint=checkpoint)
+        lm = LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
+    export_model(lm, folder)
+    print(f"{folder}: config.json, model.safetensors and the tokenizer")
+    return 0

@@ -1,0 +1,171 @@
+"""Commands around a run: plan, plot, audit, rehearse, ladder, tokenizer."""
+
+import argparse
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lmjax.cli.entry import with_jax
+from lmjax.cli.train import _load, _saved, config_arguments, preset_table
+from lmjax.config import DataConfig, UserError, presets
+from lmjax.config.checks import check
+
+
+def plan_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `lmjax plan`."""
+    config_arguments(parser)
+    parser.add_argument(
+        "--topology",
+        metavar="CHIP:SIZE",
+        default="",
+        help="compile the update for v5e:8x8, v5p:2x2x4, v6e:4x4, 2*v5e:16x16 (slices), h100:8, ... "
+        "without such devices, and print its memory, communication and time (extras plan-tpu, plan-gpu)",
+    )
+    parser.add_argument(
+        "--no-search", action="store_true", help="with --topology: do not search for the largest microbatch that fits"
+    )
+    parser.epilog = preset_table()
+    parser.set_defaults(function=_plan)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config = _load(options.words)
+    check(config)
+    if not options.topology:
+        return with_jax(lambda launch: launch.show_plan(config), config.runtime)
+    from lmjax.system.runtime import compile_only
+    from lmjax.topology import chips
+
+    chips.parse(options.topology)
+    compile_only()
+
+    def call(launch: Any) -> int:
+        from lmjax.topology.compile import show
+
+        return show(config, options.topology, largest=not options.no_search)
+
+    return with_jax(call, config.runtime)
+
+
+def plot_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `lmjax plot`."""
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories; all runs share one picture")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to draw (default: plots/ of the first run)")
+    parser.set_defaults(function=_plot)
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from lmjax.run import curves
+
+    for path in curves.draw(options.runs, options.out or options.runs[0] / "plots"):
+        print(path)
+    return 0
+
+
+def audit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `lmjax audit`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "--replay",
+        metavar="A:B",
+        default="",
+        help="also recompute updates A to B from the checkpoint before A, and compare the bits",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="write the configuration of a fresh run with the same bits: skipped data are left out from the start",
+    )
+    parser.set_defaults(function=_audit)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    words = options.replay.split(":")
+    if options.replay and not (len(words) == 2 and all(word.isdecimal() for word in words)):
+        raise UserError(f"--replay {options.replay}: give the first and the last update, as in --replay 100:200")
+    updates = (int(words[0]), int(words[1])) if options.replay else None
+
+    def call(launch: Any) -> int:
+        from lmjax.diagnose import audit
+
+        return audit.show(options.run, replay=updates, config_file=options.config)
+
+    runtime = None
+    with suppress(UserError, OSError):  # the audit itself reports an unreadable configuration
+        runtime = presets.load(_saved(options.run)).runtime
+    return with_jax(call, runtime)
+
+
+def rehearse_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `lmjax rehearse`."""
+    config_arguments(parser)
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="keep the rehearsed runs in DIR (default: a temporary folder)"
+    )
+    parser.epilog = preset_table()
+    parser.set_defaults(function=_rehearse)
+
+
+def _rehearse(options: argparse.Namespace) -> int:
+    config = _load(options.words)
+    check(config)
+
+    def call(launch: Any) -> int:
+        from lmjax.diagnose import rehearsal
+
+        return rehearsal.show(config, keep=options.keep)
+
+    return with_jax(call, config.runtime)
+
+
+def ladder_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `lmjax ladder`."""
+    parser.add_argument(
+        "words", nargs="*", metavar="key.path=value", help="changes to every rung (the presets ladder_NAME)"
+    )
+    parser.add_argument("--compute", type=float, metavar="FLOPS", help="training FLOPs of each rung (default: 2e13)")
+    parser.add_argument("--out", type=Path, default=Path("runs/ladder"), metavar="DIR", help="default: runs/ladder")
+    parser.add_argument("--rungs", metavar="A,B", help="only these rungs of ngram,nnlm,rnn,lstm,gpt")
+    parser.add_argument("--bert", type=Path, metavar="RUN", help="also show the pseudo-likelihood of this BERT run")
+    parser.set_defaults(function=_ladder)
+
+
+def _ladder(options: argparse.Namespace) -> int:
+    def call(launch: Any) -> int:
+        from lmjax.studies import ladder
+
+        return ladder.show(
+            options.rungs.split(",") if options.rungs is not None else ladder.ALL,
+            options.out,
+            compute=ladder.COMPUTE if options.compute is None else options.compute,
+            changes=options.words,
+            bert=options.bert,
+        )
+
+    return with_jax(call)
+
+
+def tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `lmjax tokenizer`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    train = actions.add_parser("train", help="train a byte-level BPE on the data of a configuration")
+    config_arguments(train)
+    train.add_argument("--out", type=Path, default=Path("tokenizer.json"), metavar="FILE")
+    train.set_defaults(function=_train_tokenizer)
+
+
+def _train_tokenizer(options: argparse.Namespace) -> int:
+    from lmjax.data import tokenizer
+    from lmjax.data.sources import streams
+    from lmjax.data.store import ingest_records
+    from lmjax.system.runtime import prepare
+
+    prepare()
+    data = _load(options.words).data
+    trained = tokenizer.build_tokenizer(
+        data.tokenizer, lambda: streams.texts(data) if isinstance(data, DataConfig) else ingest_records.texts(data)
+    )
+    trained.save(options.out)
+    print(f"{options.out}: {trained.vocab_size} entries, sha256 {trained.sha256}")
+    return 0

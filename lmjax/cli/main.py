@@ -1,0 +1,67 @@
+"""The command line. Heavy modules are imported only after the arguments are checked."""
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from lmjax import __version__
+from lmjax.cli import models
+from lmjax.cli.entry import finish, parse
+from lmjax.cli.inspect import (
+    audit_arguments,
+    ladder_arguments,
+    plan_arguments,
+    plot_arguments,
+    rehearse_arguments,
+    tokenizer_arguments,
+)
+from lmjax.cli.train import train_arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the `lmjax` command."""
+    parser = argparse.ArgumentParser(
+        prog="lmjax",
+        description="Pretrain language models in JAX. A run is a pure function of (config, seed, journal).",
+        epilog="`lmjax COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, add, summary in (
+        ("train", train_arguments, "train a model, or resume a run"),
+        ("plan", plan_arguments, "what a run will do and need; nothing is trained"),
+        (
+            "generate",
+            models.generate_arguments,
+            "continue, translate, fill in or classify a text with a trained model",
+        ),
+        ("evaluate", models.evaluate_arguments, "measure zero-, one- and few-shot prompting"),
+        ("compare", models.compare_arguments, "two results of evaluate, with paired tests"),
+        ("export", models.export_arguments, "write a run as a folder for transformers"),
+        ("plot", plot_arguments, "draw the curves of one or several runs"),
+        ("audit", audit_arguments, "check a run and print its history"),
+        ("rehearse", rehearse_arguments, "prove on a small copy of a configuration that its run survives faults"),
+        ("ladder", ladder_arguments, "the history of language models, side by side at equal compute"),
+        ("tokenizer", tokenizer_arguments, "train a tokenizer"),
+    ):
+        add(
+            commands.add_parser(
+                name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+        )
+    finish(parse(parser, arguments))
+
+
+def train_main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command of train.py."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train a language model, or resume a run.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train_arguments(parser, program="python train.py")
+    finish(parse(parser, arguments))
+
+
+if __name__ == "__main__":
+    main()

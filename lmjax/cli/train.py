@@ -1,0 +1,112 @@
+"""`lmjax train` and train.py."""
+
+import argparse
+import inspect
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from lmjax.cli.entry import with_jax
+from lmjax.config import Config, UserError, presets
+from lmjax.config.checks import check
+from lmjax.config.codec import apply_overrides, to_json
+
+EXAMPLES = """\
+examples:
+  {train}                                         the quickstart: no file, no download, no accelerator
+  {train} shakespeare_char_cpu data.files=[shakespeare.txt]
+  {train} quickstart model.layers=6 schedule.peak=1e-3 --run-dir runs/deeper
+  {train} --resume runs/quickstart                resume a run; the result is bit-identical
+  {train} --resume runs/quickstart train.updates=2000 --allow-change train.updates
+  {train} quickstart --print-config               every key with its value
+"""
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a configuration and changes to it."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG | key.path=value",
+        help="a configuration (a name below, a .py file or a config.json; default: quickstart) and changes to it",
+    )
+
+
+def train_arguments(parser: argparse.ArgumentParser, program: str = "lmjax train") -> None:
+    """Add the arguments of `lmjax train`."""
+    config_arguments(parser)
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where to write the run (default: runs/NAME)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="resume the run in DIR")
+    parser.add_argument(
+        "--allow-change",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="with --resume: let this key differ from the run's configuration (journaled)",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the configuration as JSON and stop")
+    parser.epilog = f"{preset_table()}\n{_key_table()}\n{EXAMPLES.format(train=program)}"
+    parser.set_defaults(function=_train)
+
+
+def preset_table() -> str:
+    """Return the table of configurations, for the help text."""
+    width = max(map(len, presets.names()))
+    lines = (f"  {name:<{width}}  {summary}" for name, (_, summary) in presets.names().items())
+    return "configurations:\n" + "\n".join(lines) + "\n"
+
+
+def _key_table() -> str:
+    """Return the table of the groups of keys, for the help text."""
+    groups = [
+        (name if i == 0 else "", member)
+        for name, hint in get_type_hints(Config).items()
+        for i, member in enumerate(get_args(hint) or (hint,))
+        if is_dataclass(member)
+    ]
+    lines = (
+        f"  {name + '.*' if name else '  or':<13} {(inspect.getdoc(hint) or '').splitlines()[0]}"
+        for name, hint in groups
+    )
+    return "keys (--print-config shows them all, lmjax/config.py explains them):\n" + "\n".join(lines) + "\n"
+
+
+def _load(words: Sequence[str], *, default: str = "quickstart") -> Config:
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise UserError(f"one configuration at a time, got {' and '.join(names)} (a change is written key.path=value)")
+    config = presets.load(names[0] if names else default)
+    return apply_overrides(config, [word for word in words if "=" in word])
+
+
+def _saved(run_dir: Path) -> str:
+    """Return the configuration file of a run; raise a UserError if it is not a run."""
+    saved = run_dir / "config.json"
+    if not saved.is_file():
+        raise UserError(f"{run_dir} is not a run: it has no config.json")
+    return str(saved)
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.resume is not None:
+        if options.run_dir is not None:
+            raise UserError("--resume DIR continues in DIR; leave out --run-dir")
+        config = _load(options.words, default=_saved(options.resume))
+    else:
+        if options.allow_change:
+            raise UserError("--allow-change needs --resume DIR")
+        config = _load(options.words)
+    check(config)
+    if options.print_config:
+        print(to_json(config), end="")
+        return 0
+
+    def call(launch: Any) -> int:
+        if options.resume is None:
+            return launch.start(config, options.run_dir or Path("runs") / config.name)
+        from lmjax.run.resume import resume
+
+        return resume(config, options.resume, allow=tuple(options.allow_change))
+
+    return with_jax(call, config.runtime)

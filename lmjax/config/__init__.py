@@ -1,0 +1,31 @@
+"""The configuration of a run: schema, checks, presets, text forms. Imports no JAX."""
+
+from lmjax.config.data import DataConfig as DataConfig
+from lmjax.config.data import InContextConfig as InContextConfig
+from lmjax.config.data import RecordsConfig as RecordsConfig
+from lmjax.config.data import SourceConfig as SourceConfig
+from lmjax.config.data import TokenizerConfig as TokenizerConfig
+from lmjax.config.errors import RunError as RunError
+from lmjax.config.errors import UserError as UserError
+from lmjax.config.models import BERTConfig as BERTConfig
+from lmjax.config.models import GPTConfig as GPTConfig
+from lmjax.config.models import ModelConfig as ModelConfig
+from lmjax.config.models import NNLMConfig as NNLMConfig
+from lmjax.config.models import RNNConfig as RNNConfig
+from lmjax.config.models import TransformerConfig as TransformerConfig
+from lmjax.config.objectives import CausalConfig as CausalConfig
+from lmjax.config.objectives import ClassificationConfig as ClassificationConfig
+from lmjax.config.objectives import MaskedConfig as MaskedConfig
+from lmjax.config.objectives import TranslationConfig as TranslationConfig
+from lmjax.config.schema import BatchConfig as BatchConfig
+from lmjax.config.schema import CheckpointConfig as CheckpointConfig
+from lmjax.config.schema import Config as Config
+from lmjax.config.schema import EvaluateConfig as EvaluateConfig
+from lmjax.config.schema import GuardConfig as GuardConfig
+from lmjax.config.schema import MeshConfig as MeshConfig
+from lmjax.config.schema import OptimizerConfig as OptimizerConfig
+from lmjax.config.schema import ParallelConfig as ParallelConfig
+from lmjax.config.schema import RuntimeConfig as RuntimeConfig
+from lmjax.config.schema import ScheduleConfig as ScheduleConfig
+from lmjax.config.schema import TrackConfig as TrackConfig
+from lmjax.config.schema import TrainConfig as TrainConfig

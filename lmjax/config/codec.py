@@ -1,0 +1,210 @@
+"""Conversion of frozen dataclasses to and from JSON, and overrides from the command line.
+
+The type of a field decides how its value is read. An error is one line with the key and the nearest valid choice.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+from lmjax.config.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+# ---- JSON -------------------------------------------------------------------------------------------------------
+
+
+def to_json(config: Any) -> str:
+    """Convert a dataclass to JSON text; `from_json` restores an equal object."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str, cls: type[T]) -> T:
+    """Convert text of `to_json` to a dataclass.
+
+    Raises:
+        UserError: The text is not JSON, a key is unknown or a value has the wrong type.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not a configuration in JSON: {error}") from None
+    return _decode(tree, cls, "")
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """Return a readable line for each key whose values differ."""
+    before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
+    keys = [key for key in before | after if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
+
+
+# ---- Overrides --------------------------------------------------------------------------------------------------
+
+
+def apply_overrides(config: T, overrides: Sequence[str]) -> T:
+    """Apply overrides of the form `a.b=value` in order.
+
+    Raises:
+        UserError: A key or a value is invalid. The message names the nearest valid key.
+    """
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"'{override}' is not of the form key.path=value")
+        config = _replace(config, key.strip().split("."), value.strip(), key.strip())
+    return config
+
+
+def keys(config: Any, prefix: str = "") -> list[str]:
+    """Return every key that can be overridden, as a dotted path."""
+    result = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        result += keys(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
+    return result
+
+
+def _replace(node: Any, path: list[str], value: str, key: str, root: Any = None) -> Any:
+    root = node if root is None else root
+    hints = typing.get_type_hints(type(node))
+    name = path[0]
+    child = getattr(node, name, None) if name in hints else None
+    if name not in hints or (len(path) > 1 and not is_dataclass(child)):
+        raise UserError(f"unknown key '{key}'{nearest(key, keys(root))}")
+    if path[1:] == ["family"] and value != getattr(child, "family", value):  # switch the member
+        members = _members(typing.get_args(hints[name]))
+        if value not in members:
+            raise UserError(f"{key}: '{value}' is unknown{nearest(value, members)}")
+        return dataclasses.replace(node, **{name: members[value]()})
+    if len(path) > 1:
+        return dataclasses.replace(node, **{name: _replace(child, path[1:], value, key, root)})
+    if is_dataclass(child) and value[:1] + value[-1:] == "()":  # (a=1, b=2)
+        return dataclasses.replace(node, **{name: _group(type(child)(), value, key, root)})
+    if is_dataclass(child):
+        inner = ", ".join(f"{key}.{item.name}" for item in fields(child))
+        raise UserError(f"'{key}' is a group of keys; set one of {inner}")
+    return dataclasses.replace(node, **{name: _parse(value, hints[name], key)})
+
+
+def _group(node: Any, text: str, key: str, root: Any) -> Any:
+    """Apply the changes of `(a=1, b=2)` to a dataclass of defaults."""
+    for part in _split(text[1:-1]):
+        inner, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"{key}: '{part}' is not of the form key=value")
+        node = _replace(node, inner.strip().split("."), value.strip(), f"{key}.{inner.strip()}", root)
+    return node
+
+
+def _parse(text: str, hint: Any, key: str) -> Any:
+    """Read a value of type `hint` from command-line text."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+        parts = _split(inner)
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_parse(part, args[0], key) for part in parts)
+        if len(parts) != len(args):
+            raise UserError(f"{key}: expected {len(args)} values, got '{text}'")
+        return tuple(_parse(part, arg, key) for part, arg in zip(parts, args, strict=True))
+    if is_dataclass(hint):
+        return from_json(text, typing.cast(type, hint))
+    if hint is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+    elif hint is int:
+        try:
+            return int(text)
+        except ValueError:
+            pass
+        try:  # users write integers as 1e6
+            if float(text).is_integer():
+                return int(float(text))
+        except (ValueError, OverflowError):
+            pass
+    elif hint is float:
+        try:
+            return float(text)
+        except ValueError:
+            pass
+    else:
+        quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
+        return _decode(text[1:-1] if quoted else text, hint, key)
+    raise UserError(f"{key}: expected {_describe(hint)}, got '{text}'")
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas outside brackets and quotes; a trailing comma is allowed."""
+    parts, depth, start, quote = [], 0, 0, ""
+    for i, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"" and not text[start:i].strip():
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == "," and depth == 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+    last = text[start:].strip()
+    return [*parts, last] if last else parts
+
+
+# ---- Types ------------------------------------------------------------------------------------------------------
+
+
+def _decode(value: Any, hint: Any, key: str) -> Any:
+    """Convert `value`, as JSON represents it, to the type `hint`, or raise UserError."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        members = _members(args)
+        family = value.get("family", next(iter(members))) if isinstance(value, dict) else None
+        if family not in members:
+            raise UserError(f"{key}.family: '{family}' is unknown{nearest(str(family), members)}")
+        return _decode(value, members[family], key)
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"{key or 'configuration'}: expected an object, got {value!r}")
+        hints = typing.get_type_hints(hint)
+        for name in value:
+            if name not in hints:
+                raise UserError(f"unknown key '{f'{key}.{name}'.lstrip('.')}'{nearest(name, hints)}")
+        decoded = {name: _decode(item, hints[name], f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+        return typing.cast(type, hint)(**decoded)
+    if origin is tuple and isinstance(value, list | tuple):
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_decode(item, args[0], key) for item in value)
+        if len(value) == len(args):
+            return tuple(_decode(item, arg, key) for item, arg in zip(value, args, strict=True))
+    elif origin is Literal:
+        if value in args:
+            return value
+        raise UserError(f"{key}: '{value}' is not one of {', '.join(map(str, args))}")
+    elif (hint is float and isinstance(value, int) and not isinstance(value, bool)) or type(value) is hint:
+        return hint(value)
+    raise UserError(f"{key}: expected {_describe(hint)}, got {value!r}")
+
+
+def _members(union: Iterable[Any]) -> dict[str, type]:
+    """Return the dataclasses of a union by their `family`."""
+    return {typing.get_args(typing.get_type_hints(member)["family"])[0]: member for member in union}
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    return names.get(hint, "a list" if typing.get_origin(hint) is tuple else str(hint))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

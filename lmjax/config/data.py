@@ -1,0 +1,125 @@
+"""The schema of the data: what is read, and how text becomes token ids."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes token ids."""
+
+    #: `bpe` trains a byte-level BPE on the corpus; `wordpiece` trains the pieces of lower-case words that BERT uses;
+    #: `bytes` needs no training (256 + 1 entries); `characters` takes every character of the corpus; `file` loads
+    #: `path`.
+    kind: Literal["bpe", "wordpiece", "bytes", "characters", "file"] = "bpe"
+    #: Number of entries of `bpe` and `wordpiece`.
+    vocab_size: int = 2048
+    #: For `file`: a tokenizer.json, a folder with GPT-2's `encoder.json` + `vocab.bpe` (or `vocab.json` +
+    #: `merges.txt`), a `.tiktoken` rank file, or a WordPiece `vocab.txt`.
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A source of a mixture; the fields have the same meaning as in `DataConfig`."""
+
+    #: Name of the source.
+    source: str = "docstrings"
+    #: Local files; if set, `source` is ignored.
+    files: tuple[str, ...] = ()
+    #: Weight in the mixture. Only the ratios of the weights count.
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class InContextConfig:
+    """Documents for in-context learning, read with `source=in_context`.
+
+    A document states a task, shows examples of it and answers a query.
+    """
+
+    #: Names of bundled tasks, or folders and files of tasks.
+    tasks: tuple[str, ...] = ("random_map",)
+    #: Names from `tasks` that are never rendered.
+    held_out: tuple[str, ...] = ()
+    #: Number of documents.
+    documents: int = 100_000
+    #: Mixture of zero-, one- and few-shot forms, ((examples, weight), ...).
+    shots: tuple[tuple[int, float], ...] = ((0, 1.0), (1, 1.0), (8, 2.0))
+    #: Share of documents that begin with the task's description.
+    described: float = 0.5
+    #: Share of each task's items (for a map: of its pairings) that is never rendered and is reserved for the
+    #: evaluation.
+    held_out_share: float = 0.25
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Text to read."""
+
+    #: Selects this member of the union.
+    family: Literal["text"] = "text"
+    #: `docstrings` (English that comes with Python), `in_context` (tasks with examples, see `in_context`), or
+    #: `hub:NAME` / `hub:NAME:SUBSET` (a dataset of the hub).
+    source: str = "docstrings"
+    #: Local text, jsonl, json or parquet files, folders or globs, plain or .gz/.zst. If set, `source` is ignored.
+    files: tuple[str, ...] = ()
+    #: Column of jsonl, parquet and hub data that holds the text.
+    text_field: str = "text"
+    #: Unit that is one document of a plain text file. Blank lines separate paragraphs.
+    document: Literal["paragraph", "line", "file"] = "paragraph"
+    #: Several sources with weights, instead of `source` and `files`. The shares are exact over every window of samples.
+    mixture: tuple[SourceConfig, ...] = ()
+    #: Announced changes of the weights, ((from_token, (weight, ...)), ...).
+    mixture_changes: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    #: Documents of `source=in_context`.
+    in_context: InContextConfig = field(default_factory=InContextConfig)
+    #: How text becomes token ids.
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    #: `hash` assigns a document to validation by a hash of its content; `tail` takes the last tokens of each source.
+    validation: Literal["hash", "tail"] = "hash"
+    #: Share of the data that is reserved for validation.
+    validation_fraction: float = 0.05
+    #: Read the windows of each epoch in a random order; otherwise in the order of the text.
+    shuffle: bool = True
+    #: Restrict attention to documents (segment ids); otherwise windows cut from the stream attend across documents.
+    packed: bool = False
+    #: Half-open ranges of sample ids that are never trained on.
+    exclude: tuple[tuple[int, int], ...] = ()
+    #: Folder of prepared tokens (empty: in the user's cache directory).
+    cache: str = ""
+
+
+@dataclass(frozen=True)
+class RecordsConfig:
+    """Records to learn from: pairs of texts, or texts with a label."""
+
+    #: Selects this member of the union.
+    family: Literal["records"] = "records"
+    #: Records to generate when `files` is empty: the pairs `numbers` (words to digits) or `dates` (many forms to one),
+    #: or the labelled texts `docstrings` (which part of Python's library a passage is from).
+    source: Literal["numbers", "dates", "docstrings"] = "dates"
+    #: Jsonl files, or two text files that pair line by line.
+    files: tuple[str, ...] = ()
+    #: Files of the validation split in the same form (empty: select a share of the records by a hash of their content).
+    validation_files: tuple[str, ...] = ()
+    #: One or two columns with text.
+    texts: tuple[str, ...] = ("source", "target")
+    #: Column with the label (empty: none).
+    label: str = ""
+    #: Number of training records to read from the start (0: all).
+    limit: int = 0
+    #: Convert every text to lower case.
+    lowercase: bool = False
+    #: How text becomes token ids.
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    #: Share of the records that is reserved for validation.
+    validation_fraction: float = 0.05
+    #: Number of length classes. A batch holds records of one class, which reduces padding.
+    buckets: int = 4
+    #: Read the records of each epoch in a random order.
+    shuffle: bool = True
+    #: Half-open ranges of sample ids that are never trained on.
+    exclude: tuple[tuple[int, int], ...] = ()
+    #: Folder of prepared tokens (empty: in the user's cache directory).
+    cache: str = ""

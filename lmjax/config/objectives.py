@@ -1,0 +1,72 @@
+"""What a run learns: the configuration of each objective."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class CausalConfig:
+    """Next-token prediction."""
+
+    #: Selects this member of the union.
+    family: Literal["causal"] = "causal"
+    #: Weight of log(Z)^2, which keeps the logits nearly normalized (PaLM, section 5: 1e-4).
+    z_loss: float = 0.0
+    #: Weight of the squared norm of all matrices and embeddings (the regularized likelihood of Bengio et al. 2003,
+    #: equation 1).
+    penalty: float = 0.0
+    #: Number of tokens whose logits are materialized at a time (GPT; 0: the complete microbatch). It bounds the memory
+    #: of a large vocabulary.
+    chunk: int = 0
+
+
+@dataclass(frozen=True)
+class MaskedConfig:
+    """Masked tokens and the next sentence (Devlin et al. 2019, section 3.1).
+
+    The masks and pairs of every sample are drawn independently.
+    """
+
+    #: Selects this member of the union.
+    family: Literal["masked"] = "masked"
+    #: Share of tokens that are predicted.
+    rate: float = 0.15
+    #: Share of the predicted tokens that become [MASK].
+    masked: float = 0.8
+    #: Share of the predicted tokens that become a random token. The rest remain unchanged.
+    random: float = 0.1
+    #: Mask all pieces of a word together.
+    whole_word: bool = False
+    #: Share of pairs whose second part actually follows the first.
+    next_sentence: float = 0.5
+    #: Share of samples that have a random shorter length.
+    short: float = 0.1
+
+
+@dataclass(frozen=True)
+class TranslationConfig:
+    """Sequence to sequence: the next token of the target, with teacher forcing."""
+
+    #: Selects this member of the union.
+    family: Literal["translation"] = "translation"
+    #: Share of the probability that is spread over the complete vocabulary (Vaswani et al. 2017, section 5.4).
+    label_smoothing: float = 0.1
+    #: Beam width of the decoding that is scored at the end (1: greedy).
+    beam: int = 4
+    #: Exponent of the length penalty: scores are divided by ((5 + length) / 6)^length_penalty (Wu et al. 2016, section
+    #: 7).
+    length_penalty: float = 0.6
+    #: Number of validation pairs that are decoded and scored at the end (0: all).
+    scored: int = 500
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """Classification: a text, or a pair of texts, to one of the labels."""
+
+    #: Selects this member of the union.
+    family: Literal["classification"] = "classification"
+    #: Names of the labels (empty: the labels of the data).
+    labels: tuple[str, ...] = ()
+    #: Share of the probability that is spread over all labels.
+    label_smoothing: float = 0.0

@@ -1,0 +1,1 @@
+"""The order of samples: a keyed permutation of each epoch, mixtures, exclusions."""

@@ -1,0 +1,1 @@
+"""The memory-mapped store of token ids and how it is prepared."""

@@ -1,0 +1,296 @@
+"""From streams of text to files of token ids: in parallel, in bounded memory, resumable.
+
+Files only grow. Every COMMIT bytes of text they are flushed to the disk and `progress.json` is replaced, which records
+their sizes. To resume, they are truncated to these sizes, and earlier pieces are read but not encoded again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lmjax.config import UserError
+from lmjax.data.tokenizer import Tokenizer
+from lmjax.system.files import write_text
+
+BATCH = 2 << 20  # bytes of text that are encoded at once; a token takes some 150 bytes of memory on its way
+COMMIT = 64 << 20  # bytes of text between two commits
+
+Report = Callable[[int, int | None, str], None]  # bytes done, bytes in all if known, what is being done
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A source to ingest: what to call it in an error, and a function that starts its pieces."""
+
+    name: str
+    pieces: Callable[[], Iterable[tuple[str, bool]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Selection of the validation data: by a hash of each document, or the tail of each stream."""
+
+    kind: Literal["hash", "tail"]
+    fraction: float
+
+    def takes(self, piece: str) -> bool:
+        """Whether the document that begins with this piece belongs to validation."""
+        number = int.from_bytes(hashlib.sha256(piece.encode()).digest()[:8], "big")
+        return self.kind == "hash" and number < self.fraction * 2**64
+
+
+@dataclasses.dataclass
+class Progress:
+    """The committed state on the disk."""
+
+    finished: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # what was read of each finished source
+    pieces: int = 0  # of the source after them, and from here on: of that source
+    documents: int = 0
+    sha256: str = hashlib.sha256().hexdigest()  # of these pieces
+    stream: str = ""  # whose last document has not ended
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)  # bytes of each file
+    text_bytes: dict[str, int] = dataclasses.field(default_factory=dict)  # UTF-8 bytes of the text of each stream
+    tails_cut: bool = False
+
+
+class StaleProgress(Exception):
+    """The text changed after the ingestion began; it must restart."""
+
+
+def dtype(vocab_size: int) -> np.dtype:
+    """Return the stored type of ids: two bytes if they fit, else four, little-endian."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def ingest(
+    folder: Path, texts: list[Text], *, tokenizer: Tokenizer, split: Split, report: Report, total: int | None
+) -> Progress:
+    """Write the streams `train-0`, ... and `validation`, each an `.ids` and a `.starts` file.
+
+    Every document ends in end_of_text (but not the one that a tail cut splits, on the training side); starts are
+    int64 offsets into the ids.
+
+    Raises:
+        UserError: A source or a side of the split has no text, or an id is outside the vocabulary.
+        StaleProgress: The folder holds the partial ingestion of another text.
+    """
+    progress = _restore(folder)
+    for number in range(len(progress.finished), len(texts)):
+        with closing(_Ingestion(folder, tokenizer, split, progress, number)) as ingestion:
+            ingestion.run(texts[number], report, total)
+    if split.kind == "tail" and not progress.tails_cut:
+        _cut_tails(folder, progress, tokenizer, split.fraction)
+    if not progress.sizes["validation.ids"]:
+        documents = sum(source["documents"] for source in progress.finished)
+        raise UserError(
+            f"no document (of {documents}) fell into the validation split: raise data.validation_fraction, now "
+            f"{split.fraction}, or set data.validation=tail, or give more or smaller documents (data.document)"
+        )
+    for number, text in enumerate(texts):
+        if not progress.sizes[f"train-{number}.ids"]:
+            raise UserError(f"{text.name}: all of it fell into the validation split: lower data.validation_fraction")
+    return progress
+
+
+class _Ingestion:
+    """One source on its way into its training stream and the validation stream."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer, split: Split, progress: Progress, number: int) -> None:
+        self.folder, self.tokenizer, self.split, self.progress = folder, tokenizer, split, progress
+        self.train = Stream(folder, f"train-{number}", tokenizer.vocab_size)
+        self.validation = Stream(folder, "validation", tokenizer.vocab_size)
+        self.current = {s.name: s for s in (self.train, self.validation)}.get(progress.stream)
+        self.end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+
+    def run(self, text: Text, report: Report, total: int | None) -> None:
+        progress, uncommitted = self.progress, 0
+        with closing(_read_ahead(_batches(text.pieces(), progress.pieces, progress.sha256))) as batches:
+            for batch in batches:
+                self._add(batch.texts)
+                progress.pieces, progress.sha256 = batch.pieces, batch.sha256
+                uncommitted += batch.size
+                if uncommitted >= COMMIT:
+                    self._commit()
+                    uncommitted = 0
+                report(sum(progress.text_bytes.values()), total, "encoding")
+        if self.current is None:
+            raise UserError(f"{text.name}: no text in it, the corpus is empty")
+        self.current.add(self.end)
+        progress.finished.append({"documents": progress.documents, "documents_sha256": progress.sha256})
+        progress.pieces, progress.documents, progress.sha256, self.current = 0, 0, Progress().sha256, None
+        self._commit()
+
+    def close(self) -> None:
+        for stream in (self.train, self.validation):
+            stream.close()
+
+    def _add(self, texts: list[tuple[str, bool]]) -> None:
+        progress = self.progress
+        for (text, begins), ids in zip(texts, self.tokenizer.encode_batch([text for text, _ in texts]), strict=True):
+            if begins or self.current is None:
+                if self.current is not None:
+                    self.current.add(self.end)
+                self.current = self.validation if self.split.takes(text) else self.train
+                self.current.begin()
+                progress.documents += 1
+            self.current.add(ids)
+            name = self.current.name
+            progress.text_bytes[name] = progress.text_bytes.get(name, 0) + len(text.encode())
+        self.train.write()
+        self.validation.write()
+
+    def _commit(self) -> None:
+        self.progress.stream = self.current.name if self.current else ""
+        for stream in (self.train, self.validation):
+            self.progress.sizes |= stream.sync()
+        _save(self.folder, self.progress)
+
+
+# ---- Reading ----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    texts: list[tuple[str, bool]]
+    size: int  # bytes of text
+    pieces: int  # of the source, up to and with this batch
+    sha256: str  # of these pieces
+
+
+def _batches(pieces: Iterable[tuple[str, bool]], done: int, sha256: str) -> Iterator[_Batch]:
+    """The source in batches, after the pieces that are done, whose hash must be this."""
+    digest, count = hashlib.sha256(), 0
+    texts: list[tuple[str, bool]] = []
+    size = 0
+    for text, begins in pieces:
+        encoded = text.encode()
+        digest.update(b"\0" + encoded if begins else encoded)
+        count += 1
+        if count > done:
+            texts.append((text, begins))
+            size += len(encoded)
+        elif count == done and digest.hexdigest() != sha256:
+            raise StaleProgress
+        if size >= BATCH:
+            yield _Batch(texts, size, count, digest.hexdigest())
+            texts, size = [], 0
+    if count < done:
+        raise StaleProgress
+    if texts:
+        yield _Batch(texts, size, count, digest.hexdigest())
+
+
+def _read_ahead(batches: Iterator[_Batch]) -> Generator[_Batch, None, None]:
+    """The same batches, one read while another is encoded."""
+    with ThreadPoolExecutor(1, "reader") as reader:
+        ahead = reader.submit(next, batches, None)
+        while (batch := ahead.result()) is not None:
+            ahead = reader.submit(next, batches, None)
+            yield batch
+
+
+# ---- Writing ----------------------------------------------------------------------------------------------------
+
+
+class Stream:
+    """A stream of token ids that grows: `NAME.ids`, and the documents' offsets in `NAME.starts`."""
+
+    def __init__(self, folder: Path, name: str, vocab_size: int) -> None:
+        self.name, self.vocab_size, self.dtype = name, vocab_size, dtype(vocab_size)
+        self.files = {kind: (folder / f"{name}.{kind}").open("ab") for kind in ("ids", "starts")}
+        self.length = self.files["ids"].tell() // self.dtype.itemsize
+        self.ids: list[list[int]] = []
+        self.starts: list[int] = []
+
+    def begin(self) -> None:
+        """Start a document."""
+        self.starts.append(self.length)
+
+    def add(self, ids: list[int]) -> None:
+        """Append ids to the document."""
+        self.ids.append(ids)
+        self.length += len(ids)
+
+    def write(self) -> None:
+        """Write the buffered ids and starts to the files."""
+        ids = np.fromiter(chain.from_iterable(self.ids), np.int64)
+        if len(ids) and ids.max() >= self.vocab_size:
+            raise UserError(f"token id {ids.max()} is outside the tokenizer's vocabulary of {self.vocab_size}")
+        self.files["ids"].write(ids.astype(self.dtype).tobytes())
+        self.files["starts"].write(np.asarray(self.starts, "<i8").tobytes())
+        self.ids, self.starts = [], []
+
+    def sync(self) -> dict[str, int]:
+        """Flush everything to the disk and return the sizes of the files."""
+        self.write()
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        return {f"{self.name}.{kind}": file.tell() for kind, file in self.files.items()}
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self.files.values():
+            file.close()
+
+
+def _save(folder: Path, progress: Progress) -> None:
+    write_text(folder / "progress.json", json.dumps(dataclasses.asdict(progress)))
+
+
+def _restore(folder: Path) -> Progress:
+    """What an earlier attempt has done, its files cut to what is certain; nothing, if they do not hold that."""
+    try:
+        progress = Progress(**json.loads((folder / "progress.json").read_text("utf-8")))
+        whole = all((folder / name).stat().st_size >= size for name, size in progress.sizes.items())
+    except (FileNotFoundError, ValueError, TypeError):
+        progress, whole = Progress(), False
+    progress = progress if whole else Progress()
+    for path in [*folder.glob("*.ids"), *folder.glob("*.starts")]:
+        if path.name in progress.sizes:
+            os.truncate(path, progress.sizes[path.name])
+        else:
+            path.unlink()
+    return progress
+
+
+def _cut_tails(folder: Path, progress: Progress, tokenizer: Tokenizer, fraction: float) -> None:
+    """Move the last tokens of each training stream to the validation stream, as nanoGPT does.
+
+    A stream of n tokens, its closing end_of_text not counted, keeps the first int(n (1 - fraction)). Only once the
+    validation stream is complete and recorded are the training streams cut, so that this can be interrupted too.
+    """
+    sizes, text_bytes, length = {}, {"validation": 0}, 0
+    kind = dtype(tokenizer.vocab_size)
+    with (folder / "validation.ids").open("wb") as ids_file, (folder / "validation.starts").open("wb") as starts_file:
+        for number in range(len(progress.finished)):
+            name = f"train-{number}"
+            ids = np.memmap(folder / f"{name}.ids", kind, "r")
+            starts = np.fromfile(folder / f"{name}.starts", "<i8")
+            cut = int((len(ids) - (tokenizer.end_of_text is not None)) * (1 - fraction))
+            tail, first = ids[cut:], int(np.searchsorted(starts, cut))
+            within = [] if first < len(starts) and starts[first] == cut else [cut]  # the cut splits a document
+            ids_file.write(tail.tobytes())
+            starts_file.write((np.concatenate([within, starts[first:]]) - cut + length).astype("<i8").tobytes())
+            length += len(tail)
+            moved = tokenizer.nbytes(tail)
+            text_bytes["validation"] += moved
+            text_bytes[name] = progress.text_bytes[name] - moved
+            sizes |= {f"{name}.ids": cut * kind.itemsize, f"{name}.starts": first * 8}
+        for file in (ids_file, starts_file):
+            file.flush()
+            os.fsync(file.fileno())
+            sizes[Path(file.name).name] = file.tell()
+    progress.sizes, progress.text_bytes, progress.tails_cut = sizes, text_bytes, True
+    _save(folder, progress)
+    for name, size in sizes.items():
+        os.truncate(folder / name, size)

@@ -1,0 +1,111 @@
+"""Ingestion of records: one stream per text column, and one for the labels."""
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmjax.config import RecordsConfig, UserError
+from lmjax.data.sources import rows
+from lmjax.data.sources.rows import SIDES, Record, Side
+from lmjax.data.store.ingest import BATCH, Report, Stream, dtype
+from lmjax.data.tokenizer import Tokenizer
+
+
+def texts(config: RecordsConfig) -> Iterator[str]:
+    """Yield the tokenizer's training text: the training records; for `characters`, all records."""
+    every = config.tokenizer.kind == "characters"
+    return (text for side, record in rows.records(config) if every or side == "train" for text in record.texts)
+
+
+def ingest_records(
+    folder: Path, config: RecordsConfig, *, tokenizer: Tokenizer, report: Report
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Write the streams into a folder; return the bytes of text of each and the manifest's details.
+
+    A record with a text that has no tokens is skipped and counted.
+
+    Raises:
+        UserError: A side of the split has no record, only the validation split has a label, or an id is outside the
+            vocabulary.
+    """
+    names = [f"{side}-{column}" for side in SIDES for column in range(len(config.texts))]
+    sizes, counts, digest = dict.fromkeys(names, 0), dict.fromkeys(SIDES, 0) | {"skipped": 0}, hashlib.sha256()
+    numbers: dict[str, int] = {}  # of the labels, as they come
+    labels: dict[Side, array[int]] = {side: array("L") for side in SIDES}
+    with ExitStack() as stack:
+        streams = {name: stack.enter_context(closing(Stream(folder, name, tokenizer.vocab_size))) for name in names}
+        for batch in _batches(rows.records(config)):
+            encoded = iter(tokenizer.encode_batch([text for _, record in batch for text in record.texts]))
+            for side, record in batch:
+                digest.update("\0".join(("", *record.texts, record.label)).encode())
+                ids = [next(encoded) for _ in record.texts]
+                if not all(ids):
+                    counts["skipped"] += 1
+                    continue
+                counts[side] += 1
+                labels[side].append(numbers.setdefault(record.label, len(numbers)))
+                for column, text in enumerate(record.texts):
+                    streams[f"{side}-{column}"].begin()
+                    streams[f"{side}-{column}"].add(ids[column])
+                    sizes[f"{side}-{column}"] += len(text.encode())
+            for stream in streams.values():
+                stream.write()
+            report(sum(sizes.values()), None, "encoding")
+        for stream in streams.values():
+            stream.sync()
+    _check(counts, config)
+    read = {"documents": sum(counts.values()), "documents_sha256": digest.hexdigest()}
+    details: dict[str, Any] = {"sources": [{"name": rows.name(config), **read}], "records": counts}
+    if config.label:
+        details["labels"] = _write_labels(folder, labels, list(numbers), dtype(tokenizer.vocab_size))
+        sizes |= {f"{side}-label": 0 for side in SIDES}
+    return sizes, details
+
+
+def _batches(records: Iterable[tuple[Side, Record]]) -> Iterator[list[tuple[Side, Record]]]:
+    batch: list[tuple[Side, Record]] = []
+    size = 0
+    for item in records:
+        batch.append(item)
+        size += sum(map(len, item[1].texts))
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _check(counts: dict[str, int], config: RecordsConfig) -> None:
+    name, skipped = rows.name(config), f" ({counts['skipped']} were skipped: a text is empty)" * (counts["skipped"] > 0)
+    if not counts["train"] + counts["validation"]:
+        raise UserError(f"{name}: no record in it{skipped}")
+    for side, cure, files in (("train", "lower", "files"), ("validation", "raise", "validation_files")):
+        if not counts[side]:
+            change = f"{cure} data.validation_fraction, now {config.validation_fraction}, or give more records"
+            change = f"give more in data.{files}" if config.validation_files else change
+            raise UserError(f"{name}: no record for {side}{skipped}: {change}")
+
+
+def _write_labels(folder: Path, labels: dict[Side, array], names: list[str], kind: np.dtype) -> list[str]:
+    """Write each record's label as an index into the sorted names, and return the names."""
+    unseen = set(labels["validation"]) - set(labels["train"])
+    if unseen:
+        raise UserError(f"the label '{names[min(unseen)]}' of validation records is that of no training record")
+    if not 1 < len(names) < np.iinfo(kind).max:
+        raise UserError(f"data.label must name a column with several values, but not too many: it has {len(names)}")
+    rank = {name: i for i, name in enumerate(sorted(names))}
+    final = np.asarray([rank[name] for name in names], kind)
+    for side, provisional in labels.items():
+        ids = final[np.asarray(provisional)]
+        for suffix, content in (("ids", ids), ("starts", np.arange(len(ids), dtype="<i8"))):
+            with (folder / f"{side}-label.{suffix}").open("wb") as file:
+                file.write(content.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+    return sorted(names)

@@ -1,0 +1,1 @@
+"""Audit, replay and rehearsal of runs."""

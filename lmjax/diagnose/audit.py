@@ -1,0 +1,329 @@
+"""Audit of a run: its history and its deviations from configuration and journal.
+
+Everything that the run did is derived again from the configuration and the journal. Nothing in the run directory
+changes, so an audit works on a run that is finished, stopped, given up or damaged.
+"""
+
+import ast
+import json
+import math
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from lmjax.config import Config, UserError, codec
+from lmjax.data import tokenizer
+from lmjax.data.store.preparation import prepare
+from lmjax.diagnose.retrace import Findings, Plan, Walk
+from lmjax.diagnose.story import describe_share, tell_story
+from lmjax.display.console import Console
+from lmjax.journal import journal
+from lmjax.journal.history import MEANS, History, Record, learnt, machine_of
+from lmjax.parallel import mesh
+from lmjax.pytrees import digest
+from lmjax.run import build, dispatch, identity
+from lmjax.run.build import Run
+from lmjax.run.feed import device_batches, regime_of, sample_ranges
+from lmjax.system.files import write_text
+from lmjax.training import checkpoint, metrics
+from lmjax.training.checkpoint import Checkpoint, CheckpointError
+from lmjax.training.step import fetch
+
+IN_ORDER, WRONG = 0, 1
+
+
+def show(run_dir: Path, *, replay: tuple[int, int] | None = None, config_file: Path | None = None) -> int:
+    """Print the history of the run in `run_dir` and everything that is wrong with it.
+
+    Args:
+        run_dir: the directory of the run.
+        replay: the first and the last update (from 1) to recompute and compare with the journal, bit for bit.
+        config_file: where to write the configuration of a fresh run that ends with the same bits.
+
+    Returns:
+        The exit status: 0 if the run is in order, 1 if not.
+
+    Raises:
+        UserError: There is no run, the range cannot be replayed, or train.py cannot read the file name.
+    """
+    if not (run_dir / "config.json").is_file():
+        raise UserError(f"{run_dir} is not a run: it has no config.json")
+    if config_file is not None and config_file.suffix != ".json":
+        raise UserError(f"--config {config_file}: the name of a configuration ends in .json")
+    config, findings = codec.from_json((run_dir / "config.json").read_text(), Config), Findings()
+    with Console() as console:
+        records, chained = _records(run_dir / "journal.jsonl", findings, console)
+        sessions = _sessions(run_dir, config, records, findings, console)
+        walk = Walk([_plan(run) for run in sessions], findings)
+        walk.follow(records)
+        known = {problem.partition(":")[0] for record in records for problem in record.get("problems", ())}
+        intact, checked = _check_checkpoints(run_dir / "checkpoints", walk if chained else None, findings, known=known)
+        if chained:
+            _check_metrics(run_dir / "metrics.jsonl", walk.history, findings)
+        replay = replay if chained and sessions else None  # the findings already say why it is impossible
+        begin = _begin(walk, intact, replay) if replay else 0
+        samples = int(sessions[-1].plan.sequences.sum()) if sessions else 0
+        _tell(run_dir, records[: walk.followed], walk.history, sessions, samples, console, complete=chained)
+        _tell_fresh(run_dir, config, records, walk.history, config_file, samples, console)
+        if replay:
+            _replay(sessions[-1], walk.history, intact, begin, replay[1], findings, console)
+        problems = findings.lines()
+        for line in problems:
+            console.event(f"WRONG  {line}")
+        counts = f"{len(walk.history.path):,} updates, {len(records):,} records, {checked} checkpoints checked"
+        console.event(f"{'not in order, see above' if problems else 'in order'}: {counts}")
+    return WRONG if problems else IN_ORDER
+
+
+# ---- Inputs --------------------------------------------------------------------------------------------------
+
+
+def _records(path: Path, findings: Findings, console: Console) -> tuple[list[Record], bool]:
+    """Return the records and whether their chain is intact; of a broken chain, the records before the break."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} has no journal: nothing has happened yet")
+    content = path.read_bytes()
+    try:
+        records = journal.read(path)
+    except UserError as error:
+        findings.add("journal", f"{error}; the audit covers only the records before it")
+        broken = int(str(error).removeprefix(f"{path}:").partition(":")[0])
+        return [json.loads(line) for line in content.splitlines()[: broken - 1]], False
+    if content and not content.endswith(b"\n"):
+        console.event("the last line of the journal is incomplete (a crash during the write); the next resume drops it")
+    return records, True
+
+
+def _sessions(
+    run_dir: Path, config: Config, records: Sequence[Record], findings: Findings, console: Console
+) -> list[Run]:
+    """Rebuild the run of each session (the start and each resume); empty if that is impossible."""
+    config = replace(config, parallel=mesh.here(config.parallel, microbatch=config.batch.microbatch))
+    try:
+        store = prepare(config.data, report=console.report)
+        sessions = [build.build(config, store)]
+        for record in reversed([record for record in records if record["event"] == "resume"]):
+            before = _before(config, record["changed"])
+            sessions.append(build.build(before, store) if before != config else sessions[-1])
+            config = before
+        tokenizer_sha256 = tokenizer.load_tokenizer(run_dir / "tokenizer.json").sha256
+    except (ValueError, SyntaxError, OSError) as error:  # a UserError is a ValueError
+        findings.add("inputs", f"data plan and guard cannot be checked: {error}")
+        return []
+    start = records[0] if records else {}
+    inputs = [
+        *identity.fingerprints(sessions[-1]).items(),
+        ("tokenizer_sha256", tokenizer_sha256),
+        ("seed", config.seed),
+    ]
+    for name, now in inputs if start else []:
+        if start.get(name) != now:
+            findings.add("inputs", f"{name} was {start.get(name)} when the run began, and is {now}")
+    return sessions[::-1]
+
+
+def _before(config: Config, changed: Sequence[str]) -> Config:
+    """Undo the changes of a resume, as `codec.differences` lists them, except those of devices."""
+    for line in (line for line in changed if not line.startswith(MEANS)):
+        key, _, values = line.partition(": ")
+        old = ast.literal_eval(values.partition(" -> ")[0])
+        config = codec.apply_overrides(config, [f"{key}={old if isinstance(old, str) else json.dumps(old)}"])
+    return config
+
+
+def _plan(run: Run) -> Plan:
+    return Plan(
+        guard=run.config.guard,
+        every=run.config.checkpoint.every,
+        sequences=run.plan.sequences,
+        order=lambda left_out: run.order.excluding(left_out).take,
+        regime=partial(regime_of, run),
+        samples=partial(sample_ranges, run),
+    )
+
+
+def _check_checkpoints(
+    root: Path, walk: Walk | None, findings: Findings, *, known: set[str]
+) -> tuple[dict[int, Checkpoint], int]:
+    """Return the intact checkpoints of the journal's path by update, and the number of checkpoints checked.
+
+    Without a `walk`, each checkpoint is only compared with its own manifest. `known` names checkpoints that an earlier
+    resume reported as damaged.
+    """
+    intact = {}
+    quarantined = sorted(path for path in (root / "quarantine").glob("*") if path.name.partition(".")[0].isdecimal())
+    folders = checkpoint.folders(root)
+    for folder in [*folders, *quarantined]:
+        update = int(folder.name.partition(".")[0])
+        if folder in quarantined and f"checkpoint {update}" in known:
+            continue
+        problem = checkpoint.verify(folder)
+        if folder in quarantined and problem == f"it is the checkpoint of update {update} under another name":
+            problem = None  # `<update>.1`: the second checkpoint of this update in quarantine
+        if problem is None and walk is not None:
+            meta = checkpoint.read(folder).meta
+            saved = (meta["cursor"], meta["digest"])
+            if not ((update, *saved) in walk.announced if folder in quarantined else walk.saved.get(update) == saved):
+                problem = "it differs from the checkpoint in the journal"
+            elif folder not in quarantined:
+                intact[update] = Checkpoint(folder, meta)
+        if problem is not None:
+            findings.add("checkpoint", f"{folder.relative_to(root.parent)}: {problem}")
+    newest = max(walk.committed, default=-1) if walk is not None else -1
+    if newest > max((int(folder.name) for folder in folders), default=-1):
+        findings.add("checkpoint", f"{root.name}/{newest}, the newest checkpoint in the journal, is missing")
+    return intact, len(folders) + len(quarantined)
+
+
+def _check_metrics(path: Path, history: History, findings: Findings) -> None:
+    """Compare the losses in metrics.jsonl with the journal's; a crash loses those that the journal does not have."""
+    for record in metrics.read(path) if path.is_file() else []:
+        update, loss = record["update"], record.get("loss")
+        if loss is not None and 0 < update <= len(history.path):
+            journaled = float.fromhex(history.path[update - 1].loss)
+            if loss != journaled:
+                findings.add("metrics", f"update {update}: the loss is {loss}, and {journaled} in the journal")
+
+
+# ---- History -------------------------------------------------------------------------------------------------------
+
+
+def _tell(
+    run_dir: Path, records: Sequence[Record], history: History, sessions: Sequence[Run], samples: int,
+    console: Console, *, complete: bool,
+) -> None:  # fmt: skip
+    """Print what happened, one line per event. `complete`: the records reach to the end of the run."""
+    planned = f" of {sessions[-1].plan.updates:,}" if sessions else ""
+    tried = max((record["wall_step"] for record in records), default=0)
+    console.event(f"{run_dir}: {len(history.path):,}{planned} updates, {tried:,} batches tried")
+    console.event(f"{'batch':>9} {'update':>9}")
+    story = list(tell_story(records, samples))
+    for record, text in story:
+        console.event(f"{record['wall_step']:>9,} {record['update']:>9,}  {text}")
+    broken = next((n for n, applied in enumerate(history.path, 1) if "n" in applied.loss), None)  # nan, inf
+    if broken is not None:
+        console.event(f"the loss is not finite at update {broken}")
+    if complete and history.pending is not None:
+        console.event(f"the rollback to update {history.pending['target']} is unfinished; the next resume finishes it")
+    elif complete and (not story or story[-1][0]["event"] not in ("end", "signal")):
+        console.event("the journal ends here: the run is active or was killed; python train.py --resume resumes it")
+
+
+def _tell_fresh(
+    run_dir: Path,
+    config: Config,
+    records: Sequence[Record],
+    history: History,
+    path: Path | None,
+    samples: int,
+    console: Console,
+) -> None:
+    """Print what the run left out, and write the configuration of a run that leaves it out from the start."""
+    count = history.skipped()
+    cuts = f" and {len(history.cuts)} cuts of the learning rate" if history.cuts else ""
+    console.event(f"left out in all: {count:,} samples ({describe_share(count, samples)}){cuts}")
+    if path is not None:
+        data = replace(config.data, exclude=(*config.data.exclude, *history.left_out()))
+        schedule = replace(config.schedule, cuts=(*config.schedule.cuts, *history.cuts))
+        write_text(path, codec.to_json(replace(config, data=data, schedule=schedule)))
+    name = path or "FRESH.json"
+    console.event(
+        f"a fresh run with the same updates: {'' if path else f'lmjax audit {run_dir} --config {name}; '}"
+        f"python train.py {name} --run-dir {run_dir}-fresh"
+    )
+    if any(learnt(record.get("changed", ())) for record in records):
+        console.event("but settings changed during the run, and a fresh run has the last settings from the start")
+
+
+# ---- Replay ------------------------------------------------------------------------------------------------------
+
+
+def _begin(walk: Walk, intact: dict[int, Checkpoint], updates: tuple[int, int]) -> int:
+    """Return the newest checkpoint from which the updates first..last (from 1) can be recomputed.
+
+    Raises:
+        UserError: There is no such checkpoint, or the journal ends before the last update.
+    """
+    (first, last), reached = updates, len(walk.history.path)
+    begins = [update for update in intact if walk.since <= update < reached]
+    if not begins:
+        raise UserError("--replay: there is no intact checkpoint to replay from")
+    if not min(begins) < first <= last <= reached:
+        raise UserError(f"--replay {first}:{last}: updates {min(begins) + 1} to {reached} can be replayed")
+    return max(update for update in begins if update < first)
+
+
+def _replay(
+    run: Run,
+    history: History,
+    intact: dict[int, Checkpoint],
+    begin: int,
+    last: int,
+    findings: Findings,
+    console: Console,
+) -> None:
+    """Recompute the updates after checkpoint `begin` up to `last`, and compare them with the journal."""
+    here = machine_of(identity.versions(run))
+    machines = {applied.machine for applied in history.path[begin:last]}
+    exact = machines == {here}
+    tolerance = 0.0 if exact else identity.tolerance(run.config)
+    if not exact and run.config.model.dropout and "pmap" in {*here, *sum(machines, ())}:
+        console.event("not replayed: pmap draws dropout per device, and the run had other devices")
+        return
+    if not exact:
+        console.event(f"the run had another machine, so bits may differ: compared to within {tolerance:g}")
+    with console.phase("replaying"):
+        try:
+            suspects_seen, text = _again(run, history, intact, begin=begin, last=last, tolerance=tolerance)
+        except CheckpointError as error:
+            suspects_seen, text = 0, str(error)
+    if text:
+        findings.add("replay", text)
+        return
+    suspects = f", {suspects_seen} suspects met again" if suspects_seen else ""
+    how = "bit for bit" if exact else f"to within {tolerance:g}"
+    console.event(f"replayed updates {begin + 1} to {last} from checkpoint {begin}: as in the journal, {how}{suspects}")
+
+
+def _again(
+    run: Run, history: History, intact: dict[int, Checkpoint], *, begin: int, last: int, tolerance: float
+) -> tuple[int, str]:
+    """Return the number of suspects that occurred again, and the first difference (empty if there is none)."""
+    suspects = {record["cursor"] for record in history.suspects}
+    step = dispatch.step(run)
+    state = checkpoint.restore(intact[begin], build.abstract(run))
+    update, cursor, suspects_seen = begin, intact[begin].meta["cursor"], 0
+    while update < last:
+        with closing(device_batches(run, update, cursor, history)) as feed:
+            for fed in feed:
+                state, step_metrics = step(state, [fed.batch])
+                (values,) = fetch(step_metrics, 1)
+                cursor = fed.cursor
+                suspect = run.config.guard.policy != "off" and values["suspect"]
+                if suspect != (cursor in suspects):
+                    now, then = ("suspect", "not") if suspect else ("not suspect", "suspect")
+                    return (
+                        suspects_seen,
+                        f"update {update + 1}: the batch up to cursor {cursor} is {now}, it was {then}",
+                    )
+                if suspect:  # the same update takes the next batch
+                    suspects_seen += 1
+                    break
+                update += 1
+                applied = history.path[update - 1]
+                for name, value in (("loss", applied.loss), ("grad_norm", applied.grad_norm)):
+                    now, then = values[name], float.fromhex(value)
+                    if now.hex() != value and not math.isclose(now, then, rel_tol=tolerance):
+                        return suspects_seen, f"update {update}: the {name} is {now}, in the journal {then}"
+                if cursor != applied.cursor:
+                    return (
+                        suspects_seen,
+                        f"update {update}: its batch ends at cursor {cursor}, in the journal {applied.cursor}",
+                    )
+                if not tolerance and update in intact and digest(state) != intact[update].meta["digest"]:
+                    return suspects_seen, f"update {update}: the state is not that of its checkpoint"
+                if update == last:
+                    break
+    return suspects_seen, ""

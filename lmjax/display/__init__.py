@@ -1,0 +1,1 @@
+"""Console output and figures; this package knows nothing about language models."""

@@ -1,0 +1,333 @@
+"""Console output of a run: one live line on a terminal, plain lines elsewhere (pipe, log, notebook).
+
+Output errors never stop a run: a closed pipe, a full disk or a narrow character set only loses text.
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, TextIO, cast
+
+import rich.console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from lmjax.display.format import (
+    _digits,
+    _known,
+    duration,
+    evaluation_line,
+    number,
+    printable,
+    quantity,
+    result_rows,
+    score_rows,
+)
+
+SMOOTHING = 0.95  # decay of the displayed loss: an average over about 20 records
+
+
+class Console:
+    """Shows the progress of a run. Use it as a context manager, which restores the terminal.
+
+    Args:
+        file: destination; default: standard output.
+        live: draw a line that changes in place. None: only if `file` is a terminal.
+        width: number of columns; default: that of the terminal.
+        interval: seconds between two plain progress lines.
+        clock: returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        file: TextIO | None = None,
+        *,
+        live: bool | None = None,
+        width: int | None = None,
+        interval: float = 10.0,
+        clock: Any = time.monotonic,
+    ):
+        file = cast(TextIO, file or sys.stdout)
+        if live is None:
+            live = file.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+        self._rich = rich.console.Console(
+            file=cast(TextIO, _Unbreakable(file)),
+            width=width,
+            force_terminal=True if live else None,
+            force_jupyter=False,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+        self._live_wanted = live
+        self._live: Live | None = None
+        self._interval = interval
+        self._clock = clock
+        self._printed = -math.inf
+        self._phases: list[tuple[str, float]] = []
+        self._phases_seen: set[str] = set()
+        self._ingested = self._ingesting = ""  # the displayed line, and its subject
+        self._progress = Progress(0, clock=clock)
+        self._left = 0  # number of records at the last final state of the live line
+
+    # ---- The run --------------------------------------------------------------------------------------------
+
+    def start(self, updates: int, *, tokens: int = 0, context: int = 0, update: int = 0) -> None:
+        """Start or resume a run.
+
+        Args:
+            updates: number of updates of the run.
+            tokens: number of tokens of the run.
+            context: tokens per sequence; with it, batch sizes appear in tokens.
+            update: number of updates already done.
+        """
+        self._progress = Progress(updates, tokens=tokens, context=context, update=update, clock=self._clock)
+        self._ingested, self._printed, self._left = "", -math.inf, 0
+        self._show()
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        """Show a record of metrics.jsonl: every evaluation, and updates at the interval."""
+        if "val_loss" in record:
+            self.event(evaluation_line(record))
+            return
+        self._progress.add(record)
+        if self._show():
+            return
+        if self._due() or record["update"] >= self._progress.updates:
+            self._print("update " + self._progress.line())
+
+    def event(self, text: str) -> None:
+        """Print an event."""
+        self._print(text)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Show, within the block, the current phase of the run: `compiling`, `evaluating`, `saving`."""
+        begun = self._clock()
+        self._phases.append((name, begun))
+        if not self._show() and name not in self._phases_seen:
+            self._print(f"{name} ...")
+        self._phases_seen.add(name)
+        try:
+            yield
+        finally:
+            self._phases.remove((name, begun))
+            took = self._clock() - begun
+            if not self._show() and took >= 1:
+                self._print(f"{name}: {duration(took)}")
+
+    def report(self, done: int, total: int | None = None, message: str = "") -> None:
+        """Show the progress of data preparation.
+
+        Args:
+            done: number of bytes done.
+            total: number of bytes in total, if known.
+            message: description of the current step.
+        """
+        share = f" of {quantity(total, 'B')} ({min(done / total, 1):.0%})" if total else ""
+        amount = f": {quantity(done, 'B')}{share}" if done or total else " ..."
+        begins, self._ingesting = message != self._ingesting, message
+        self._ingested = (message or "reading") + amount
+        if not self._show() and (self._due() or begins or (total and done >= total)):
+            self._print(self._ingested)
+
+    # ---- Before and after -----------------------------------------------------------------------------------
+
+    def table(self, title: str, rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> None:
+        """Print a table; with a header, all columns but the first are right-aligned."""
+        table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.show_header = bool(header)
+        for i in range(max([len(header), *map(len, rows)])):
+            name = header[i] if i < len(header) else ""
+            table.add_column(name, justify="right" if header and i else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(printable(str(cell)) for cell in row))
+        self._print("")
+        self._rich.print(table)
+
+    def text(self, title: str, body: str) -> None:
+        """Print a titled, indented block of text, such as a sample, without control characters."""
+        width = max(self._rich.width - 2, 20)
+        self._print("")
+        self._rich.print(Text(title, style="bold"))
+        for line in printable(body).splitlines() or [""]:
+            for part in Text(line).wrap(self._rich, width) or [Text("")]:
+                self._print("  " + part.plain.rstrip())
+
+    def final(
+        self,
+        summary: Mapping[str, Any],
+        *,
+        sample: str = "",
+        plots: Sequence[Any] = (),
+        commands: Sequence[str] = (),
+    ) -> None:
+        """Print the results of a run (the fields of summary.json) and commands to try next."""
+        self.close()
+        parts = [
+            f"{summary.get('status', 'finished')}: {summary.get('updates', 0)} updates",
+            _known(summary.get("tokens"), lambda value: f"{quantity(value)} tokens"),
+            _known(summary.get("seconds"), duration),
+            _known(summary.get("peak_memory_bytes"), lambda value: f"{quantity(value, 'B')} memory"),
+        ]
+        self._print("")
+        self._print(", ".join(part for part in parts if part))
+        rows = result_rows(summary)
+        if rows:
+            self.table("Validation", rows, header=("", "bits per byte", "loss (nats per token)"))
+        rows = score_rows(summary)
+        if rows:
+            self.table("Results", rows, header=("", "this model", "simple baseline", "expected"))
+        if best := summary.get("best"):
+            self._print(f"\nbest checkpoint: update {best['update']}, validation loss {_digits(best['val_loss'])}")
+        if sample:
+            self.text("Sample", sample)
+        for title, lines in (("Plots", plots), ("Next", commands)):
+            for i, line in enumerate(lines):
+                self._print(("\n" if i == 0 else "") + f"{title if i == 0 else '':<7}{line}")
+
+    def close(self) -> None:
+        """End the live line and print its last state; a second call does nothing."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+            if self._progress.count > self._left:
+                self._print("update " + self._progress.line(self._rich.width - len("update ")))
+                self._left = self._progress.count
+
+    def __enter__(self) -> "Console":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- Drawing --------------------------------------------------------------------------------------------
+
+    def _show(self) -> bool:
+        """Start the live line if it is wanted, and return whether it is."""
+        if self._live_wanted and not self._live:
+            self._live = Live(get_renderable=self._status, console=self._rich, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self._live_wanted
+
+    def _status(self) -> Text:
+        width = self._rich.width - 1
+        busy = "  ".join(f"{name} {duration(self._clock() - begun)}" for name, begun in tuple(self._phases))
+        line = Text(busy, style="yellow")
+        room = width - len(busy) - 2 * bool(busy)
+        if self._progress.count:
+            shown = self._progress.line(room)
+            line = Text.assemble(shown, "  " if busy and shown else "", line)
+        elif self._ingested or self._progress.updates:
+            line = Text.assemble(self._ingested or f"0/{self._progress.updates}", "  " if busy else "", line)
+        line.truncate(width)
+        return line
+
+    def _due(self) -> bool:
+        """Return whether the next plain line is due; if so, restart the interval."""
+        now = self._clock()
+        due = now - self._printed >= self._interval
+        self._printed = now if due else self._printed
+        return due
+
+    def _print(self, text: str) -> None:
+        self._rich.print(Text(printable(text)), soft_wrap=True)
+
+
+class Progress:
+    """The numbers of the progress line, from the records of a run."""
+
+    def __init__(self, updates: int, *, tokens: int = 0, context: int = 0, update: int = 0, clock: Any):
+        self.updates, self.count, self.update = updates, 0, update
+        self._tokens, self._context, self._clock = tokens, context, clock
+        self._loss_sum = self._loss_weight = 0.0
+        self._skipped = 0
+        self._last: Mapping[str, Any] = {}
+        self._first: tuple[float, float] | None = None  # (seconds, share of the run done) at the first record
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Add the record of an update."""
+        if number(record.get("loss")):
+            self._loss_sum = SMOOTHING * self._loss_sum + record["loss"]
+            self._loss_weight = SMOOTHING * self._loss_weight + 1
+        self._skipped += int(record.get("skipped") or 0)
+        self._last, self.update, self.count = record, record["update"], self.count + 1
+        self._first = self._first or (self._clock(), self._share())
+
+    def left(self) -> float | None:
+        """Return the remaining seconds at the average pace since the first record; None if unknown."""
+        share = self._share()
+        if self._first is None or share <= self._first[1]:
+            speed = self._last.get("tokens_per_second")
+            known = self._tokens and number(speed) and speed
+            return (1 - share) * self._tokens / cast(float, speed) if known else None
+        return (self._clock() - self._first[0]) * max(1 - share, 0) / (share - self._first[1])
+
+    def line(self, width: int | None = None) -> str:
+        """Return the progress line in at most `width` columns; the least important fields are dropped first."""
+        record = self._last
+        left = self.left() if self.update < self.updates else None
+        loss = f"{self._loss_sum / self._loss_weight:.3f}" if self._loss_weight else "-"
+        fields = [  # (importance, text)
+            (9, f"{self.update}/{self.updates}"),
+            (8, f"loss {loss}"),
+            (3, _known(record.get("learning_rate"), lambda rate: f"lr {rate:.1e}")),
+            (
+                2,
+                _known(record.get("batch_size"), lambda size: f"batch {quantity(size * (self._context or 1))}"),
+            ),
+            (5, _known(record.get("tokens_per_second"), lambda speed: f"{quantity(speed)} tok/s")),
+            (4, _known(record.get("mfu"), lambda share: f"{share:.0%} peak")),
+            (6, f"{self._skipped} skipped" if self._skipped else ""),
+            (7, _known(left, lambda seconds: f"{duration(seconds)} left")),
+        ]
+        fields = [(rank, text) for rank, text in fields if text]
+        while width is not None and len("  ".join(text for _, text in fields)) > width and fields:
+            fields.remove(min(fields))
+        return "  ".join(text for _, text in fields)
+
+    def _share(self) -> float:
+        """Return the share of the run that is done, in tokens, because the batch may grow."""
+        if self._tokens and number(self._last.get("tokens")):
+            return self._last["tokens"] / self._tokens
+        return self.update / max(self.updates, 1)
+
+
+class _Unbreakable:
+    """A text file whose writes never raise; text that cannot be written is lost."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, text: str) -> int:
+        try:
+            self._file.write(text)
+        except UnicodeError:
+            encoding = self._file.encoding or "ascii"
+            self.write(text.encode(encoding, "replace").decode(encoding))
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
+            self._lost(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._file.flush()
+        except (OSError, ValueError) as error:
+            self._lost(error)
+
+    def _lost(self, error: Exception) -> None:
+        # The reader is gone. Otherwise Python's flush at exit would fail and change the exit status.
+        if isinstance(error, BrokenPipeError) and self._file is sys.__stdout__:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._file.fileno())
+            os.close(null)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

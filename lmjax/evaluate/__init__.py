@@ -1,1 +1,0 @@
-"""The in-context evaluator: what a model does with zero, one or a few examples. It knows nothing of training."""

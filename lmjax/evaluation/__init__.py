@@ -1,0 +1,1 @@
+"""Zero-, one- and few-shot evaluation; this package knows nothing about training."""

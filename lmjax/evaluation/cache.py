@@ -1,0 +1,62 @@
+"""A cache of model responses, written during an evaluation so that it can resume."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lmjax.evaluation.results import Response
+from lmjax.inference.language_model import LanguageModel
+from lmjax.pytrees import digest
+from lmjax.system.files import cache_folder, locked
+
+FORMAT = 1  # increase it when the format of the entries or their computation changes
+
+
+class Cache:
+    """Responses of one model by the key of the request, in an append-only file of JSON lines.
+
+    An incomplete last line is ignored. Without a path nothing is stored on disk.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self._known = path, {}
+        if path is not None and path.is_file():
+            for line in path.read_bytes().split(b"\n"):
+                try:
+                    key, value = json.loads(line)
+                    self._known[str(key)] = value if isinstance(value, str) else (float(value[0]), bool(value[1]))
+                except (ValueError, TypeError, LookupError):
+                    continue
+
+    def get(self, key: str) -> Response | None:
+        """The stored response to a request, or None."""
+        return self._known.get(key)
+
+    def add(self, responses: Mapping[str, Response]) -> None:
+        """Store responses and append them to the file."""
+        self._known |= responses
+        if self.path is None or not responses:
+            return
+        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in responses.items())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path.with_suffix(".lock"), wait=lambda: None), open(self.path, "ab") as file:
+            file.write(b"\n" * (file.tell() > 0) + lines.encode())  # ends an incomplete last line
+
+
+def of_model(lm: LanguageModel) -> Cache:
+    """The cache of a model in the user's cache folder.
+
+    The file name is a hash of the model's parameters, configuration and tokenizer.
+    """
+    devices = jax.devices()[0].platform
+    parts = FORMAT, repr(lm.model), digest(lm.params), lm.tokenizer.sha256, lm.first, lm.ends, devices, jax.__version__
+    return Cache(cache_folder() / "evaluations" / f"{key_of(*parts)[:32]}.jsonl")
+
+
+def key_of(*parts: Any) -> str:
+    """The key of a request: a hash of its parts."""
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""The guard: detects loss spikes and decides on rollbacks."""

@@ -1,0 +1,187 @@
+"""The guard: which batch is suspect (inside the jitted update), and which suspects make a spike (outside). Both pure.
+
+The update is compared with a window of accepted values that is part of the state, so it goes back with a checkpoint
+and the decisions are as reproducible as the parameters. Rejected values stay out of it: one NaN in a mean would make
+every later batch look normal, or none.
+
+Shapes: W values in the window, newest last.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import Array
+
+from lmjax.config import GuardConfig
+from lmjax.journal.history import Tried
+
+NOT_FINITE, LOSS, GRADIENT = "not finite", "loss", "gradient norm"
+PARAMETERS, DIVERGENCE = "parameters not finite", "divergence"
+_MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+_TINY = 1e-12  # a deviation, where all values are the same and zero
+_NONE = np.finfo(np.float32).max  # no median yet: above all, and finite, since a checkpoint must be
+
+
+# ---- Inside the update ----------------------------------------------------------------------------------------------
+
+
+@struct.dataclass
+class Window:
+    """What the guard remembers: `losses_W` and `log_norms_W` of accepted updates (zero where there is none yet);
+    how many there were since the last announced change (`count`), the lowest median of the last few losses (`best`),
+    and which stretch between announced changes this is (`stretch`, see `assess`)."""
+
+    losses_W: Array
+    log_norms_W: Array
+    count: Array
+    best: Array
+    stretch: Array
+
+
+@struct.dataclass
+class Signs:
+    """What is said of one batch: robust z of its loss and log gradient norm, and whether it is suspect, hard too."""
+
+    z_loss: Array
+    z_grad_norm: Array
+    suspect: Array
+    hard: Array
+
+
+def empty(config: GuardConfig) -> Window:
+    """The window before the first update."""
+    zeros_W = jnp.zeros(config.window, jnp.float32)
+    return Window(zeros_W, jnp.zeros_like(zeros_W), jnp.int32(0), jnp.float32(_NONE), jnp.int32(0))
+
+
+def assess(window: Window, loss: Array, log_norm: Array, finite: Array, stretch: Array, config: GuardConfig) -> Signs:
+    """Judges a batch by the values accepted so far in its `stretch`: none, right after an announced change.
+
+    finite: whether loss, gradient and the parameters after the update are.
+    """
+    count = jnp.where(stretch == window.stretch, window.count, 0)
+    z_loss, z_norm = _z(
+        jnp.stack([window.losses_W, window.log_norms_W]),
+        jnp.stack([loss, log_norm]),
+        count,
+        floor_2=np.array([config.loss_floor_nats, config.grad_floor], np.float32),
+        floor_share_2=np.array([config.loss_floor, 0], np.float32),
+    )
+    hard = (z_loss > config.hard_z) | ((z_norm > config.hard_z) & (z_loss > config.grad_loss_z))
+    soft = (z_loss > config.loss_z) | ((z_norm > config.grad_z) & (z_loss > config.grad_loss_z))
+    hard = ~finite | (hard & (count >= config.armed_hard))
+    return Signs(z_loss, z_norm, hard | (soft & (count >= config.armed)), hard)
+
+
+def accept(window: Window, loss: Array, log_norm: Array, stretch: Array, config: GuardConfig) -> tuple[Window, Array]:
+    """The window with an accepted batch, and whether the run has diverged: the median of the last few losses is far
+    above the best there was."""
+    fresh = stretch != window.stretch
+    count = jnp.where(fresh, 0, window.count) + 1
+    best = jnp.where(fresh, jnp.float32(_NONE), window.best)
+    losses_W = jnp.append(window.losses_W[1:], loss)
+    recent = losses_W[-config.divergence_window :]
+    median = _median(recent, len(recent))
+    mad = jnp.maximum(_median(jnp.abs(recent - median), len(recent)), config.loss_floor_nats)
+    full = count >= config.divergence_window
+    limit = jnp.maximum(config.divergence_mads * mad, config.divergence_share * jnp.abs(best))
+    diverged = full & (count >= config.armed) & (median - best > limit)
+    best = jnp.where(full, jnp.minimum(best, median), best)
+    return Window(losses_W, jnp.append(window.log_norms_W[1:], log_norm), count, best, stretch), diverged
+
+
+def _z(values_2W: Array, x_2: Array, count: Array, *, floor_2: np.ndarray, floor_share_2: np.ndarray) -> Array:
+    """(2,): how far each x lies above the median of its last `count` values, in robust deviations; 0 if there is none.
+
+    Both at once: on a CPU each operation on so little costs more to begin than to do."""
+    size = values_2W.shape[1]
+    valid_W = jnp.arange(size) >= size - count
+    median_2 = _median(jnp.where(valid_W, values_2W, jnp.inf), count)
+    mad_2 = _median(jnp.where(valid_W, jnp.abs(values_2W - median_2[:, None]), jnp.inf), count)
+    least_2 = jnp.maximum(jnp.maximum(floor_2, floor_share_2 * jnp.abs(median_2)), _TINY)
+    deviation_2 = jnp.maximum(_MAD_TO_DEVIATION * mad_2, least_2)
+    return jnp.where(count > 0, (x_2 - median_2) / deviation_2, 0)
+
+
+def _median(values_W: Array, count: Array | int) -> Array:
+    """Of the `count` smallest values along the last axis.
+
+    By counting for each value how many are no larger, not by sorting: a few vector operations, where XLA sorts one
+    comparison after the other."""
+    count = jnp.clip(count, 1, values_W.shape[-1])
+    no_larger_W = jnp.sum(values_W[..., :, None] <= values_W[..., None, :], axis=-2, dtype=jnp.float32)
+
+    def at(rank: Array) -> Array:
+        return jnp.min(jnp.where(no_larger_W > rank, values_W, jnp.inf), axis=-1)
+
+    return (at((count - 1) // 2) + at(count // 2)) / 2
+
+
+# ---- Outside --------------------------------------------------------------------------------------------------------
+
+
+def rule(recent: Sequence[Tried], *, config: GuardConfig, diverged: bool = False, broken: bool = False) -> str:
+    """The rule by which the last of the `recent` batches triggers a rollback; empty if none does.
+
+    diverged: what `accept` said. broken: the parameters are not finite.
+    """
+    if broken:
+        return PARAMETERS
+    if diverged:
+        return DIVERGENCE
+    if not recent or not recent[-1].suspect:
+        return ""
+    if _in_a_row(batch.hard for batch in recent) >= config.hard_in_a_row:
+        return f"{config.hard_in_a_row} hard suspects in a row"
+    if _in_a_row(batch.suspect for batch in recent) >= config.in_a_row:
+        return f"{config.in_a_row} suspects in a row"
+    if sum(batch.suspect for batch in recent[-config.among :]) >= config.several:
+        return f"{config.several} suspects among the last {config.among} batches"
+    return ""
+
+
+def onset(recent: Sequence[Tried], *, fired: str, config: GuardConfig) -> Tried:
+    """The batch with which the trouble began: the first suspect of the chain, or of a divergence the first of the
+    losses whose median is too high."""
+    if fired == DIVERGENCE:
+        return recent[-config.divergence_window :][0]
+    return next((batch for batch in recent[-config.among :] if batch.suspect), recent[-1])
+
+
+def remembered(config: GuardConfig) -> int:
+    """How many of the last batches `rule` and `onset` look at."""
+    return max(config.among, config.divergence_window)
+
+
+def healthy(update: int, *, suspects: Iterable[int], now: float, every: int, config: GuardConfig) -> bool:
+    """Whether a checkpoint at `update` is healthy as seen at update `now`.
+
+    suspects: the applied updates before each suspect batch. every: updates between checkpoints. The initial state is.
+    """
+    horizon = min(config.horizon, every or config.horizon)
+    clear = all(not update - config.margin <= suspect <= update + horizon for suspect in suspects)
+    return update == 0 or (now > update + horizon and clear)
+
+
+def _in_a_row(flags: Iterable[bool]) -> int:
+    count = 0
+    for flag in reversed(list(flags)):
+        if not flag:
+            break
+        count += 1
+    return count
+
+
+def log_norm(norm: Array) -> Array:
+    """The logarithm of a gradient norm, also of none at all."""
+    return jnp.log(jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
+
+
+def reason(values: dict[str, float], config: GuardConfig) -> str:
+    """What made a batch suspect, from its metrics."""
+    if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "param_norm")):
+        return NOT_FINITE
+    return LOSS if values["z_loss"] > config.loss_z else GRADIENT

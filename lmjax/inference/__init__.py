@@ -1,0 +1,1 @@
+"""Text generation from trained models: cached decoding, sampling and beam search."""

@@ -1,0 +1,307 @@
+"""GGUF files, the format of llama.cpp, as language models: LLaMA and Mistral, Qwen2, Qwen3 and GPT-2.
+
+Legend: D width, H heads, G key heads, K head size, M MLP width.
+
+Quantised weights are made float32 by the gguf library, one tensor at a time. What a file asks of a model that GPT has
+not is refused, never passed over.
+"""
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lmjax.config import GPTConfig, UserError
+from lmjax.data.sources import text
+from lmjax.inference.language_model import LanguageModel
+from lmjax.interop.gguf import file
+from lmjax.interop.gguf.file import Content, T, Tensor, entry, shown
+from lmjax.interop.gguf.tokenizer import build
+from lmjax.models.costs import check_gpt
+from lmjax.models.gpt import GPT
+
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
+
+# Settings that are read below or change nothing, and those that must have the one value that GPT has.
+_SIZES = {"block_count", "embedding_length", "feed_forward_length", "context_length", "vocab_size"}
+_HEADS = {"head_count", "head_count_kv", "key_length", "value_length", "sliding_window"}
+_EPSILONS = {"attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"}
+_ROPE = {"dimension_count", "freq_base", "scale_linear", "scaling.type", "scaling.factor"}
+_NOTES = {"tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"}
+_READ = _SIZES | {f"attention.{key}" for key in _HEADS} | _EPSILONS | {f"rope.{key}" for key in _ROPE} | _NOTES
+_FIXED = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "rope.scaling.attn_factor": 1.0}
+
+_LLAMA3 = 1.0, 4.0, 8192.0  # low, high and old context of the stretched positions in all Llama 3.1 to 3.3
+
+
+def load(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> LanguageModel:
+    """The model and tokenizer in a file, with float32 parameters scanned over layers. dtype: of the matrix products.
+
+    UserError: a file that is damaged, or of a model that GPT cannot be; the package gguf is not installed.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise text.missing(path)
+    try:
+        content = file.read(path)
+        config = _config(content, dtype)
+        sources = _sources(config, content)
+        tokenizer, first, stops = build(content.metadata, config.vocab_size)
+        params = _params(sources)
+    except (UserError, OSError) as error:
+        raise UserError(f"cannot load '{path}': {error}") from None
+    return LanguageModel(GPT(config), params, tokenizer, path.stem, first, stops)
+
+
+# ---- The configuration ------------------------------------------------------------------------------------------
+
+
+def _config(content: Content, dtype: Literal["float32", "bfloat16"]) -> GPTConfig:
+    if entry(content.metadata, "split.count", 1, kind=int) > 1:
+        raise UserError("it is one of several parts; join them with llama.cpp's llama-gguf-split --merge")
+    architecture = entry(content.metadata, "general.architecture", kind=str)
+    if architecture not in _ARCHITECTURES:
+        known = ", ".join(_ARCHITECTURES)
+        raise UserError(f"general.architecture={shown(architecture)} is none of those that can be read: {known}")
+    settings = _Settings(architecture, content.metadata)
+    settings.refuse_unknown()
+    width, heads = settings.whole("embedding_length"), settings.whole("attention.head_count")
+    context = settings.whole("context_length")
+    common: Any = {
+        "layers": settings.whole("block_count"),
+        "width": width,
+        "heads": heads,
+        "key_heads": settings.whole("attention.head_count_kv", heads),
+        "head_dim": settings.whole("attention.key_length", max(1, width // heads)),
+        "mlp_width": settings.whole("feed_forward_length"),
+        "vocab_size": _rows(content.tensors, "token_embd.weight"),
+        "tied": "output.weight" not in content.tensors,
+        "dtype": dtype,
+    }
+    if settings.whole("attention.value_length", common["head_dim"]) != common["head_dim"]:
+        raise UserError("keys and values of different sizes are not supported")
+    if architecture == "gpt2":
+        epsilon = settings.real("attention.layer_norm_epsilon")
+        config = GPTConfig(context=context, norm_epsilon=epsilon, **common)
+        check_gpt(config)
+        return config
+    turned = settings.whole("rope.dimension_count", common["head_dim"])
+    if turned != common["head_dim"]:
+        raise UserError(
+            f"positions that turn {turned} of the {common['head_dim']} features of a head are not supported"
+        )
+    config = GPTConfig(
+        context=min(context, settings.whole("attention.sliding_window", context)),  # up to which all is seen
+        norm="rmsnorm",
+        norm_epsilon=settings.real("attention.layer_norm_rms_epsilon"),
+        positions="rotary",
+        rope_theta=settings.real("rope.freq_base", 10_000.0),
+        rope_scaling=_linear(settings),
+        activation="swiglu",
+        bias="blk.0.attn_q.bias" in content.tensors,
+        qk_norm=architecture == "qwen3",
+        **common,
+    )
+    check_gpt(config)
+    stretched = content.tensors.get("rope_freqs.weight")
+    return config if stretched is None else dataclasses.replace(config, rope_scaling=_llama3(config, stretched))
+
+
+def _rows(tensors: dict[str, Tensor], name: str) -> int:
+    if name not in tensors:
+        raise UserError(f"tensor '{name}' is missing")
+    return tensors[name].shape[0]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The metadata `architecture`.*"""
+
+    architecture: str
+    metadata: dict[str, Any]
+
+    def get(self, key: str, default: T | None = None, *, kind: type[T]) -> T:
+        return entry(self.metadata, f"{self.architecture}.{key}", default, kind=kind)
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A positive whole number."""
+        value = self.get(key, default, kind=int)
+        if not 0 < value < 2**31:
+            raise UserError(f"{self.architecture}.{key}={value} is not above 0 and below 2^31")
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        """A positive number."""
+        value = self.get(key, default, kind=float)
+        if not 0 < value < math.inf:
+            raise UserError(f"{self.architecture}.{key}={value} is not a number above 0")
+        return value
+
+    def refuse_unknown(self) -> None:
+        """UserError for a setting that the model has and GPT has not."""
+        for name, value in self.metadata.items():
+            architecture, _, key = name.partition(".")
+            if architecture == self.architecture and key not in _READ:
+                if key not in _FIXED:
+                    raise UserError(f"{name}={shown(value)} is a setting that lmjax's GPT has not")
+                if type(value) is not type(_FIXED[key]) or value != _FIXED[key]:
+                    raise UserError(f"{name}={shown(value)} is not supported, only {_FIXED[key]}")
+
+
+def _linear(settings: _Settings) -> tuple[float, ...]:
+    kind = settings.get("rope.scaling.type", "linear", kind=str)
+    if kind not in ("none", "linear"):
+        raise UserError(f"{settings.architecture}.rope.scaling.type={shown(kind)} is not supported")
+    old = settings.get("rope.scale_linear", 0.0, kind=float)
+    factor = settings.get("rope.scaling.factor", old, kind=float) if kind == "linear" else 0.0
+    if not 0 <= factor < math.inf:
+        raise UserError(f"{settings.architecture}.rope.scaling.factor={factor} is not a number above 0")
+    return () if factor in (0, 1) else (factor,)  # 0 is as good as none in llama.cpp, too
+
+
+def _llama3(config: GPTConfig, tensor: Tensor) -> tuple[float, ...]:
+    """The `rope_scaling` for frequencies divided by a vector (K/2). UserError: it is not that of any Llama 3."""
+    K = config.head_dim
+    if tensor.shape != (K // 2,) or config.rope_scaling:
+        raise UserError("tensor 'rope_freqs.weight' does not go with the other settings of the positions")
+    divisors = tensor.floats()
+    factor, (low, high, context) = float(divisors.max()), _LLAMA3
+    turns = context * config.rope_theta ** (-np.arange(0, K, 2) / K) / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    if factor <= 0 or not np.allclose(divisors, 1 / (kept + (1 - kept) / factor), rtol=1e-4, atol=0):
+        raise UserError("tensor 'rope_freqs.weight' stretches the positions in another way than Llama 3")
+    return () if factor == 1 else (factor, *_LLAMA3)
+
+
+# ---- The parameters ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where a leaf comes from: `rows` of a tensor `name` of that shape, which has one row for each feature out.
+
+    heads: of so many heads the rows are in the order that llama.cpp turns them in, and we do not: see `_apart`.
+    """
+
+    leaf: str
+    name: str
+    shape: tuple[int, ...]
+    rows: tuple[int, int | None] = (0, None)
+    heads: int = 0
+
+
+def _block_parts(c: GPTConfig, architecture: str) -> list[_Part]:
+    """The parts of one layer."""
+    D, M, H, G, K = c.width, c.mlp_width, c.heads, c.key_heads, c.head_dim
+    parts: list[_Part] = []
+
+    def dense(
+        leaf: str, name: str, shape: tuple[int, int], rows: tuple[int, int | None] = (0, None), heads: int = 0
+    ) -> None:
+        parts.append(_Part(f"{leaf}/kernel", f"{name}.weight", shape, rows, heads))
+        if c.bias:
+            parts.append(_Part(f"{leaf}/bias", f"{name}.bias", shape[:1], rows, heads))
+
+    def norm(leaf: str, name: str, size: int) -> None:
+        parts.append(_Part(f"{leaf}/scale", f"{name}.weight", (size,)))
+        if c.norm == "layernorm":
+            parts.append(_Part(f"{leaf}/bias", f"{name}.bias", (size,)))
+
+    if architecture == "gpt2":  # all three in one tensor
+        ends = 0, H * K, (H + G) * K, (H + 2 * G) * K
+        for name, rows in zip(("query", "key", "value"), itertools.pairwise(ends), strict=True):
+            dense(f"attention/{name}", "attn_qkv", (ends[-1], D), rows)
+    else:
+        query_heads, key_heads = (H, G) if architecture == "llama" else (0, 0)
+        dense("attention/query", "attn_q", (H * K, D), heads=query_heads)
+        dense("attention/key", "attn_k", (G * K, D), heads=key_heads)
+        dense("attention/value", "attn_v", (G * K, D))
+        dense("mlp/gate", "ffn_gate", (M, D))
+    dense("attention/output", "attn_output", (D, H * K))
+    dense("mlp/up", "ffn_up", (M, D))
+    dense("mlp/down", "ffn_down", (D, M))
+    norm("attention_norm", "attn_norm", D)
+    norm("mlp_norm", "ffn_norm", D)
+    if c.qk_norm:
+        norm("attention/query_norm", "attn_q_norm", K)
+        norm("attention/key_norm", "attn_k_norm", K)
+    return parts
+
+
+def _outer_parts(c: GPTConfig) -> list[_Part]:
+    parts = [
+        _Part("token_embedding/embedding", "token_embd.weight", (c.vocab_size, c.width)),
+        _Part("final_norm/scale", "output_norm.weight", (c.width,)),
+    ]
+    if c.positions == "learned":
+        parts.append(_Part("position_embedding/embedding", "position_embd.weight", (c.context, c.width)))
+    if c.norm == "layernorm":
+        parts.append(_Part("final_norm/bias", "output_norm.bias", (c.width,)))
+    return parts if c.tied else [*parts, _Part("head/kernel", "output.weight", (c.vocab_size, c.width))]
+
+
+def _sources(config: GPTConfig, content: Content) -> dict[str, tuple[_Part, list[Tensor | None]]]:
+    """For each leaf its part and tensors: one, or one a layer; None stands for a bias that the model does without.
+
+    UserError: a tensor is missing, has another shape, or has no place in the model.
+    """
+    left = dict(content.tensors)
+
+    def find(name: str, shape: tuple[int, ...]) -> Tensor | None:
+        tensor = content.tensors.get(name)
+        if tensor is None and not name.endswith(".bias"):
+            raise UserError(f"tensor '{name}' is missing")
+        if tensor is not None and tensor.shape != shape:
+            raise UserError(f"tensor '{name}' is of shape {tensor.shape}, but the metadata ask for {shape}")
+        left.pop(name, None)
+        return tensor
+
+    sources = {part.leaf: (part, [find(part.name, part.shape)]) for part in _outer_parts(config)}
+    for part in _block_parts(config, content.metadata["general.architecture"]):
+        tensors = [find(f"blk.{i}.{part.name}", part.shape) for i in range(config.layers)]
+        sources[f"blocks/{part.leaf}"] = part, tensors
+    unused = sorted(left.keys() - ({"rope_freqs.weight"} if config.positions == "rotary" else set()))
+    if unused:
+        raise UserError(f"tensor '{unused[0]}' has no place in lmjax's GPT ({len(unused)} such tensors)")
+    return sources
+
+
+def _params(sources: dict[str, tuple[_Part, list[Tensor | None]]]) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    for path, (part, tensors) in sources.items():
+        *parents, leaf = path.split("/")
+        place = params
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[leaf] = _stacked(part, tensors) if parents[0] == "blocks" else jnp.asarray(_values(part, tensors[0]))
+    return params
+
+
+def _stacked(part: _Part, tensors: list[Tensor | None]) -> Array:
+    first = _values(part, tensors[0])
+    stacked = np.empty((len(tensors), *first.shape), np.float32)
+    stacked[0] = first
+    for i, tensor in enumerate(tensors[1:], 1):
+        stacked[i] = _values(part, tensor)
+    return jnp.asarray(stacked)
+
+
+def _values(part: _Part, tensor: Tensor | None) -> np.ndarray:
+    """A leaf of one layer: kernels (in, out), all else as in the file."""
+    if tensor is None:
+        return np.zeros(part.shape, np.float32)[slice(*part.rows)]
+    x = tensor.floats(slice(*part.rows)) if len(part.shape) == 2 else tensor.floats()[slice(*part.rows)]
+    x = _apart(x, part.heads) if part.heads else x
+    return x.T if part.leaf.endswith("kernel") else x
+
+
+def _apart(x: np.ndarray, heads: int) -> np.ndarray:
+    """Rows (H K, ...) in which the two features that turn together are neighbours, as `rotate` has them: K/2 apart."""
+    pairs = x.reshape(heads, -1, 2, *x.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(x.shape)

@@ -1,0 +1,145 @@
+"""The tokenizer in a GGUF file's metadata: a byte-level BPE, or LLaMA's SentencePiece BPE."""
+
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from lmjax.config import UserError
+from lmjax.data.tokenizer import Tokenizer
+from lmjax.data.vocabularies import byte_level
+from lmjax.interop.gguf.file import entry, shown
+
+_NORMAL, _UNKNOWN, _CONTROL, _OWN, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type; _OWN: text that is always one
+_LONGEST = 1024  # characters of a token, at most
+_BLANK = "\u2581"  # how SentencePiece writes a blank
+
+# What `tokenizer.ggml.pre` calls the ways to split text into words before it is merged. Files older than the key are
+# read as GPT-2's.
+_GPT2 = ("gpt-2", "gpt2", "default", "phi-2")
+_DIGITS = ("smollm", "starcoder", "refact", "codeshell")
+_LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+_QWEN2 = ("qwen2", "deepseek-r1-qwen")
+
+
+def build(metadata: dict[str, Any], vocab_size: int) -> tuple[Tokenizer, int | None, tuple[int, ...]]:
+    """The tokenizer, the id in front of a text (None: nothing), and the ids that end one.
+
+    `vocab_size`: rows of the model's table, as many as there are tokens. UserError: anything missing or inconsistent.
+    """
+    kind = entry(metadata, "tokenizer.ggml.model", kind=str)
+    name = entry(metadata, "tokenizer.ggml.pre", "default", kind=str)
+    tokens, types = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, list) or len(tokens) != vocab_size:
+        raise UserError(f"tokenizer.ggml.tokens is not a list of {vocab_size} tokens, one for each row of the table")
+    if len(set(tokens)) != len(tokens) or max(map(len, tokens)) > _LONGEST:
+        raise UserError(f"tokenizer.ggml.tokens has a token twice, or one of more than {_LONGEST} characters")
+    types = np.full(len(tokens), _NORMAL) if types is None else types
+    if not isinstance(types, np.ndarray) or len(types) != len(tokens):
+        raise UserError("tokenizer.ggml.token_type is not one number for each token")
+    if kind == "gpt2":
+        backend = _byte_level(tokens, metadata.get("tokenizer.ggml.merges"), name)
+    elif kind == "llama":
+        prefix = entry(metadata, "tokenizer.ggml.add_space_prefix", True, kind=bool)
+        backend = _sentence_pieces(tokens, types, metadata.get("tokenizer.ggml.scores"), prefix)
+    else:
+        raise UserError(f"tokenizer.ggml.model={shown(kind)}: lmjax reads gpt2 and llama")
+    special = np.isin(types, (_UNKNOWN, _CONTROL))
+    backend.add_tokens([_added(tokens[i], False) for i in np.flatnonzero(types == _OWN)])
+    backend.add_special_tokens([_added(tokens[i], True) for i in np.flatnonzero(special)])
+    tokenizer = Tokenizer(backend)
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError("tokenizer.ggml.tokens: the tokens do not make one vocabulary")
+    ends = (_id(metadata, key, vocab_size) for key in ("eos", "eot", "eom"))
+    stops = sorted({i for i in ends if i is not None and i != tokenizer.end_of_text})
+    front = entry(metadata, "tokenizer.ggml.add_bos_token", kind == "llama" or name in _LLAMA3, kind=bool)
+    return tokenizer, _id(metadata, "bos", vocab_size) if front else None, tuple(stops)
+
+
+def _added(token: str, special: bool) -> AddedToken:
+    return AddedToken(token, normalized=False, special=special)
+
+
+def _id(metadata: dict[str, Any], name: str, vocab_size: int) -> int | None:
+    key = f"tokenizer.ggml.{name}_token_id"
+    if key not in metadata:
+        return None
+    value = entry(metadata, key, kind=int)
+    if not 0 <= value < vocab_size:
+        raise UserError(f"{key}={value} is not an id below {vocab_size}")
+    return value
+
+
+def _model(vocabulary: list[str], merges: list[tuple[str, str]], **settings: Any) -> models.BPE:
+    try:
+        return models.BPE(vocab={token: i for i, token in enumerate(vocabulary)}, merges=merges, **settings)
+    except Exception as error:  # the only type that the Rust library raises
+        raise UserError(f"its tokens and merges do not fit together: {str(error).splitlines()[0]}") from None
+
+
+# ---- Byte-level BPE ---------------------------------------------------------------------------------------------
+
+
+def _byte_level(tokens: list[str], merges: Any, name: str) -> Backend:
+    if not isinstance(merges, list):
+        raise UserError("tokenizer.ggml.merges is missing, without which tokens cannot be made")
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    wrong = next((i for i, (left, right) in enumerate(pairs) if not left or not right or " " in right), None)
+    if wrong is not None:
+        raise UserError(f"tokenizer.ggml.merges has {shown(merges[wrong])}, which is not a pair of tokens")
+    backend = byte_level({}, [])
+    backend.model = _model(tokens, pairs, ignore_merges=name in _LLAMA3)
+    backend.pre_tokenizer = _splitter(name)  # pyright: ignore[reportAttributeAccessIssue]
+    if name in _QWEN2:
+        backend.normalizer = normalizers.NFC()  # pyright: ignore[reportAttributeAccessIssue]
+    return backend
+
+
+def _splitter(name: str) -> Any:
+    """How text is cut into words, and these spelled in bytes. UserError: no such name."""
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    if name in _GPT2:
+        return words
+    if name in _DIGITS:
+        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+    if name in _LLAMA3 + _QWEN2:
+        expression = Regex(_words(3 if name in _LLAMA3 else 1))
+        return pre_tokenizers.Sequence([pre_tokenizers.Split(expression, "isolated"), spelled])
+    known = ", ".join(_GPT2 + _DIGITS + _LLAMA3 + _QWEN2)
+    raise UserError(f"tokenizer.ggml.pre={shown(name)}: how that splits text is not known here; known are {known}")
+
+
+def _words(digits: int) -> str:
+    """The expression of GPT-4's tokenizer for words, with numbers in groups of at most `digits` digits."""
+    letters, signs = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+    return rf"{letters}|\p{{N}}{{1,{digits}}}|{signs}|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+# ---- SentencePiece's BPE ----------------------------------------------------------------------------------------
+
+
+def _sentence_pieces(tokens: list[str], types: np.ndarray, scores: Any, prefix: bool) -> Backend:
+    """SentencePiece's BPE: joins the neighbours whose concatenation scores best; other characters become bytes.
+
+    As merges: every split of a token into two, the best token first. `prefix`: a blank in front of every text.
+    """
+    if not isinstance(scores, np.ndarray) or len(scores) != len(tokens) or not np.isfinite(scores).all():
+        raise UserError("tokenizer.ggml.scores is not one finite number for each token")
+    unknown = next((tokens[i] for i in np.flatnonzero(types == _UNKNOWN)), None)
+    pieces = {tokens[i] for i in np.flatnonzero(types == _NORMAL)}
+    merges = []
+    for i in np.argsort(-scores.astype(np.float64), kind="stable"):
+        token = tokens[i]
+        if types[i] == _NORMAL:
+            splits = ((token[:n], token[n:]) for n in range(1, len(token)))
+            merges += [(left, right) for left, right in splits if left in pieces and right in pieces]
+    known = set(tokens)
+    fallback = all(f"<0x{byte:02X}>" in known for byte in range(256))
+    backend = Backend(_model(tokens, merges, unk_token=unknown, fuse_unk=True, byte_fallback=fallback))
+    blank = normalizers.Replace(" ", _BLANK)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(_BLANK), blank] if prefix else [blank])  # pyright: ignore
+    steps = [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(steps + [decoders.Strip(" ", 1, 0)] * prefix)  # pyright: ignore
+    return backend

@@ -1,0 +1,353 @@
+"""The config.json of a Hugging Face model as a `ModelConfig` of lmjax, and back.
+
+Families: GPT-2, LLaMA, Mistral, Qwen3, GPT-NeoX and BERT, as far as lmjax computes them exactly. Every setting that
+would change the result, and that lmjax does not have, is refused by name.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lmjax.config import BERTConfig, GPTConfig, ModelConfig, UserError
+from lmjax.config.errors import nearest
+from lmjax.models import costs, registry
+
+_LLAMA_LIKE = ("llama", "mistral", "qwen3")
+FAMILIES = ("gpt2", *_LLAMA_LIKE, "gpt_neox", "bert")
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+_LARGEST = 2**31 - 1  # of a size
+
+
+# ---- Theirs to ours ---------------------------------------------------------------------------------------------
+
+
+def model_config(settings: dict[str, Any]) -> ModelConfig:
+    """The configuration of the model that the content of a config.json describes, without dropout.
+
+    UserError: an unknown `model_type`, a missing or misspelled setting, or one that lmjax does not compute.
+    """
+    found = _Settings(settings)
+    family = found.text("model_type")
+    if family not in FAMILIES:
+        raise UserError(f"lmjax has no model of model_type '{family}'{nearest(family, FAMILIES)}")
+    if settings.get("quantization_config") is not None:
+        raise UserError("the weights are quantized (quantization_config); take the model's unquantized weights")
+    stored = settings.get("dtype", settings.get("torch_dtype")) or "float32"
+    if stored not in ("float32", "float16", "bfloat16", "float64"):
+        raise UserError(f"weights of dtype {stored!r} are not read; lmjax reads float32, float16, bfloat16, float64")
+    if family == "gpt2":
+        config = _gpt2(found)
+    elif family == "gpt_neox":
+        config = _gpt_neox(found)
+    else:
+        config = _bert(found) if family == "bert" else _llama(found, family)
+    registry.check(config)
+    return config
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """A config.json: each setting by its type, a default (or null) in the place of one that is not there."""
+
+    values: dict[str, Any]
+
+    def text(self, name: str, default: str | None = None) -> str:
+        return self._get(name, default, str, "text")
+
+    def flag(self, name: str, default: bool) -> bool:
+        return self._get(name, default, bool, "true or false")
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        value = self._get(name, default, int, "an integer")
+        if not 0 <= value <= _LARGEST:
+            raise UserError(f"config.json: '{name}' is {value}, which is no size")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self._get(name, default, int | float, "a number")
+        if not abs(value) < 1e38:  # nor is what is not a number
+            raise UserError(f"config.json: '{name}' is {value!r:.20}, which is no number to compute with")
+        return float(value)
+
+    def must(self, name: str, value: bool | str | float, default: Any) -> None:
+        """UserError: a setting has another value than the only one that lmjax computes."""
+        found = self.values.get(name)
+        if (default if found is None else found) != value:
+            raise UserError(f"config.json: lmjax computes only {name}={value!r}, the model has {found!r}")
+
+    def _get(self, name: str, default: Any, kind: Any, described: str) -> Any:
+        value = self.values.get(name)
+        value = default if value is None else value
+        if value is None:
+            raise UserError(f"config.json has no '{name}'")
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"config.json: '{name}' must be {described}, not {value!r}")
+        return value
+
+
+def _activation(s: _Settings, name: str, default: str) -> Any:
+    theirs = s.text(name, default)
+    if theirs not in _ACTIVATIONS:
+        raise UserError(f"config.json: lmjax has no {name} '{theirs}', but {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[theirs]
+
+
+def _common(s: _Settings) -> dict[str, Any]:
+    """The sizes that all but GPT-2 call alike."""
+    return {
+        "layers": s.integer("num_hidden_layers"),
+        "width": s.integer("hidden_size"),
+        "heads": s.integer("num_attention_heads"),
+        "mlp_width": s.integer("intermediate_size"),
+        "context": s.integer("max_position_embeddings"),
+        "vocab_size": s.integer("vocab_size"),
+    }
+
+
+def _gpt2(s: _Settings) -> GPTConfig:
+    s.must("scale_attn_weights", True, True)
+    s.must("scale_attn_by_inverse_layer_idx", False, False)
+    s.must("add_cross_attention", False, False)
+    return GPTConfig(
+        layers=s.integer("n_layer"),
+        width=s.integer("n_embd"),
+        heads=s.integer("n_head"),
+        mlp_width=s.integer("n_inner", 0),
+        context=s.integer("n_positions"),
+        vocab_size=s.integer("vocab_size"),
+        norm_epsilon=s.number("layer_norm_epsilon", 1e-5),
+        activation=_activation(s, "activation_function", "gelu_new"),
+        tied=s.flag("tie_word_embeddings", True),
+        init_std=s.number("initializer_range", 0.02),
+    )
+
+
+def _llama(s: _Settings, family: str) -> GPTConfig:
+    hidden_act = s.text("hidden_act", "silu")
+    if hidden_act not in ("silu", "swish"):
+        raise UserError(f"config.json: lmjax computes only hidden_act='silu' in {family}, the model has '{hidden_act}'")
+    bias = s.flag("attention_bias", False)
+    if bias != s.flag("mlp_bias", False):
+        raise UserError("config.json: attention_bias and mlp_bias differ; lmjax has biases in all products or in none")
+    config = GPTConfig(
+        **_common(s),
+        key_heads=s.integer("num_key_value_heads", 0),
+        head_dim=s.integer("head_dim", 128 if family == "qwen3" else 0),
+        norm="rmsnorm",
+        norm_epsilon=s.number("rms_norm_eps", 1e-6),
+        activation="swiglu",
+        bias=bias,
+        tied=s.flag("tie_word_embeddings", False),
+        qk_norm=family == "qwen3",
+        init_std=s.number("initializer_range", 0.02),
+        **_rotary(s),
+    )
+    _no_window(s, family, config.context)
+    return config
+
+
+def _no_window(s: _Settings, family: str, context: int) -> None:
+    """UserError: some queries would not see all that is before them in the context."""
+    if family == "llama" or (family == "qwen3" and not s.flag("use_sliding_window", False)):
+        return
+    window = s.values.get("sliding_window", 4096)  # their default; null is none
+    if window is not None and s.integer("sliding_window", 4096) < context:
+        raise UserError(
+            f"config.json: attention sees only sliding_window={window} tokens, lmjax's sees the whole context; lower "
+            f"max_position_embeddings to {window}, up to where the two are the same"
+        )
+
+
+def _gpt_neox(s: _Settings) -> GPTConfig:
+    s.must("use_parallel_residual", False, True)
+    s.must("attention_bias", True, True)
+    return GPTConfig(
+        **_common(s),
+        norm_epsilon=s.number("layer_norm_eps", 1e-5),
+        activation=_activation(s, "hidden_act", "gelu"),
+        tied=s.flag("tie_word_embeddings", False),
+        init_std=s.number("initializer_range", 0.02),
+        **_rotary(s, share=s.number("rotary_pct", 0.25), theta="rotary_emb_base"),
+    )
+
+
+def _rotary(s: _Settings, *, share: float = 1.0, theta: str = "rope_theta") -> dict[str, Any]:
+    """Rotary positions as GPTConfig has them, from `rope_parameters` or from the older `rope_scaling`."""
+    tables = [s.values.get(name) for name in ("rope_scaling", "rope_parameters")]
+    if not all(isinstance(table, dict | None) for table in tables):
+        raise UserError("config.json: 'rope_parameters' must be an object")
+    rope = _Settings({name: value for table in tables for name, value in (table or {}).items()})
+    share = rope.number("partial_rotary_factor", s.number("partial_rotary_factor", share))
+    if share != 1:
+        raise UserError(f"config.json: lmjax turns all features of a head, the model {share} of them (rotary_pct)")
+    kind = rope.text("rope_type", rope.text("type", "default"))
+    scaling: tuple[float, ...] = ()
+    match kind:
+        case "default":
+            pass
+        case "linear":
+            scaling = (rope.number("factor"),)
+        case "llama3":
+            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+            scaling = tuple(rope.number(name) for name in names)
+        case _:
+            raise UserError(f"config.json: lmjax has no rope_type '{kind}'{nearest(kind, ('linear', 'llama3'))}")
+    base = rope.number("rope_theta", s.number("rope_theta", s.number(theta, 10_000.0)))
+    return {"positions": "rotary", "rope_theta": base, "rope_scaling": scaling}
+
+
+def _bert(s: _Settings) -> BERTConfig:
+    s.must("position_embedding_type", "absolute", "absolute")
+    s.must("is_decoder", False, False)
+    s.must("tie_word_embeddings", True, True)
+    return BERTConfig(
+        **_common(s),
+        segments=s.integer("type_vocab_size", 2),
+        activation=_activation(s, "hidden_act", "gelu"),
+        norm_epsilon=s.number("layer_norm_eps", 1e-12),
+        dropout=0.0,
+        init_std=s.number("initializer_range", 0.02),
+        next_sentence=s.values.get("architectures") != ["BertForMaskedLM"],
+    )
+
+
+# ---- Ours to theirs ---------------------------------------------------------------------------------------------
+
+
+def counterpart(config: ModelConfig) -> str:
+    """The family of transformers that computes the same. UserError: none does, with the settings that stand apart."""
+    if isinstance(config, BERTConfig):
+        return "bert"
+    if not isinstance(config, GPTConfig):
+        raise UserError(f"model.family={config.family} has no counterpart in transformers")
+    c = costs.resolve_gpt(config)
+    even = c.width % c.heads == 0
+    plain = {
+        "norm": c.norm == "layernorm",
+        "activation": c.activation != "swiglu",
+        "qk_norm": not c.qk_norm,
+        "key_heads": c.key_heads == c.heads,
+        "head_dim": c.head_dim * c.heads == c.width,
+    }
+    llama = {"norm": c.norm == "rmsnorm", "positions": c.positions == "rotary", "activation": c.activation == "swiglu"}
+    kept = {
+        "gpt2": {"positions": c.positions == "learned", **plain},
+        "gpt_neox": {"positions": c.positions == "rotary", **plain},
+        "llama": {**llama, "qk_norm": not c.qk_norm, "head_dim": even},
+        "mistral": {**llama, "qk_norm": not c.qk_norm, "head_dim": not even, "bias": not c.bias},
+        "qwen3": {**llama, "qk_norm": c.qk_norm, "bias": not c.bias},
+    }
+    apart = {family: [name for name, same in checks.items() if not same] for family, checks in kept.items()}
+    nearest_family = min(apart, key=lambda family: len(apart[family]))
+    if apart[nearest_family]:
+        shown = ", ".join(f"model.{name}={getattr(config, name)}" for name in apart[nearest_family])
+        raise UserError(f"no model of transformers has these settings together; {nearest_family} has all but {shown}")
+    return nearest_family
+
+
+def transformers_settings(
+    config: ModelConfig, *, first: int | None = None, ends: tuple[int, ...] = ()
+) -> dict[str, Any]:
+    """The config.json with which transformers computes the same; `first` and `ends` are ids of tokens.
+
+    UserError: as `counterpart`.
+    """
+    family = counterpart(config)
+    table = {
+        "model_type": family,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        "vocab_size": config.vocab_size,
+        "bos_token_id": first,
+        "eos_token_id": ends[0] if ends else None,
+        "pad_token_id": None,
+    }
+    if isinstance(config, BERTConfig):
+        return table | _bert_settings(config)
+    assert isinstance(config, GPTConfig)
+    c = costs.resolve_gpt(config)
+    table |= {"tie_word_embeddings": c.tied, "initializer_range": c.init_std}
+    if family == "gpt2":
+        return table | _gpt2_settings(config)
+    table |= _sizes(c) | _rotary_settings(c)
+    if family == "gpt_neox":
+        return table | {
+            "architectures": ["GPTNeoXForCausalLM"],
+            "hidden_act": _their_activation(c.activation),
+            "layer_norm_eps": c.norm_epsilon,
+            "attention_dropout": c.dropout,
+            "hidden_dropout": c.dropout,
+            "use_parallel_residual": False,
+            "rotary_pct": 1.0,
+            "rotary_emb_base": c.rope_theta,
+        }
+    names = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+    return table | {
+        "architectures": [names[family]],
+        "num_key_value_heads": c.key_heads,
+        "head_dim": c.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": c.norm_epsilon,
+        "attention_bias": c.bias,
+        "mlp_bias": c.bias,
+        "sliding_window": None,
+    }
+
+
+def _sizes(c: GPTConfig | BERTConfig) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": c.layers,
+        "hidden_size": c.width,
+        "num_attention_heads": c.heads,
+        "intermediate_size": c.mlp_width or 4 * c.width,
+        "max_position_embeddings": c.context,
+    }
+
+
+def _gpt2_settings(c: GPTConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "n_layer": c.layers,
+        "n_embd": c.width,
+        "n_head": c.heads,
+        "n_inner": c.mlp_width or None,
+        "n_positions": c.context,
+        "activation_function": _their_activation(c.activation),
+        "layer_norm_epsilon": c.norm_epsilon,
+        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), c.dropout),
+    }
+
+
+def _bert_settings(c: BERTConfig) -> dict[str, Any]:
+    return _sizes(c) | {
+        "architectures": ["BertForPreTraining" if c.next_sentence else "BertForMaskedLM"],
+        "type_vocab_size": c.segments,
+        "hidden_act": _their_activation(c.activation),
+        "layer_norm_eps": c.norm_epsilon,
+        "initializer_range": c.init_std,
+        "hidden_dropout_prob": c.dropout,
+        "attention_probs_dropout_prob": c.dropout,
+    }
+
+
+def _rotary_settings(c: GPTConfig) -> dict[str, Any]:
+    """In the words of transformers 5, and in those of 4."""
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    scaling: dict[str, Any] = dict(zip(names, c.rope_scaling, strict=False))
+    if "original_max_position_embeddings" in scaling:
+        scaling["original_max_position_embeddings"] = int(scaling["original_max_position_embeddings"])
+    kind = {0: "default", 1: "linear", 4: "llama3"}[len(c.rope_scaling)]
+    return {
+        "rope_parameters": {"rope_type": kind, "rope_theta": c.rope_theta, **scaling},
+        "rope_theta": c.rope_theta,
+        "rope_scaling": {"rope_type": kind, **scaling} if scaling else None,
+    }
+
+
+def _their_activation(ours: str) -> str:
+    return "gelu_new" if ours == "gelu_tanh" else ours

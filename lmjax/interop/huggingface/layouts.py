@@ -1,0 +1,275 @@
+"""The tensors of Hugging Face's models as parameters of lmjax, and back: which is which, and how it lies in memory."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from lmjax.config import GPTConfig, ModelConfig, UserError
+from lmjax.interop.huggingface.config import counterpart
+from lmjax.models import bert, gpt
+from lmjax.pytrees import path_name
+
+_PROJECTIONS = ("query", "key", "value")
+_SWIGLU = {"mlp/up": "mlp.up_proj", "mlp/gate": "mlp.gate_proj", "mlp/down": "mlp.down_proj"}
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a family names its layers, ours -> theirs, in a layer and outside.
+
+    base: stands in front of every name, but for those that begin with one of `heads`. layer: in front of a layer's.
+    transposed: whether layers keep products as (features out, features in). fused: query, key and value are one
+    product, next to each other, or, `by_head`, for each head next to each other. unused: tensors without a
+    counterpart that carry nothing. optional: parameters of ours that a file may lack.
+    """
+
+    base: str
+    layer: str
+    inner: dict[str, str]
+    outer: dict[str, str]
+    heads: tuple[str, ...] = ("lm_head.",)
+    transposed: bool = True
+    fused: bool = False
+    by_head: bool = False
+    unused: str = r"lm_head\.weight|.*rotary_emb\.inv_freq"
+    optional: tuple[str, ...] = ()
+
+
+_LLAMA = _Layout(
+    base="model.",
+    layer="layers.{}.",
+    inner={
+        "attention_norm": "input_layernorm",
+        **{f"attention/{name}": f"self_attn.{name[0]}_proj" for name in _PROJECTIONS},
+        "attention/query_norm": "self_attn.q_norm",
+        "attention/key_norm": "self_attn.k_norm",
+        "attention/output": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm",
+        **_SWIGLU,
+    },
+    outer={"token_embedding": "embed_tokens", "final_norm": "norm", "head": "lm_head"},
+)
+_LAYOUTS = {
+    "gpt2": _Layout(
+        base="transformer.",
+        layer="h.{}.",
+        inner={
+            "attention_norm": "ln_1",
+            **{f"attention/{name}": "attn.c_attn" for name in _PROJECTIONS},
+            "attention/output": "attn.c_proj",
+            "mlp_norm": "ln_2",
+            "mlp/up": "mlp.c_fc",
+            "mlp/down": "mlp.c_proj",
+        },
+        outer={"token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f", "head": "lm_head"},
+        transposed=False,
+        fused=True,
+        unused=r"lm_head\.weight|h\.\d+\.attn\.(masked_)?bias",  # masks
+    ),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen3": _LLAMA,
+    "gpt_neox": _Layout(
+        base="gpt_neox.",
+        layer="layers.{}.",
+        inner={
+            "attention_norm": "input_layernorm",
+            **{f"attention/{name}": "attention.query_key_value" for name in _PROJECTIONS},
+            "attention/output": "attention.dense",
+            "mlp_norm": "post_attention_layernorm",
+            "mlp/up": "mlp.dense_h_to_4h",
+            "mlp/down": "mlp.dense_4h_to_h",
+        },
+        outer={"token_embedding": "embed_in", "final_norm": "final_layer_norm", "head": "embed_out"},
+        heads=("embed_out.",),
+        fused=True,
+        by_head=True,
+        unused=r"embed_out\.weight|.*attention\.(masked_)?bias|.*rotary_emb\.inv_freq",
+    ),
+    "bert": _Layout(
+        base="bert.",
+        layer="encoder.layer.{}.",
+        inner={
+            **{f"attention/{name}": f"attention.self.{name}" for name in _PROJECTIONS},
+            "attention/output": "attention.output.dense",
+            "attention_norm": "attention.output.LayerNorm",
+            "mlp/up": "intermediate.dense",
+            "mlp/down": "output.dense",
+            "mlp_norm": "output.LayerNorm",
+        },
+        outer={
+            "token_embedding": "embeddings.word_embeddings",
+            "kind_embedding": "embeddings.token_type_embeddings",
+            "position_embedding": "embeddings.position_embeddings",
+            "embedding_norm": "embeddings.LayerNorm",
+            "pooler": "pooler.dense",
+            "masked_head/transform": "cls.predictions.transform.dense",
+            "masked_head/norm": "cls.predictions.transform.LayerNorm",
+            "masked_head": "cls.predictions",
+            "next_sentence": "cls.seq_relationship",
+        },
+        heads=("cls.",),
+        unused=r"embeddings\.position_ids|cls\..*|classifier\..*|pooler\..*",
+        optional=("pooler", "masked_head", "next_sentence"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a leaf of an unrolled model lies: in the tensor `name`; `part` of a fused one; transposed or not."""
+
+    name: str
+    transposed: bool
+    part: int | None
+
+
+def _place(layout: _Layout, leaf: str) -> _Place:
+    """Of a leaf `block_3/attention/query/kernel`; the name is without the base."""
+    match = re.fullmatch(r"block_(\d+)/(.*)", leaf)
+    module, _, kind = (match[2] if match else leaf).rpartition("/")
+    table, prefix = (layout.inner, layout.layer.format(match[1])) if match else (layout.outer, "")
+    parent, _, last = module.rpartition("/")
+    part = _PROJECTIONS.index(last) if layout.fused and parent == "attention" and last in _PROJECTIONS else None
+    name = f"{prefix}{table[module]}.{'bias' if kind == 'bias' else 'weight'}"
+    return _Place(name, kind == "kernel" and (layout.transposed or not match), part)
+
+
+def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Our leaves with their shapes; those of a scanned model under `blocks`."""
+    family: Any = bert if config.family == "bert" else gpt
+    model = family.BERT(config) if config.family == "bert" else family.GPT(config)
+    tree = jax.eval_shape(lambda: family.init_params(model, 0))
+    return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+# ---- Theirs to ours ---------------------------------------------------------------------------------------------
+
+
+def from_transformers(state: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Any]:
+    """The parameters that the tensors of a model of transformers stand for: float32, stacked if `config.scan`.
+
+    Names may lack the base model's (`transformer.`, `model.`, ...) in front. A BERT without heads or pooler gives
+    parameters without them, enough for `BERT.encode`. UserError: a tensor is missing, has another shape than the
+    configuration says, or is one that the configuration has no use for.
+    """
+    layout = _LAYOUTS[counterpart(config)]
+    names = {_plain(name, layout.base): name for name in state}
+    if len(names) < len(state):
+        raise UserError("the weights are not those of one model: two tensors have the same name but for its beginning")
+    given: set[str] = set()
+
+    def tensor(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
+        place = _place(layout, leaf)
+        if place.name not in names:
+            raise UserError(f"the weights are not those of this model: they have no tensor '{place.name}'")
+        given.add(place.name)
+        x = state[names[place.name]]
+        asked = shape if place.part is None else (*shape[:-1], 3 * shape[-1])
+        asked = asked[::-1] if place.transposed else asked
+        if x.shape != asked:
+            raise UserError(
+                f"the weights do not fit the model: '{place.name}' is {x.shape}, the configuration asks for {asked}"
+            )
+        x = x.T if place.transposed else x
+        return _split(x, layout, config)[place.part].reshape(shape) if place.part is not None else x
+
+    shapes = {
+        leaf: shape
+        for leaf, shape in sorted(_shapes(config).items(), key=lambda item: not item[0].startswith("token_embedding"))
+        if not leaf.startswith(layout.optional) or _place(layout, leaf).name in names
+    }
+    leaves = {leaf: jnp.asarray(x, jnp.float32) for leaf, x in _read(shapes, tensor)}
+    unknown = [name for name in names if name not in given and not re.fullmatch(layout.unused, name)]
+    if unknown:
+        raise UserError(
+            f"the weights are not those of this model: it has no place for {', '.join(sorted(unknown)[:3])}"
+        )
+    return unflatten_dict({tuple(leaf.split("/")): x for leaf, x in leaves.items()})
+
+
+def _read(shapes: dict[str, tuple[int, ...]], tensor: Callable[[str, tuple[int, ...]], np.ndarray]) -> Any:
+    """Each leaf with its value; of stacked ones layer by layer."""
+    for leaf, shape in shapes.items():
+        if leaf.startswith("blocks/"):
+            rest = leaf.removeprefix("blocks/")
+            yield leaf, np.stack([tensor(f"block_{i}/{rest}", shape[1:]) for i in range(shape[0])])
+        else:
+            yield leaf, tensor(leaf, shape)
+
+
+def _plain(name: str, base: str) -> str:
+    """A tensor's name without the model's in front, and with today's names for the two vectors of BERT's norms."""
+    name = name.removeprefix(base)
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _split(x: np.ndarray, layout: _Layout, config: ModelConfig) -> np.ndarray:
+    """(..., 3 F) as three (..., F) that are one array (3, ..., F or heads and their features)."""
+    lead = x.shape[:-1]
+    if layout.by_head:
+        assert isinstance(config, GPTConfig)
+        return np.moveaxis(x.reshape(*lead, config.heads, 3, -1), -2, 0)
+    return np.moveaxis(x.reshape(*lead, 3, -1), -2, 0)
+
+
+# ---- Ours to theirs ---------------------------------------------------------------------------------------------
+
+
+def to_transformers(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
+    """The tensors of the model of transformers that `counterpart` names: float32, its biases zero where we have none.
+
+    UserError: no model of transformers has these settings.
+    """
+    family = counterpart(config)
+    layout, ours = _LAYOUTS[family], _unrolled(params)
+    if isinstance(config, GPTConfig):  # what theirs has: norms with bias, and in their fused families all products
+        config = dataclasses.replace(config, scan=False, bias=config.bias or layout.fused)
+    else:
+        config = dataclasses.replace(config, scan=False)  # pyright: ignore[reportCallIssue]
+    state: dict[str, np.ndarray] = {}
+    fused: dict[_Place, dict[int, np.ndarray]] = {}
+    for leaf, shape in _shapes(config).items():
+        if leaf not in ours and leaf.split("/")[0] in layout.optional:
+            raise UserError(
+                f"the model cannot be exported without its {leaf.split('/')[0]}, which it was loaded without"
+            )
+        place, x = _place(layout, leaf), np.asarray(ours.get(leaf, np.zeros(shape)), np.float32)
+        if place.part is None:
+            state[place.name] = x.T if place.transposed else x
+        else:
+            fused.setdefault(dataclasses.replace(place, part=None), {})[place.part] = x
+    for place, parts in fused.items():
+        x = _joined([parts[i] for i in range(3)], layout, config)
+        state[place.name] = x.T if place.transposed else x
+    return {
+        (name if name.startswith(layout.heads) else layout.base + name): np.ascontiguousarray(x)
+        for name, x in state.items()
+    }
+
+
+def _joined(parts: list[np.ndarray], layout: _Layout, config: ModelConfig) -> np.ndarray:
+    """The inverse of `_split`."""
+    if not layout.by_head:
+        return np.concatenate(parts, -1)
+    assert isinstance(config, GPTConfig)
+    lead = parts[0].shape[:-1]
+    return np.stack([x.reshape(*lead, config.heads, -1) for x in parts], -2).reshape(*lead, -1)
+
+
+def _unrolled(params: Any) -> dict[str, np.ndarray]:
+    leaves = {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    stacked = {name: leaf for name, leaf in leaves.items() if name.startswith("blocks/")}
+    layers = {
+        f"block_{i}/{name.removeprefix('blocks/')}": layer
+        for name, leaf in stacked.items()
+        for i, layer in enumerate(leaf)
+    }
+    return {name: leaf for name, leaf in leaves.items() if name not in stacked} | layers

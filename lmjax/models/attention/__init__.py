@@ -1,0 +1,1 @@
+"""Attention: the module, and its implementations."""

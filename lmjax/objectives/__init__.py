@@ -1,0 +1,1 @@
+"""What a run learns: samples, loss, validation and sample output of each objective."""

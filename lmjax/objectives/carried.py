@@ -1,0 +1,100 @@
+"""Next-token prediction with a recurrent state that is carried from window to window."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lmjax.config import Config, RNNConfig, UserError
+from lmjax.data.batches.windows import validation_windows, window_start
+from lmjax.data.store.store import Store
+from lmjax.models import registry, rnn
+from lmjax.objectives import losses
+from lmjax.objectives.causal import Causal
+from lmjax.objectives.objective import Batch, Loss
+from lmjax.objectives.text import data_of, sample_order
+
+
+@dataclass(frozen=True, eq=False)
+class Carried(Causal):
+    """Next-token prediction where each row goes on with the state that its window before ended in.
+
+    streams: the rows of a batch; the windows of an epoch are cut into so many parts, and row r reads part r in order.
+    A row whose window does not follow the one before (a new epoch, data left out) begins with a state of zeros.
+    """
+
+    streams: int = 0
+
+    @classmethod
+    def build(cls, config: Config, store: Store) -> "Carried":
+        sizes = {tokens for _, tokens in config.batch.tokens}
+        if len(sizes) > 1:
+            raise UserError(
+                "model.carried needs one batch size: give batch.tokens one entry, or set model.carried=false"
+            )
+        if data_of(config).mixture:
+            raise UserError("model.carried reads one source: leave data.mixture out, or set model.carried=false")
+        unit = config.batch.microbatch * config.model.context
+        streams = max(1, (2 * sizes.pop() + unit) // (2 * unit)) * config.batch.microbatch
+        order = sample_order(config, store, streams=streams)
+        return cls(config, store, registry.build(config.model), order, streams=streams)
+
+    def begin(self, rows: tuple[int, ...]) -> Any:
+        model = self.config.model
+        assert isinstance(model, RNNConfig)
+        count = math.prod(rows)
+        carry = {"state": rnn.begin(model, count), "place": jnp.full(count, -1, jnp.int32)}
+        return jax.tree.map(lambda leaf: leaf.reshape(*rows, *leaf.shape[1:]), carry)
+
+    def arrays(self, ids: np.ndarray) -> Batch:
+        place_B = np.asarray(ids % 2**31, np.int32)  # enough to tell whether windows follow each other
+        part = self.order.windows[0] // self.streams
+        first_B = self._window(ids) % part == 0
+        follows_B = np.where(first_B, -2, np.asarray((ids - self.streams) % 2**31)).astype(np.int32)
+        return super().arrays(ids) | {"place_B": place_B, "follows_B": follows_B}
+
+    def blank(self, rows: int) -> Batch:
+        return super().blank(rows) | {name: np.zeros(rows, np.int32) for name in ("place_B", "follows_B")}
+
+    def loss(
+        self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
+    ) -> Loss:
+        objective = self._objective(train)
+        if carry is None:
+            carry = self.begin((len(batch["inputs_BT"]),))
+        goes_on_B = carry["place"] == batch["follows_B"]
+        state = jax.tree.map(
+            lambda x: jnp.where(goes_on_B.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)), carry["state"]
+        )
+        found = losses.causal(self.model, params, batch, rng=rng, carry=state, config=objective, train=train)
+        loss, weight, sums, state = found
+        return Loss(loss, weight, sums, {"state": jax.lax.stop_gradient(state), "place": batch["place_B"]})
+
+    def validation(self) -> Iterator[Batch]:
+        """Row r of every batch reads the r-th part of the split, so that its state goes on."""
+        context, rows = self.config.model.context, self.config.batch.microbatch
+        parts = validation_windows(
+            self.store.validation, context=context, microbatch=rows, streams=True, **self._packing()
+        )
+        for number, batch in enumerate(parts):
+            follows = number - 1 if number else -2
+            yield batch | {
+                "place_B": np.full(rows, number, np.int32),
+                "follows_B": np.full(rows, follows, np.int32),
+            }
+
+    def _window(self, ids: Any) -> np.ndarray:
+        """The window that each sample stands for: ids count the places of a batch, so that the order need not know."""
+        _, _, index = self.order.split_id(ids)
+        return index % self.streams * (self.order.windows[0] // self.streams) + index // self.streams
+
+    def _begin(self, ids: Any) -> tuple[np.ndarray, np.ndarray]:
+        source, epoch, _ = self.order.split_id(ids)
+        context = self.config.model.context
+        start = window_start(self.store.sources, source, epoch, self._window(ids), order=self.order, context=context)
+        return source, start

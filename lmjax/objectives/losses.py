@@ -1,0 +1,262 @@
+"""Training objectives: a model, its parameters and a batch to sums of losses and of weights.
+
+Shapes: B rows, S positions of a source, T positions, P places that are predicted, V vocabulary, C classes, D width;
+N chunks, each of E positions from each of J parts of a row.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from lmjax.config import CausalConfig
+from lmjax.models import gpt
+from lmjax.parallel import axes
+
+Batch = Mapping[str, Array]
+
+
+class Read(NamedTuple):
+    """What is read off logits: log Z, the target's logit, and whether that is the largest."""
+
+    log_z_BT: Array
+    target_BT: Array
+    hits_BT: Array
+
+
+def causal(
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    *,
+    rng: Array | None = None,
+    carry: Any = None,
+    config: CausalConfig,
+    train: bool,
+) -> tuple[Any, ...]:
+    """Next-token prediction: (loss sum, weight sum, metric sums), float32 scalars, and the carry, if one is given.
+
+    batch: `inputs_BT`, `targets_BT` int32, `weights_BT` float32, and for packed rows `segments_BT`,
+    `positions_BT`. Each token adds weight * (cross-entropy in nats + z_loss * log(Z)^2) (PaLM, section 5).
+    The metrics are the same weighted sums of `cross_entropy` alone and of `accuracy` (the target's logit is
+    the largest). `rng` is for dropout, used only when `train`. `carry`: what a recurrent model goes on with.
+    With `config.chunk` (GPT) only so many tokens have logits at once; the gradient computes them again.
+    """
+    found, carry = _read(model, params, batch, rng=rng, train=train, carry=carry, chunk=config.chunk)
+    with jax.named_scope("loss"):
+        weights_BT, (log_z_BT, target_BT, hits_BT) = batch["weights_BT"], found
+        entropy_sum = loss_sum = jnp.sum(weights_BT * (log_z_BT - target_BT))
+        if config.z_loss:
+            loss_sum += config.z_loss * jnp.sum(weights_BT * jnp.square(log_z_BT))
+        if config.penalty:
+            loss_sum += config.penalty * jnp.sum(weights_BT) * squared_norm(params)
+        metrics = {"cross_entropy": entropy_sum, "accuracy": jnp.sum(weights_BT * hits_BT)}
+    return (loss_sum, jnp.sum(weights_BT), metrics, *([] if carry is None else [carry]))
+
+
+def squared_norm(params: Any) -> Array:
+    """The sum of the squares of all matrices and embeddings."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return sum((jnp.sum(x * x) for path, x in leaves if path[-1].key in ("kernel", "embedding")), jnp.float32(0))
+
+
+def causal_by_row(model: nn.Module, params: Any, batch: Batch, *, chunk: int = 0) -> tuple[Array, Array]:
+    """Cross-entropy sums (B) and weight sums (B) of each row, without dropout; batch and chunk are `causal`'s."""
+    (log_z_BT, target_BT, _), _ = _read(model, params, batch, rng=None, train=False, chunk=chunk)
+    weights_BT = batch["weights_BT"]
+    return jnp.sum(weights_BT * (log_z_BT - target_BT), axis=-1), jnp.sum(weights_BT, axis=-1)
+
+
+def _read(
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    *,
+    rng: Array | None,
+    train: bool,
+    carry: Any = None,
+    chunk: int = 0,
+) -> tuple[Read, Any]:
+    """What is read off the logits of the targets, and the carry after them if one is given."""
+    settings: dict[str, Any] = {name: batch[name] for name in ("segments_BT", "positions_BT") if name in batch}
+    if carry is not None:
+        settings["carry"] = carry
+    if chunk:
+        assert isinstance(model, gpt.GPT), "the configuration's check refuses chunks of other models"
+        settings["head"] = False
+    result: Any = apply(model, params, batch["inputs_BT"], rng=rng, train=train, **settings)
+    output, after = (result, None) if carry is None else result
+    with jax.named_scope("loss"):
+        if not isinstance(model, gpt.GPT) or not chunk:
+            return _read_off(output, batch["targets_BT"]), after
+        return _read_in_chunks(model, params, output, batch["targets_BT"], chunk=chunk), after
+
+
+def _read_off(logits_BTV: Array, targets_BT: Array) -> Read:
+    logits_BTV = _wide(logits_BTV)
+    log_z_BT, target_BT = log_z_and_target(logits_BTV, targets_BT)
+    # log Z has the maximum already; an argmax would cost
+    return Read(log_z_BT, target_BT, target_BT >= jnp.max(logits_BTV, axis=-1))
+
+
+def _read_in_chunks(model: gpt.GPT, params: Any, x_BTD: Array, targets_BT: Array, *, chunk: int) -> Read:
+    """The same of a model's features, for about `chunk` tokens at a time, at least one of each row.
+
+    A chunk takes positions of all rows, and of every part into which a mesh divides them, so that each device computes
+    with what it has. Where parameters are divided (FSDP), each chunk gathers the output layer anew.
+    """
+    layout, (B, T) = axes.current(), targets_BT.shape
+    J = 1 if layout is None or T % layout.size("sequence") else layout.size("sequence")
+    E = min(T // J, max(1, chunk // (B * J)))
+
+    def cut(x: Array) -> Array:
+        x = x.reshape(B, J, T // J, *x.shape[2:])
+        x = jnp.pad(x, [(0, -x.shape[axis] % E if axis == 2 else 0) for axis in range(x.ndim)])
+        x = jnp.moveaxis(x.reshape(B, J, -1, E, *x.shape[3:]), 2, 0)
+        return axes.constrain(x, None, "batch", "length", *[None] * (x.ndim - 3))
+
+    def join(x_NBJE: Array) -> Array:
+        return jnp.moveaxis(x_NBJE, 0, 2).reshape(B, J, -1)[:, :, : T // J].reshape(B, T)
+
+    def read(given: tuple[Array, Array]) -> Read:
+        x_BJED, targets_BJE = given
+        logits_BJEV = gpt.logits(model.config, params, x_BJED)
+        return _read_off(axes.constrain(logits_BJEV, "batch", "length", None, "vocab"), targets_BJE)
+
+    return jax.tree.map(join, jax.lax.map(jax.checkpoint(read, prevent_cse=False), (cut(x_BTD), cut(targets_BT))))
+
+
+def apply(model: nn.Module, params: Any, *inputs: Array, rng: Array | None, train: bool, **settings: Any) -> Any:
+    """The model's answer; `rng` is for dropout, used only when `train`."""
+    rngs = {"dropout": rng} if train and rng is not None else None
+    return model.apply({"params": params}, *inputs, train=train, rngs=rngs, **settings)
+
+
+def _wide(logits: Array) -> Array:
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def masked(
+    model: nn.Module, params: Any, batch: Batch, *, rng: Array | None = None, train: bool
+) -> tuple[Array, Array, dict[str, Array]]:
+    """Masked tokens and the next sentence (Devlin et al. 2019, section 3.1): (loss sum, weight sum, further sums).
+
+    batch: as made by `lmjax.data.batches.masking`. The weight counts predicted tokens. The next-sentence loss of a
+    row is added once for each place of the row: the quotient of the sums is then the paper's sum of two means (a
+    little more where rows are short), and rows may be computed in any portions. Sums: `masked_loss`,
+    `masked_accuracy`; and `next_loss`, `next_accuracy`, which are means of this batch times its weight.
+    """
+    outputs = apply(
+        model,
+        params,
+        batch["inputs_BT"],
+        rng=rng,
+        train=train,
+        kinds_BT=batch["kinds_BT"],
+        real_BT=batch["real_BT"],
+        places_BP=batch["places_BP"],
+    )
+    with jax.named_scope("loss"):
+        weights_BP, logits_BPV = batch["weights_BP"], _wide(outputs.logits_BPV)
+        log_z_BP, target_BP = log_z_and_target(logits_BPV, batch["targets_BP"])
+        loss_sum, weight = jnp.sum(weights_BP * (log_z_BP - target_BP)), jnp.sum(weights_BP)
+        hits_BP = target_BP >= jnp.max(logits_BPV, axis=-1)
+        sums = {"masked_loss": loss_sum, "masked_accuracy": jnp.sum(weights_BP * hits_BP)}
+        if outputs.next_B2 is not None:
+            rows_B = batch.get("rows_B", jnp.ones(len(weights_BP), jnp.float32))
+            next_sum, hits = classified(outputs.next_B2, batch["next_B"], rows_B)
+            loss_sum += weights_BP.shape[1] * next_sum
+            per_row = weight / jnp.maximum(jnp.sum(rows_B), 1)
+            sums |= {"next_loss": next_sum * per_row, "next_accuracy": hits * per_row}
+    return loss_sum, weight, sums
+
+
+def translation(
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    *,
+    rng: Array | None = None,
+    label_smoothing: float,
+    train: bool,
+) -> tuple[Array, Array, dict[str, Array]]:
+    """Each target token from the source and the target before it: (loss sum, weight sum, further sums).
+
+    batch: `source_BS`, `inputs_BT`, `targets_BT` int32, `source_mask_BS`, `weights_BT` float32. The target has the
+    probability 1 - label_smoothing, which all V entries share evenly (Szegedy et al. 2016, section 7; Vaswani et al.
+    2017, section 5.4). Sums: `cross_entropy` without smoothing, `accuracy`.
+    """
+    source_BS, inputs_BT = batch["source_BS"], batch["inputs_BT"]
+    mask_BS = batch["source_mask_BS"]
+    logits_BTV = _wide(apply(model, params, source_BS, inputs_BT, rng=rng, train=train, source_mask_BS=mask_BS))
+    with jax.named_scope("loss"):
+        weights_BT = batch["weights_BT"]
+        log_z_BT, target_BT = log_z_and_target(logits_BTV, batch["targets_BT"])
+        entropy_sum = loss_sum = jnp.sum(weights_BT * (log_z_BT - target_BT))
+        if label_smoothing:
+            spread_sum = jnp.sum(weights_BT * (log_z_BT - jnp.mean(logits_BTV, axis=-1)))
+            loss_sum = (1 - label_smoothing) * entropy_sum + label_smoothing * spread_sum
+        hits_BT = target_BT >= jnp.max(logits_BTV, axis=-1)
+        sums = {"cross_entropy": entropy_sum, "accuracy": jnp.sum(weights_BT * hits_BT)}
+    return loss_sum, jnp.sum(weights_BT), sums
+
+
+def masked_by_row(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array]:
+    """Cross-entropy sums (B) of the masked tokens and weight sums (B) of each row, without dropout."""
+    named = {name: batch[name] for name in ("kinds_BT", "real_BT", "places_BP")}
+    outputs = apply(model, params, batch["inputs_BT"], rng=None, train=False, **named)
+    return _by_row(outputs.logits_BPV, batch["targets_BP"], batch["weights_BP"])
+
+
+def translation_by_row(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array]:
+    """Cross-entropy sums (B) of the target tokens and weight sums (B) of each row, without dropout and smoothing."""
+    inputs, mask_BS = (batch["source_BS"], batch["inputs_BT"]), batch["source_mask_BS"]
+    logits_BTV = apply(model, params, *inputs, rng=None, train=False, source_mask_BS=mask_BS)
+    return _by_row(logits_BTV, batch["targets_BT"], batch["weights_BT"])
+
+
+def _by_row(logits_BTV: Array, targets_BT: Array, weights_BT: Array) -> tuple[Array, Array]:
+    log_z_BT, target_BT = log_z_and_target(_wide(logits_BTV), targets_BT)
+    return jnp.sum(weights_BT * (log_z_BT - target_BT), axis=-1), jnp.sum(weights_BT, axis=-1)
+
+
+def classified(
+    logits_BC: Array, labels_B: Array, weights_B: Array, *, label_smoothing: float = 0.0
+) -> tuple[Array, Array]:
+    """Cross-entropy sum in nats (smoothed as in `translation`) and the sum of the weights of rows told right."""
+    logits_BC = _wide(logits_BC)
+    log_BC = jax.nn.log_softmax(logits_BC)
+    target_B = jnp.take_along_axis(log_BC, labels_B[:, None], axis=-1)[:, 0]
+    loss_B = -(1 - label_smoothing) * target_B - label_smoothing * jnp.mean(log_BC, axis=-1)
+    return jnp.sum(weights_B * loss_B), jnp.sum(weights_B * (jnp.argmax(logits_BC, axis=-1) == labels_B))
+
+
+@jax.custom_vjp
+def log_z_and_target(logits_BTV: Array, targets_BT: Array) -> tuple[Array, Array]:
+    """log Z = log sum exp(logits) and the target's logit, both (B, T); cross-entropy in nats is their
+    difference.
+
+    Its own gradient needs nothing but the logits and log Z and is written in one pass; XLA's keeps the
+    exponentials and scatters.
+    """
+    return _forward(logits_BTV, targets_BT)[0]
+
+
+def _forward(logits_BTV: Array, targets_BT: Array) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return (log_z_BT, target_BT), (logits_BTV, targets_BT, log_z_BT)
+
+
+def _backward(saved: tuple[Array, Array, Array], gradients: tuple[Array, Array]) -> tuple[Array, None]:
+    logits_BTV, targets_BT, log_z_BT = saved
+    dz_BT, dtarget_BT = gradients
+    softmax_BTV = jnp.exp(logits_BTV - log_z_BT[..., None])
+    hot_BTV = jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+    return dz_BT[..., None] * softmax_BTV + jnp.where(hot_BTV, dtarget_BT[..., None], 0), None
+
+
+log_z_and_target.defvjp(_forward, _backward)

@@ -1,0 +1,136 @@
+"""The batch size of every update."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from lmjax.config import BatchConfig, TrainConfig, UserError
+
+
+@dataclass(frozen=True, eq=False)
+class BatchPlan:
+    """The batch size of every update of a run."""
+
+    #: int64[updates]: sequences in the batch of each update.
+    sequences: np.ndarray
+    #: int64[updates]: tokens consumed before each update.
+    tokens_before: np.ndarray
+    #: Tokens of a sequence.
+    context: int
+    #: Sequences of a microbatch.
+    microbatch: int
+
+    @property
+    def updates(self) -> int:
+        """The number of updates of the run."""
+        return len(self.sequences)
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that the run consumes."""
+        return int(self.tokens_before[-1] + self.sequences[-1] * self.context)
+
+    @property
+    def microbatches(self) -> np.ndarray:
+        """int64[updates]: microbatches of each update; the maximum is the update step's K."""
+        return self.sequences // self.microbatch
+
+    @property
+    def changes(self) -> np.ndarray:
+        """The updates whose batch size differs from that of the previous update."""
+        return np.flatnonzero(np.diff(self.sequences)) + 1
+
+    @cached_property
+    def jumps(self) -> np.ndarray:
+        """The updates that change the batch size by a quarter or more.
+
+        Each of them starts a new regime of the guard.
+        """
+        jumps, size = [], int(self.sequences[0])
+        for update in self.changes.tolist():
+            new_size = int(self.sequences[update])
+            if 4 * new_size >= 5 * size or 5 * new_size <= 4 * size:
+                jumps.append(update)
+                size = new_size
+        return np.asarray(jumps, np.int64)
+
+
+def batch_plan(batch: BatchConfig, train: TrainConfig, context: int) -> BatchPlan:
+    """Compute the batch size of every update of the run.
+
+    The size of an update is the value of `batch.tokens` at the number of tokens consumed before it, rounded to an
+    integer number of microbatches. With `train.tokens` the run ends with the first update that reaches this number.
+
+    Raises:
+        UserError: A key is out of range; the message names it.
+    """
+    unit = batch.microbatch * context
+    _check_batch(batch, train, unit)
+    levels = _levels(batch, unit)
+    ends = [start for start, _ in levels[1:]] + [0]
+    tokens = updates = 0
+    sizes, counts = [], []
+    for (_, microbatches), end in zip(levels, ends, strict=True):
+        size = microbatches * unit
+        limits = (end,) if train.updates else (end, train.tokens)
+        room = [-((tokens - limit) // size) for limit in limits if limit]  # rounded up
+        if train.updates:
+            room.append(train.updates - updates)
+        count = max(0, min(room))
+        sizes.append(microbatches * batch.microbatch)
+        counts.append(count)
+        updates, tokens = updates + count, tokens + count * size
+    sequences = np.repeat(np.array(sizes, np.int64), counts)
+    return BatchPlan(sequences, (np.cumsum(sequences) - sequences) * context, context, batch.microbatch)
+
+
+def _levels(batch: BatchConfig, unit: int) -> list[tuple[int, int]]:
+    """[(from_token, microbatches), ...]: the steps of the batch size, rounded half up."""
+    levels = [(0, _microbatches(batch.tokens[0][1], unit))]
+    for (t0, b0), (t1, b1) in pairwise(batch.tokens):
+        k0, k1 = _microbatches(b0, unit), _microbatches(b1, unit)
+        if batch.growth == "linear":
+            # b0 + (b1 - b0) (t - t0) / (t1 - t0) crosses (k - 1/2) unit upwards, (k + 1/2) unit down.
+            scale = 2 * abs(b1 - b0)
+            for k in range(k0 + 1, k1 + 1):
+                levels.append((t0 - ((2 * b0 - (2 * k - 1) * unit) * (t1 - t0) // scale), k))
+            for k in range(k0 - 1, k1 - 1, -1):
+                levels.append((t0 + (2 * b0 - (2 * k + 1) * unit) * (t1 - t0) // scale + 1, k))
+        levels.append((t1, k1))
+    return levels
+
+
+def _microbatches(tokens: int, unit: int) -> int:
+    return (2 * tokens + unit) // (2 * unit)
+
+
+def _check_batch(batch: BatchConfig, train: TrainConfig, unit: int) -> None:
+    points = batch.tokens
+    for key, value in (("train.updates", train.updates), ("train.tokens", train.tokens)):
+        if value < 0:
+            raise UserError(f"{key} = {value} must not be negative")
+    if train.updates == train.tokens == 0:
+        raise UserError("train.updates and train.tokens are both 0; set one of them to the length of the run")
+    if batch.microbatch < 1:
+        raise UserError(f"batch.microbatch = {batch.microbatch} must be at least 1 sequence")
+    if not points:
+        raise UserError("batch.tokens is empty; give ((0, tokens), ...)")
+    if points[0][0] != 0:
+        raise UserError(f"batch.tokens must begin at token 0, not {points[0][0]}")
+    starts = [start for start, _ in points]
+    if any(a >= b for a, b in pairwise(starts)):
+        raise UserError(f"batch.tokens must be sorted by strictly increasing first numbers; got {starts}")
+    smallest = min(tokens for _, tokens in points)
+    if smallest < unit:
+        context = unit // batch.microbatch
+        advice = (
+            f"lower batch.microbatch to {smallest // context}"
+            if smallest >= context
+            else f"one sequence has {context} tokens"
+        )
+        raise UserError(
+            f"batch.tokens = {smallest} is less than one microbatch: batch.microbatch = {batch.microbatch} "
+            f"sequences of {context} tokens are {unit}; {advice}"
+        )

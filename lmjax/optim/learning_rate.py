@@ -1,0 +1,71 @@
+"""The learning rate of every update."""
+
+import math
+
+import numpy as np
+
+from lmjax.config import ScheduleConfig, UserError
+from lmjax.optim.batch_plan import BatchPlan
+
+
+def learning_rates(schedule: ScheduleConfig, plan: BatchPlan) -> np.ndarray:
+    """Compute the learning rate of every update, float32[updates].
+
+    Progress s is measured at the *end* of an update, in updates or tokens, so that the first rate is not zero. W is
+    the end of the warm-up (an integer number of updates, at least one), S the end of the run. The rate is peak s/W up
+    to W. Then `cosine` and `linear` fall to `final` x peak at S, `wsd` stays at the peak and falls linearly over the
+    last `decay` S, `inverse_sqrt` is peak sqrt(W/s) and `constant` is the peak. Vaswani et al. 2017 (section 5.3),
+    d^-0.5 min(s^-0.5, s W^-1.5), is `inverse_sqrt` with unit `updates` and peak (d W)^-0.5.
+
+    Each entry (update, factor, over) of `cuts` multiplies the rates from that update (counted from 0) by `factor`,
+    which rises linearly to 1 over `over` updates.
+
+    The table is computed in float64 on the host instead of with optax's float32 schedules: its bits depend on no
+    backend, and the first of a million rates is not lost to rounding.
+
+    Raises:
+        UserError: A key of `schedule` is out of range; the message names it.
+    """
+    _check_schedule(schedule)
+    if schedule.unit == "tokens":
+        ends = plan.tokens_before + plan.sequences * plan.context
+    else:
+        ends = np.arange(1, plan.updates + 1)
+    total = ends[-1]
+    warmup = ends[np.argmin(np.abs(ends - schedule.warmup * total))]
+    start = max(warmup, (1 - schedule.decay) * total) if schedule.shape == "wsd" else warmup
+    spent = np.clip((ends - start) / ((total - start) or 1), 0, 1)
+    match schedule.shape:
+        case "cosine":
+            share = schedule.final + (1 - schedule.final) * (1 + np.cos(np.pi * spent)) / 2
+        case "linear" | "wsd":
+            share = 1 - (1 - schedule.final) * spent
+        case "inverse_sqrt":
+            share = np.sqrt(np.minimum(warmup / ends, 1))
+        case "constant":
+            share = 1.0
+    rates = schedule.peak * np.minimum(ends / warmup, 1) * share
+    for at, factor, over in schedule.cuts:
+        since = np.arange(plan.updates) - at
+        rates *= np.where(since < 0, 1, factor + (1 - factor) * np.minimum(since / over, 1))
+    return rates.astype(np.float32)
+
+
+def _check_schedule(schedule: ScheduleConfig) -> None:
+    if not (math.isfinite(schedule.peak) and schedule.peak > 0):
+        raise UserError(f"schedule.peak = {schedule.peak} must be a positive number")
+    for key in ("warmup", "decay"):
+        if not 0 <= getattr(schedule, key) <= 1:
+            raise UserError(f"schedule.{key} = {getattr(schedule, key)} is a share of the run, from 0 to 1")
+    if not 0 <= schedule.final <= 1:
+        raise UserError(f"schedule.final = {schedule.final} is a share of the peak, from 0 to 1")
+    for at, factor, over in schedule.cuts:
+        if at < 0 or not 0 < factor <= 1 or over < 1:
+            raise UserError(
+                f"schedule.cuts: {(at, factor, over)} is not (update, factor in (0, 1], updates to rise over)"
+            )
+    if schedule.shape == "wsd" and schedule.warmup + schedule.decay > 1 + 1e-9:  # .1 + .9 may round above 1
+        raise UserError(
+            f"schedule.warmup = {schedule.warmup} and schedule.decay = {schedule.decay} together exceed the "
+            "run; lower one of them"
+        )

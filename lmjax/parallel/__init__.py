@@ -1,0 +1,1 @@
+"""Meshes, shardings, processes and pmap."""

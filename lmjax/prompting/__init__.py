@@ -1,1 +1,0 @@
-"""Tasks as data: what a prompt is made of, zero-, one- and few-shot."""

@@ -1,0 +1,1 @@
+"""Puts the parts of a run together: the only package that knows all of them."""

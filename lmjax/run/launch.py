@@ -1,0 +1,131 @@
+"""Starting and resuming a run in its directory, and reporting its end: what the doors call.
+
+Each function returns an exit status: 0 finished (or stopped by a signal, its state saved), 3 given up.
+"""
+
+import dataclasses
+import io
+from contextlib import nullcontext
+from pathlib import Path
+
+import jax
+
+from lmjax import __version__
+from lmjax.config import Config, UserError, codec
+from lmjax.data.store.preparation import prepare
+from lmjax.display.console import Console
+from lmjax.journal.journal import Journal
+from lmjax.parallel import processes
+from lmjax.parallel.mesh import describe_mesh, make_mesh
+from lmjax.run import build, plan, transfer
+from lmjax.run.build import Run
+from lmjax.run.identity import absolute, fingerprints, versions
+from lmjax.run.session import FINISHED, train_run
+from lmjax.system import machine
+from lmjax.system.files import locked, write_text
+from lmjax.training.inputs import Position
+
+# ---- Start and resume -----------------------------------------------------------------------------------------------
+
+
+def start(config: Config, run_dir: Path) -> int:
+    """Trains `config` from update 0 into the new directory `run_dir`.
+
+    UserError: the directory exists, or the configuration does not fit the data or the machine; nothing is left behind.
+    """
+    processes.connect(config.parallel)
+    main = processes.is_main()
+    if main and run_dir.exists() and (not run_dir.is_dir() or any(path.name != ".lock" for path in run_dir.iterdir())):
+        raise UserError(
+            f"{run_dir} exists: go on with it by --resume {run_dir}, or choose another place with --run-dir DIR"
+        )
+    config = transfer.adopt(absolute(config))
+    with _console() as console:
+        if main:
+            _make(run_dir)
+        try:
+            with locked(run_dir) if main else nullcontext():
+                run = _prepare(config, console)
+                return _begin(run, run_dir, console)
+        finally:
+            if main and not any(run_dir.iterdir()):
+                run_dir.rmdir()
+
+
+def _begin(run: Run, run_dir: Path, console: Console) -> int:
+    """A run from its first update; the journal begins once the files that a resume needs are there."""
+    if processes.is_main():
+        write_text(run_dir / "config.json", codec.to_json(run.config))
+        run.store.tokenizer.save(run_dir / "tokenizer.json")
+    journal = _journal(run_dir)
+    if not (run_dir / "config.json").is_file():
+        raise UserError(
+            f"{run_dir} of process 0 is not seen by process {jax.process_index()}: it must be on a disk of all"
+        )
+    state, origin = transfer.begin(run, report=console.event)
+    position = Position(state, update=0, cursor=0, wall_step=0)
+    inputs = fingerprints(run) | origin | versions(run)
+    journal.write("start", wall_step=0, update=0, cursor=0, seed=run.config.seed, **inputs)
+    return train_run(run, run_dir, position, journal, console)
+
+
+def _journal(run_dir: Path) -> Journal:
+    """The journal of a run, repaired by its main process before the others read it, and not written before all have."""
+    path = run_dir / "journal.jsonl"
+    return processes.main_first("journal", lambda: Journal(path, own=processes.is_main()))
+
+
+def _console() -> Console:
+    """What a person sees: of the main process only."""
+    return Console() if processes.is_main() else Console(io.StringIO())
+
+
+def _prepare(config: Config, console: Console, *, kept: Path | None = None) -> Run:
+    """The parts of a run; what is wrong with the configuration is found before the data are read.
+
+    kept: the run's own copy of its tokenizer, which is read where the file that the configuration names is gone.
+    """
+    build.check(config)
+    data, choice = config.data, config.data.tokenizer
+    if kept is not None and kept.is_file() and choice.kind == "file" and not Path(choice.path).exists():
+        data = dataclasses.replace(data, tokenizer=dataclasses.replace(choice, path=str(kept)))
+    store = prepare(data, report=console.report)
+    run = build.build(config, store)
+    software = f"{__version__}, jax {jax.__version__}"
+    processes.agree(lmjax=software, configuration=codec.to_json(run.config), **fingerprints(run))
+    for line in build.describe_data(run):
+        console.event(line)
+    if run.mesh.size > 1:
+        several = "" if processes.alone() else f", in {jax.process_count()} processes"
+        console.event(f"{run.mesh.size} devices: {describe_mesh(run.mesh)}{several}")
+    if overlooked := processes.overlooked():
+        console.event(overlooked)
+    return run
+
+
+def _make(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / ".probe").touch()
+        (run_dir / ".probe").unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {run_dir}: {error.strerror}; choose another place with --run-dir") from None
+
+
+# ---- Training and its end -------------------------------------------------------------------------------------------
+
+
+# ---- Other commands -------------------------------------------------------------------------------------------------
+
+
+def show_plan(config: Config) -> int:
+    """Prints what a run of `config` would do and need; a vocabulary not yet known is guessed from the tokenizer."""
+    build.check(config)
+    config = build.resolve(config, plan.expected_vocabulary(config))
+    mesh = make_mesh(config.parallel, microbatch=config.batch.microbatch)
+    peak = machine.peak_flops(config.model.dtype, devices=list(mesh.devices.flat))
+    with Console() as console:
+        console.event(machine.describe())
+        for table in plan.tables(config, peak_flops=peak, devices=mesh.size, mesh=mesh.shape):
+            console.table(*table)
+    return FINISHED

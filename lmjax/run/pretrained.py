@@ -1,0 +1,73 @@
+"""Load a trained model by its path: a run, a folder of a Hugging Face model, or a .gguf file."""
+
+from pathlib import Path
+from typing import Literal
+
+from lmjax.config import CausalConfig, GPTConfig, NNLMConfig, RNNConfig, UserError
+from lmjax.inference.language_model import LanguageModel
+from lmjax.interop.huggingface import folder
+from lmjax.run import saved
+from lmjax.run.saved import LoadedRun
+
+
+def load(
+    path: str | Path, *, checkpoint: str = "newest", dtype: Literal["float32", "bfloat16"] = "float32"
+) -> LanguageModel:
+    """Load the language model at `path`.
+
+    Args:
+        path: a run, a folder of a Hugging Face model, or a .gguf file.
+        checkpoint: checkpoint of a run, as in `trained`.
+        dtype: dtype of the matrix products of a model that is not a run.
+
+    Raises:
+        UserError: There is no model, or it is not a causal language model.
+    """
+    path = Path(path)
+    foreign_model = foreign(path, dtype=dtype)
+    if foreign_model is not None:
+        return causal(foreign_model)
+    run = trained(path, checkpoint=checkpoint)
+    if not isinstance(run.config.objective, CausalConfig):
+        raise UserError(f"{path} is not a causal language model: it was trained for {run.config.objective.family}")
+    return LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
+
+
+def causal(lm: LanguageModel) -> LanguageModel:
+    """Return the model if it predicts the next token.
+
+    Raises:
+        UserError: The model does not predict the next token.
+    """
+    config = lm.model.config
+    if not isinstance(config, GPTConfig | NNLMConfig | RNNConfig):
+        raise UserError(f"{lm.name} is not a causal language model: it is of the family {config.family}")
+    return lm
+
+
+def foreign(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> LanguageModel | None:
+    """Load the model of a .gguf file or of a Hugging Face folder; None if `path` is neither."""
+    if path.suffix == ".gguf":
+        from lmjax.interop.gguf import model  # needs an optional package
+
+        return model.load(path, dtype=dtype)
+    return folder.load(path, dtype=dtype) if folder.is_model(path) else None
+
+
+def trained(run_dir: Path, *, checkpoint: str = "newest") -> LoadedRun:
+    """Load a checkpoint of a run: `newest`, `best` (the lowest validation loss), or the number of an update.
+
+    Raises:
+        UserError: There is no run, or no such checkpoint.
+    """
+    if checkpoint not in ("newest", "best") and not checkpoint.isdecimal():
+        raise UserError(f"--checkpoint {checkpoint}: give newest, best, or the number of an update")
+    if not (run_dir / "config.json").is_file():
+        what = (
+            "there is no such file or folder"
+            if not run_dir.exists()
+            else "it is neither a run nor a Hugging Face model"
+        )
+        raise UserError(f"cannot open {run_dir}: {what} (give a run, a folder with config.json, or a .gguf file)")
+    best = saved.best(run_dir) if checkpoint == "best" else None
+    return saved.load(run_dir, best[0] if best else int(checkpoint) if checkpoint.isdecimal() else None)

@@ -1,0 +1,157 @@
+"""Initialization from the parameters of another run or of another library's model."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmjax.config import Config, GPTConfig, ModelConfig, TokenizerConfig, UserError, codec
+from lmjax.data import tokenizer
+from lmjax.interop.huggingface import folder, weights
+from lmjax.parallel import mesh
+from lmjax.pytrees import digest, path_name
+from lmjax.run import build, pretrained, saved
+from lmjax.run.build import Run
+from lmjax.system.files import cache_folder, write_text
+from lmjax.training.state import State
+
+_OWN = ("dropout", "scan", "remat", "dtype")  # these keys say how a run computes, not what it learned
+
+
+def adopt(config: Config) -> Config:
+    """Replace model and tokenizer of a configuration by those of `init_from`, so that the parameters fit.
+
+    `init_from` is a run, a folder of a Hugging Face model, or a .gguf file. If the families agree, dropout, scan,
+    remat and dtype stay as configured. A shorter context also stays if positions are rotary, which have no parameters.
+
+    Raises:
+        UserError: There is no such run or file.
+    """
+    source = Path(config.init_from)
+    if not config.init_from or source.suffix == ".safetensors":
+        return config
+    (source_model, path), model = _model_of(source), config.model
+    if source_model.family == model.family:
+        own = {name: getattr(model, name) for name in _OWN if hasattr(model, name)}
+        if isinstance(source_model, GPTConfig) and source_model.positions == "rotary":
+            own["context"] = min(model.context, source_model.context)
+        source_model = dataclasses.replace(source_model, **own)
+    choice = TokenizerConfig(kind="file", path=str(path))
+    return dataclasses.replace(config, model=source_model, data=dataclasses.replace(config.data, tokenizer=choice))
+
+
+def _model_of(source: Path) -> tuple[ModelConfig, Path]:
+    """Return the configuration of a model and the path of its tokenizer, extracted if the model is a .gguf file."""
+    if source.suffix == ".gguf":
+        loaded: Any = pretrained.foreign(source)
+        path = cache_folder() / "tokenizers" / f"{loaded.tokenizer.sha256}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, loaded.tokenizer.json)
+        return loaded.model.config, path
+    if folder.is_model(source):
+        return folder.load_config(source), source
+    if not (source / "config.json").is_file():
+        raise UserError(
+            f"init_from={source} is not a run or a Hugging Face model (it has no config.json), and not a .gguf or "
+            f".safetensors file"
+        )
+    return codec.from_json((source / "config.json").read_text(), Config).model, source / "tokenizer.json"
+
+
+def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, Any]]:
+    """Return the state before update 0, and the fields of the journal that describe its origin.
+
+    With `init_from`, the source's parameters (the average, if the source has one) replace the initial parameters of
+    the same name and shape.
+
+    Args:
+        run: the new run.
+        report: receives lines about the parameters that were taken, are new, or are not used.
+
+    Raises:
+        UserError: The source cannot be read, has another tokenizer or shape, or has no parameter in common.
+    """
+    state: Any = build.init(run)
+    source = Path(run.config.init_from)
+    if not run.config.init_from:
+        return state, {}
+    source_params = _parameters(run, source)
+    named = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+    mismatched = [name for name in named if name in source_params and source_params[name].shape != named[name].shape]
+    if mismatched:
+        sizes = ", ".join(
+            f"{name} is {named[name].shape}, there {source_params[name].shape}" for name in mismatched[:3]
+        )
+        raise UserError(f"init_from={source} has parameters of other shapes: {sizes}; give the model its sizes")
+    taken = [name for name in named if name in source_params]
+    if not taken:
+        raise UserError(
+            f"init_from={source} has no parameter of this model; it has {', '.join(sorted(source_params)[:5])}, ..."
+        )
+
+    def leaf(path: tuple[Any, ...], initial: jax.Array) -> jax.Array:
+        name = path_name(path)
+        return (
+            mesh.put_tree(source_params[name].astype(initial.dtype), initial.sharding)
+            if name in source_params
+            else initial
+        )
+
+    params = jax.tree_util.tree_map_with_path(leaf, state.params)
+    values = sum(named[name].size for name in taken)
+    report(f"{source}: {len(taken)} of {len(named)} parameters taken, {values:,} values")
+    for what, names in (("newly initialized", set(named) - set(taken)), ("not used", set(source_params) - set(named))):
+        if names:
+            report(f"  {what}: {', '.join(sorted(names))}")
+    average = None if state.ema is None else jax.tree.map(lambda x: x.copy(), params)
+    return state.replace(params=params, ema=average), {"init_from": str(source), "init_sha256": digest(params)}
+
+
+def _parameters(run: Run, source: Path) -> dict[str, np.ndarray]:
+    """Return the leaves by name in the layout of this run's model: stacked over layers if it scans."""
+    if source.suffix == ".safetensors":
+        try:
+            leaves = {name.replace(".", "/"): leaf for name, leaf in weights.read(source).items()}
+        except UserError as error:
+            raise UserError(f"init_from={error}") from None
+    else:
+        leaves = {
+            path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(_params(run, source))
+        }
+    model: Any = run.config.model
+    return _stacked(leaves) if getattr(model, "scan", False) else _unstacked(leaves)
+
+
+def _params(run: Run, source: Path) -> Any:
+    """Return the parameters of a run or of a foreign model; raise a UserError if its tokenizer is another."""
+    foreign = pretrained.foreign(source)
+    source_tokenizer = foreign.tokenizer if foreign else tokenizer.load_tokenizer(source / "tokenizer.json")
+    if source_tokenizer.sha256 != run.store.tokenizer.sha256:
+        raise UserError(
+            f"init_from={source} was trained with another tokenizer; set data.tokenizer.kind=file "
+            f"data.tokenizer.path={_model_of(source)[1]}"
+        )
+    return foreign.params if foreign else saved.load(source).params
+
+
+def _unstacked(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    result = {}
+    for name, leaf in leaves.items():
+        if name.startswith("blocks/"):
+            result |= {f"block_{i}/{name[len('blocks/') :]}": layer for i, layer in enumerate(leaf)}
+        else:
+            result[name] = leaf
+    return result
+
+
+def _stacked(leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    result = {name: leaf for name, leaf in leaves.items() if not re.match(r"block_\d+/", name)}
+    layers: dict[str, dict[int, np.ndarray]] = {}
+    for name, leaf in leaves.items():
+        if match := re.match(r"block_(\d+)/(.*)", name):
+            layers.setdefault(f"blocks/{match[2]}", {})[int(match[1])] = leaf
+    return result | {name: np.stack([parts[i] for i in sorted(parts)]) for name, parts in layers.items()}

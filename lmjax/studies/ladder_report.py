@@ -1,0 +1,158 @@
+"""The table and the figure of the ladder."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
+
+from lmjax.config import Config, UserError, codec
+from lmjax.display.console import Console
+from lmjax.display.format import duration, quantity
+from lmjax.models import registry
+from lmjax.run import curves
+from lmjax.system.files import write_text
+
+COUNTS = (
+    "Compute is that of the matrix products of model and gradient, by their closed form; what the optimizer and the "
+    "evaluations do comes on top. Bits per byte are those of the validation split."
+)
+APART = (
+    "BERT sees both sides of each token that it is asked for, and its tokenizer forgets case and spacing: this is no "
+    "probability of the text, and does not compare with the others."
+)
+
+
+HEADER = ("rung", "parameters", "compute", "tokens", "bits per byte", "time")
+
+
+@dataclass(frozen=True)
+class Level:
+    """The result of a rung."""
+
+    #: Name of the rung.
+    rung: str
+    #: Number of values that the model stores.
+    parameters: int
+    #: Training FLOPs.
+    compute: float
+    #: Number of tokens read in training, including repetitions.
+    tokens: int
+    #: Bits per byte on the validation split.
+    bits_per_byte: float
+    #: Seconds of training and measuring.
+    seconds: float
+
+
+def write_ladder(out: Path, levels: Sequence[Level], apart: Sequence[Level], *, compute: float) -> None:
+    """Print the table, and write ladder.md, ladder.json and ladder.png to `out`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "ladder.md", markdown(levels, apart))
+        results = {"levels": [asdict(level) for level in levels], "not_comparable": [asdict(level) for level in apart]}
+        write_text(out / "ladder.json", json.dumps({"compute": compute} | results, indent=1) + "\n")
+        partial = out / "ladder.png.partial"
+        figure(levels, out).savefig(partial, dpi=150, format="png")
+        partial.replace(out / "ladder.png")
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; choose another place with --out") from None
+    with Console() as console:
+        console.table("The ladder", [_cells(level) for level in levels], HEADER)
+        if apart:
+            console.table("Not comparable", [_cells(level) for level in apart], HEADER)
+            console.event(APART)
+        for name in ("ladder.md", "ladder.json", "ladder.png"):
+            console.event(str(out / name))
+
+
+def _cells(level: Level) -> tuple[str, ...]:
+    compute = f"{level.compute:.3g}" if level.compute else "counting"
+    return (
+        level.rung,
+        f"{level.parameters:,}",
+        compute,
+        quantity(level.tokens),
+        f"{level.bits_per_byte:.3f}",
+        duration(level.seconds),
+    )
+
+
+def markdown(levels: Sequence[Level], apart: Sequence[Level] = ()) -> str:
+    """Return the Markdown tables: the levels in the given order, then the levels that are not comparable."""
+
+    def table(rows: Sequence[Level]) -> Iterator[str]:
+        yield f"| {' | '.join(HEADER)} |"
+        yield f"|---|{'---:|' * (len(HEADER) - 1)}"
+        yield from (f"| {' | '.join(_cells(level))} |" for level in rows)
+
+    lines = [*table(levels), "", COUNTS, *(["", APART, "", *table(apart)] if apart else [])]
+    return "\n".join(lines) + "\n"
+
+
+def figure(levels: Sequence[Level], out: Path) -> Figure:
+    """Plot bits per byte against training compute (from the records in `out`) and against parameters.
+
+    The n-gram levels, which take no training compute, are horizontal lines.
+    """
+    result = Figure(figsize=(10, 4.5), layout="constrained")
+    left, right = result.subplots(1, 2, sharey=True)
+    counted = sorted((level for level in levels if not level.compute), key=lambda level: level.rung)
+    trained = [level for level in levels if level.compute]
+    for axes, label in ((left, "training compute (FLOPs)"), (right, "parameters")):
+        curves.plain(axes)
+        axes.set_xlabel(label)
+    lowest = [level.bits_per_byte for level in levels]
+    for at, level in enumerate(trained):
+        (run,), colour = curves.load([out / level.rung]), curves.COLOURS[at % len(curves.COLOURS)]
+        compute = run.validation["tokens"] * rung_flops_per_token(out / level.rung)
+        bits = run.validation["val_bits_per_byte"]
+        left.plot(compute, bits, color=colour, marker="o", markersize=4, linewidth=1.6, label=level.rung)
+        right.plot([level.parameters], [level.bits_per_byte], color=colour, marker="o", markersize=8, linestyle="")
+        _name(right, level.rung, level.parameters, level.bits_per_byte)
+        lowest.extend(bits)
+    top = max((level.bits_per_byte for level in trained), default=max(lowest)) * 1.25
+    margin = 0.05 * (top - min(lowest))
+    left.set_ylim(min(lowest) - margin, top)
+    if trained:
+        left.legend(loc="upper right", fontsize="small", framealpha=0.9)
+        right.margins(x=0.25)
+        _logarithmic(left, FuncFormatter(lambda value, _: f"{value:.0e}".replace("+", "")))
+        _logarithmic(right, EngFormatter(sep=""))
+    _draw_counted(left, right, [level for level in counted if level.bits_per_byte < top])
+    left.set_ylabel("validation bits per byte")
+    return result
+
+
+def _draw_counted(left: Axes, right: Axes, counted: Sequence[Level]) -> None:
+    style: dict[str, Any] = {"color": "0.3", "linewidth": 1.2, "linestyle": (0, (6, 2)), "zorder": 1}
+    for level in counted:
+        for axes in (left, right):
+            axes.axhline(level.bits_per_byte, **style)
+        across = left.get_yaxis_transform()
+        left.text(0.01, level.bits_per_byte, level.rung, transform=across, fontsize="small", va="bottom", color="0.3")
+
+
+def _logarithmic(axes: Axes, form: Formatter) -> None:
+    """Set ticks at 1, 2 and 5, because all runs may be within one power of ten."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(form)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _name(axes: Axes, name: str, x: float, y: float) -> None:
+    axes.annotate(name, (x, y), xytext=(7, 5), textcoords="offset points", fontsize="small")
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """Read summary.json of a run."""
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def rung_flops_per_token(run_dir: Path) -> float:
+    """Return the training FLOPs per token of a run."""
+    return registry.flops_per_token(codec.from_json((run_dir / "config.json").read_text(), Config).model)

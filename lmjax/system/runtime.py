@@ -1,0 +1,129 @@
+"""Settings that must precede the start of JAX.
+
+Only the entry points (train.py, the command line, notebooks) import this module.
+"""
+
+import ctypes
+import glob
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+
+from lmjax.config import RuntimeConfig, UserError
+from lmjax.system.files import cache_folder
+
+# malloc.h: M_TRIM_THRESHOLD (never), M_TOP_PAD, M_MMAP_MAX (none). The next update reuses the memory that an update
+# frees. Otherwise the system would map, zero and unmap its temporaries, up to gigabytes, in every update.
+_KEEP = ((-1, -1), (-2, 64 * 2**20), (-4, 0))
+# M_ARENA_MAX: blocks above 64 MB are kept only in the first arena, which all threads then share.
+_ONE_ARENA = ((-8, 1),)
+
+_DEVICE_COUNT = "xla_force_host_platform_device_count"
+_GPUS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and either in WSL
+_TPUS = ("/dev/accel*", "/dev/vfio/[0-9]*")
+
+
+def settings(config: RuntimeConfig | None = None) -> dict[str, str]:
+    """Return the environment variables that `prepare` sets if the user has not.
+
+    XLA_FLAGS is the exception: it contains the user's flags, preceded by lmjax's flags of other names.
+    """
+    config = config or RuntimeConfig()
+    flags = _flags(config)
+    # With asynchronous dispatch, concurrent programs on virtual devices of one CPU can deadlock over its threads.
+    several = _DEVICE_COUNT in flags
+    cached = config.compilation_cache != "off" or "JAX_COMPILATION_CACHE_DIR" in os.environ
+    folder = os.path.abspath(os.path.expanduser(config.compilation_cache or cache_folder() / "compiled"))
+    return {
+        **({"XLA_FLAGS": flags} if flags else {}),
+        **({"JAX_CPU_ENABLE_ASYNC_DISPATCH": "false"} if several else {}),
+        **({"JAX_COMPILATION_CACHE_DIR": folder} if cached else {"JAX_ENABLE_COMPILATION_CACHE": "false"}),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",  # XLA's log: errors only
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+
+
+def _flags(config: RuntimeConfig) -> str:
+    """Return XLA_FLAGS; the user's environment overrides `xla_flags`, which overrides lmjax's own flags."""
+    own_flags = [f"--{_DEVICE_COUNT}={config.host_devices}"] if config.host_devices else []
+    if _any_file(_GPUS) and os.environ.get("JAX_PLATFORMS") != "cpu":
+        own_flags += config.gpu_flags
+    user_flags = os.environ.get("XLA_FLAGS", "").split()
+    # The last flag of a name within one list wins, as in XLA.
+    chosen = {flag.partition("=")[0]: flag for flag in (*own_flags, *config.xla_flags)}
+    named = {flag.partition("=")[0] for flag in user_flags}
+    return " ".join([*(flag for name, flag in chosen.items() if name not in named), *user_flags])
+
+
+def compile_only() -> None:
+    """Set the environment of a process that compiles for absent devices. Call it before `prepare`."""
+    os.environ.update(
+        {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program for absent devices cannot be read back
+            "TPU_SKIP_MDS_QUERY": "1",  # the TPU compiler does not query the network for the machine,
+            "TPU_WORKER_HOSTNAMES": "localhost",  # does not warn about missing host names,
+            "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # and works in several processes
+        }
+    )
+
+
+def prepare(config: RuntimeConfig | None = None) -> None:
+    """Set the environment and the allocator of a run. Call it before JAX is imported.
+
+    Variables that the user has set keep their values.
+    """
+    assert "jax" not in sys.modules, "runtime.prepare() must run before jax is imported"
+    config = config or RuntimeConfig()
+    if _only_compilers():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    environment = settings(config)
+    os.environ.update({name: flags for name, flags in environment.items() if name == "XLA_FLAGS"})
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    if config.allocator != "system":
+        _keep_memory((*_KEEP, *(_ONE_ARENA if config.allocator == "pool" else ())))
+
+
+def start(config: RuntimeConfig | None = None) -> None:
+    """Prepare as `prepare` does; if JAX is imported already, check that it runs with the settings that matter.
+
+    Raises:
+        UserError: JAX was imported before, without flags that the configuration asks for.
+    """
+    if "jax" not in sys.modules:
+        prepare(config)
+        return
+    wanted = set((config or RuntimeConfig()).xla_flags)
+    if config is not None and config.host_devices:
+        wanted.add(f"--{_DEVICE_COUNT}={config.host_devices}")
+    missing = wanted - set(os.environ.get("XLA_FLAGS", "").split())
+    if missing:
+        raise UserError(
+            f"runtime: JAX was imported before lmjax could set XLA_FLAGS {' '.join(sorted(missing))}; call lmjax "
+            "before `import jax`, or set XLA_FLAGS in the environment"
+        )
+
+
+def _keep_memory(options: Sequence[tuple[int, int]]) -> None:
+    """Make the C library (Linux, glibc) keep freed memory, unless the user has configured its allocator."""
+    configured = [name for name in os.environ if name.startswith("MALLOC_")]
+    if sys.platform == "linux" and not configured and "malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl
+        if mallopt is not None:
+            for option, value in options:
+                mallopt(option, value)
+
+
+def _only_compilers() -> bool:
+    """Whether a compiler for TPUs or GPUs is installed although there are no such devices."""
+    modules = ("libtpu", "jax_cuda13_plugin", "jax_cuda12_plugin")
+    return any(map(importlib.util.find_spec, modules)) and not _any_file((*_TPUS, *_GPUS))
+
+
+def _any_file(patterns: Sequence[str]) -> bool:
+    return any(map(glob.glob, patterns))

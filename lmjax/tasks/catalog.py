@@ -1,0 +1,32 @@
+"""Tasks by name: bundled tasks (files in `bundled`, generated rows of `symbolic`) and user tasks."""
+
+from pathlib import Path
+
+from lmjax.tasks import loaders, symbolic
+from lmjax.tasks.spec import Task
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+
+def names() -> dict[str, str]:
+    """Return the bundled tasks, each with a line on what it measures."""
+    folders = sorted(path.parent for path in BUNDLED.glob("*/task.json"))
+    return {folder.name: loaders.config(folder).measures for folder in folders} | symbolic.NAMES
+
+
+def load(name: str, *, held_out_share: float = 0.0, held_out: bool = True) -> Task:
+    """Load a task: a bundled one, a folder with task.json, a file, or `hub:NAME[:SUBSET[:SPLIT]]`.
+
+    A file is .jsonl, .json (also a BIG-bench task) or .parquet. `held_out_share` of the items, by a hash of their keys,
+    are never examples; with `held_out` only these items are the documents, otherwise only the others. With a share of
+    0 all items are both.
+
+    Raises:
+        UserError: there is no such task (the nearest name is given), or a file is malformed or has other content (the
+            file and the line are given).
+    """
+    if name in symbolic.NAMES:
+        return symbolic.load(name, held_out_share=held_out_share, held_out=held_out)
+    bundled = name in names()
+    where = str(BUNDLED / name) if bundled else name
+    return loaders.load(where, held_out_share=held_out_share, held_out=held_out, known=names())

@@ -1,0 +1,145 @@
+"""Conversion of the rows of a task to documents."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lmjax.config import UserError
+from lmjax.tasks import draws, template
+from lmjax.tasks.spec import Document, Task, TaskConfig, check
+
+Rows = Iterable[tuple[str, Any]]  # the location of the row, for messages, and the row
+ROWS = 100_000  # maximum number of rows of a file or split; later rows are ignored
+Parts = tuple[TaskConfig, Rows, Rows | None]  # the configuration, the rows, and the pool of examples if separate
+
+
+def to_document(config: TaskConfig, row: Any, number: str) -> Document:
+    """Convert a row to a document; its id is `number` if the row has none.
+
+    Raises:
+        UserError: The row does not fit the configuration.
+    """
+    document = _plain(config, row, number)
+    own = row.get("examples") or ()
+    if not isinstance(own, list | tuple):
+        raise UserError("the field 'examples' is not a list of rows")
+    return replace(
+        document, examples=tuple(_plain(config, example, f"{document.id}/{n}") for n, example in enumerate(own))
+    )
+
+
+def _plain(config: TaskConfig, row: Any, number: str) -> Document:
+    """Convert a row to a document without examples."""
+    if not isinstance(row, Mapping):
+        raise UserError(f"expected an object with fields, got {type(row).__name__}")
+    prompt = template.render(config.prompt, {"input": "", **row} if config.kind == "pairs" else row)
+    choices, gold, answers = (), None, ()
+    if config.kind in ("choose", "pairs"):
+        choices = _choices(config, row)
+        gold = 0 if config.kind == "pairs" else _gold(config, row, choices)
+        answers = (choices[gold],)
+    elif config.kind != "perplexity":
+        answers = template.variants(config.answer, row)
+        if not answers or "" in answers:
+            raise UserError("the answer is empty")
+    first = (answers or ("",))[0]
+    own = {name: template.value(row, name) for name in ("id", "group", "key") if row.get(name) is not None}
+    return Document(
+        id=own.get("id", number),
+        prompt=prompt,
+        answers=answers,
+        choices=choices,
+        gold=gold,
+        group=own.get("group", first),
+        key=own.get("key", prompt or first),
+    )
+
+
+def _choices(config: TaskConfig, row: Mapping[str, Any]) -> tuple[str, ...]:
+    templates = config.choices or (("{good}", "{bad}") if config.kind == "pairs" else ())
+    if templates:
+        choices = tuple(template.render(text, row) for text in templates)
+    else:
+        template.value(row, "choices")
+        if not isinstance(row["choices"], list | tuple):
+            raise UserError("the field 'choices' is not a list")
+        choices = tuple(map(template.text, row["choices"]))
+    if len(choices) < 2 or "" in choices or (config.kind == "pairs" and len(choices) > 2):
+        raise UserError(f"expected {'two' if config.kind == 'pairs' else 'at least two'} choices with text in them")
+    return choices
+
+
+def _gold(config: TaskConfig, row: Mapping[str, Any], choices: tuple[str, ...]) -> int:
+    """Return the index of the right choice.
+
+    A number is the index; text is the text of a choice, or the digits of an index. True and false count as numbers,
+    unless "True" and "False" are choices.
+    """
+    answer = template.render(config.answer, row)
+    field = next(iter(template.fields(config.answer)), None)
+    alone = row[field] if field is not None and config.answer == f"{{{field}}}" else answer
+    if answer in choices and (isinstance(alone, bool) or not isinstance(alone, int)):
+        return choices.index(answer)
+    if isinstance(alone, str) and alone.isdecimal() and len(alone) < 10:
+        alone = int(alone)
+    if isinstance(alone, int) and 0 <= alone < len(choices):
+        return int(alone)
+    options = ", ".join(map(repr, choices))
+    raise UserError(f"the answer {answer!r} is neither one of the choices {options} nor the index of one, from 0")
+
+
+def build_task(
+    config: TaskConfig, rows: Rows, *, examples: Rows | None = None, held_out_share: float = 0.0, held_out: bool = True
+) -> Task:
+    """Build the task of these rows.
+
+    Args:
+        config: The configuration.
+        rows: The rows, each with its location.
+        examples: Rows of the pool of examples (None: all rows).
+        held_out_share: As in `catalog.load`.
+        held_out: As in `catalog.load`.
+
+    Raises:
+        UserError: There are no rows, two have the same id, or a row does not fit the configuration.
+    """
+    check(config)
+    everything = tuple(_documents(config, rows, ""))
+    if not everything:
+        raise UserError(f"the task '{config.name}' has no rows")
+    pool = everything if examples is None else tuple(_documents(config, examples, "example "))
+    documents = everything
+    if held_out_share:
+        pool = _rest(pool, held_out_share)
+        documents = tuple(item for item in everything if draws.held_out(item.key, held_out_share) == held_out)
+        if not held_out:  # nor are they shown among the examples of a row
+            documents = tuple(replace(item, examples=_rest(item.examples, held_out_share)) for item in documents)
+        if not documents:
+            raise UserError(
+                f"the task '{config.name}': of {len(everything)} rows none is left where the share held out is "
+                f"{held_out_share:g}; choose another share"
+            )
+    if not config.chance and everything[0].choices:
+        config = replace(config, chance=sum(1 / len(document.choices) for document in everything) / len(everything))
+    return Task(config, documents, pool)
+
+
+def _rest(documents: tuple[Document, ...], share: float) -> tuple[Document, ...]:
+    """The documents that are not held out."""
+    return tuple(document for document in documents if not draws.held_out(document.key, share))
+
+
+def _documents(config: TaskConfig, rows: Rows, prefix: str) -> Iterator[Document]:
+    seen: dict[str, str] = {}
+    for number, (where, row) in enumerate(rows):
+        try:
+            document = to_document(config, row, f"{prefix}{number}")
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        if document.id in seen:
+            raise UserError(
+                f"{where}: the id '{document.id}' is also the id of {seen[document.id]}; make the ids unique"
+            )
+        seen[document.id] = where
+        if document.prompt or document.answers:  # an empty text is no document
+            yield document

@@ -1,0 +1,1 @@
+"""Compilation and cost estimates for devices that are not present."""

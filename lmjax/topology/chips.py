@@ -1,0 +1,178 @@
+"""Chips that a program can be compiled for without their presence.
+
+A topology is written `v5e:8x8` (a TPU slice), `2*v5e:8x8` (two slices, joined by the data-centre network), `h100:8`
+(the GPUs of a node) or `h100:32` (nodes of 8).
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lmjax.config import UserError
+
+#: GPUs of a node.
+GPUS = 8
+#: Environment variable with the share of a GPU's memory that JAX may use (default 0.75).
+MEMORY_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+
+
+class Chip(NamedTuple):
+    """Memory and speed of one JAX device."""
+
+    #: Name of the product.
+    name: str
+    #: Bytes of memory that programs can use.
+    memory: float
+    #: Bytes per second between memory and processor.
+    bandwidth: float
+    #: Bytes per second, one way, over all links to the devices of the same slice or node.
+    near: float
+    #: Bytes per second, one way, to the network between slices or nodes.
+    far: float
+    #: Largest number of chips of a slice or node.
+    most: int
+    #: For a GPU: the remaining properties that the compiler needs.
+    target: str = ""
+
+    @property
+    def is_tpu(self) -> bool:
+        """Whether the chip is a TPU; if not, it is a GPU."""
+        return not self.target
+
+
+def _gpu(name: str, memory: int, bandwidth: float, near: float, far: float, *, capability: int, **sizes: Any) -> Chip:
+    """Return a GPU; its target is a GpuTargetConfigProto of XLA in text form."""
+    common = {
+        "threads_per_block_limit": 1024,
+        "threads_per_warp": 32,
+        "threads_per_core_limit": 2048,
+        "shared_memory_per_block": 49152,
+        "registers_per_core_limit": 65536,
+        "registers_per_block_limit": 65536,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 65535,
+        "block_dim_limit_z": 65535,
+        "device_memory_size": memory,
+        "memory_bandwidth": int(bandwidth),
+    }
+    info = " ".join(f"{key}: {value}" for key, value in (common | sizes).items())
+    versions = "dnn_version_info { major: 9 minor: 12 } runtime_version { major: 13 }"
+    target = (
+        f"gpu_device_info {{ {info} cuda_compute_capability {{ major: {capability} }} }} "
+        f'platform_name: "CUDA" {versions} device_description_str: "{name}"'
+    )
+    return Chip(name, memory, bandwidth, near, far, GPUS, target)
+
+
+_AMPERE = {"core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41, "l2_cache_size": 40 * 2**20}
+_HOPPER = {"core_count": 132, "fpus_per_core": 128, "clock_rate_ghz": 1.98, "l2_cache_size": 50 * 2**20}
+_BLACKWELL = {"core_count": 148, "fpus_per_core": 128, "clock_rate_ghz": 1.965, "l2_cache_size": 132_644_864}
+_SMALL = {"shared_memory_per_core": 164 * 2**10, "shared_memory_per_block_optin": 163 * 2**10}
+_LARGE = {"shared_memory_per_core": 228 * 2**10, "shared_memory_per_block_optin": 227 * 2**10}
+_GiB = 2**30
+
+# Memory of a TPU: the limit of its compiler. The other figures: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, which
+# quotes interconnects for both directions together, and the data-centre network of v5e and v6e for a pod of 256 chips.
+# v4: Jouppi et al. 2023, table 4 (6 links of 50 GB/s); its network is assumed to be v5p's.
+# GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and HGX B200 (NVLink quoted both ways together); the
+# network of DGX A100 (200 Gb/s a GPU), DGX H100, H200 and B200 (400 Gb/s). Sizes of the processors: the CUDA C++
+# programming guide, table of technical specifications per compute capability, and what the devices report.
+CHIPS = {
+    "v4": Chip("TPU v4", 30.75 * _GiB, 1228e9, 300e9, 6.25e9, 4096),
+    "v5e": Chip("TPU v5e", 15.75 * _GiB, 819e9, 200e9, 3.125e9, 256),
+    "v5p": Chip("TPU v5p", 95.74 * _GiB, 2765e9, 600e9, 6.25e9, 8960),
+    "v6e": Chip("TPU v6e", 31.25 * _GiB, 1600e9, 400e9, 12.5e9, 256),
+    "a100": _gpu("NVIDIA A100-SXM4-80GB", 85_100_068_864, 2039e9, 300e9, 25e9, capability=8, **_AMPERE, **_SMALL),
+    "h100": _gpu("NVIDIA H100 80GB HBM3", 84_978_434_048, 3352e9, 450e9, 50e9, capability=9, **_HOPPER, **_LARGE),
+    "h200": _gpu("NVIDIA H200", 141_000_000_000, 4800e9, 450e9, 50e9, capability=9, **_HOPPER, **_LARGE),
+    "b200": _gpu("NVIDIA B200", 191_514_673_152, 7672e9, 900e9, 50e9, capability=10, **_BLACKWELL, **_LARGE),
+}
+EXAMPLES = "v5e:8x8, v5p:2x2x4, v6e:4x4, 2*v5e:16x16, h100:8"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The devices to compile for."""
+
+    #: The topology as the user wrote it.
+    topology: str
+    #: The chip of every device.
+    chip: Chip
+    #: The devices themselves.
+    devices: tuple[Any, ...]
+    #: Number of the slice or node of each device.
+    islands: dict[Any, int]
+    #: Options of the compiler.
+    options: dict[str, str]
+
+    @property
+    def limit(self) -> float:
+        """Bytes that a program can use on a device."""
+        return self.chip.memory * (1.0 if self.chip.is_tpu else float(os.environ.get(MEMORY_FRACTION, "0.75")))
+
+
+def parse(topology: str) -> tuple[str, int, tuple[int, ...]]:
+    """Parse a topology into the chip's key, the number of slices or nodes, and the shape of each.
+
+    Raises:
+        UserError: There is no such topology.
+    """
+    match = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+)*)", topology.strip().lower())
+    if not match or match[2] not in CHIPS:
+        raise UserError(f"--topology {topology}: write CHIP:SIZE as in {EXAMPLES}; chips: {', '.join(CHIPS)}")
+    chip, count, shape = CHIPS[match[2]], int(match[1] or 1), tuple(map(int, match[3].split("x")))
+    size = 1
+    for length in shape:
+        size *= length
+    if not chip.is_tpu and count == 1 and len(shape) == 1 and size > chip.most and size % chip.most == 0:
+        count, shape, size = size // chip.most, (chip.most,), chip.most
+    if not count or not 0 < size <= chip.most or (not chip.is_tpu and len(shape) > 1):
+        size_rule = (
+            f"a slice has up to {chip.most} chips" if chip.is_tpu else f"a node has 1 to {GPUS} GPUs, or nodes of 8"
+        )
+        raise UserError(f"--topology {topology}: of {match[2]} {size_rule}, as in {EXAMPLES}")
+    return match[2], count, shape
+
+
+def target(topology: str) -> Target:
+    """Return the devices of a topology.
+
+    Raises:
+        UserError: There is no such topology, or its compiler is not installed.
+    """
+    key, count, shape = parse(topology)
+    chip = CHIPS[key]
+    make: Callable[..., Any] = _tpus if chip.is_tpu else _gpus
+    extra, modules = (
+        ("plan-tpu", ["libtpu"]) if chip.is_tpu else ("plan-gpu", ["jax_cuda13_plugin", "jax_cuda12_plugin"])
+    )
+    if not any(map(importlib.util.find_spec, modules)):
+        raise UserError(f"--topology {topology} needs the compiler of {chip.name}: pip install 'lmjax[{extra}]'")
+    devices = tuple(make(chip, key, count, shape))
+    island = "slice_index" if chip.is_tpu else "process_index"
+    options = {} if chip.is_tpu else {"xla_gpu_autotune_level": "0"}  # there is no GPU to measure kernels on
+    return Target(topology, chip, devices, {device: getattr(device, island, 0) or 0 for device in devices}, options)
+
+
+def _tpus(chip: Chip, key: str, count: int, shape: tuple[int, ...]) -> Any:
+    import jax
+    from jax.experimental import topologies
+
+    name = f"{key}:{'x'.join(map(str, shape))}"
+    settings: dict[str, Any] = {"chip_config_name": "megacore"} if key == "v4" else {}  # one device a chip
+    if count > 1:
+        settings["num_slices"] = count
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **settings).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"--topology {name}: {str(error).splitlines()[0]}; write one as in {EXAMPLES}") from None
+
+
+def _gpus(chip: Chip, key: str, count: int, shape: tuple[int, ...]) -> Any:
+    from jax.experimental import topologies
+
+    where = f"1x{count}x{shape[0]}"
+    return topologies.get_topology_desc(key, platform="cuda", target_config=chip.target, topology=where).devices

@@ -1,0 +1,165 @@
+"""Trackers next to metrics.jsonl: TensorBoard and Weights & Biases."""
+
+import importlib
+import netrc
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from lmjax.config import TrackConfig, UserError
+
+Record = dict[str, Any]
+Report = Callable[[str], None]
+
+
+class Sink(Protocol):
+    """A tracker: sees every record, and every return of the run to an earlier update."""
+
+    def write(self, record: Record) -> None: ...
+    def rewind(self, update: int) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_trackers(
+    config: TrackConfig,
+    run_dir: str | Path,
+    *,
+    name: str,
+    settings: Mapping[str, Any],
+    update: int = 0,
+    report: Report = lambda text: None,
+) -> list[Sink]:
+    """The trackers that `config` asks for, writing below `run_dir`; on the main process only.
+
+    settings: the run's configuration, shown beside its curves. update: as in `Recorder`. UserError: a tracker is
+    asked for but not installed.
+    """
+    run_dir = Path(run_dir)
+    sinks: list[Sink] = []
+    if config.tensorboard:
+        sinks.append(TensorBoard(run_dir / "tensorboard", update=update))
+    if config.wandb:
+        sinks.append(WandB(run_dir, project=config.wandb, name=name, settings=settings, report=report))
+    return sinks
+
+
+class TensorBoard:
+    """Event files for TensorBoard, through tensorboardX."""
+
+    def __init__(self, folder: Path, *, update: int = 0):
+        self._folder = folder
+        self._module = _optional("tensorboardX", "track.tensorboard")
+        self._open(update)
+
+    def _open(self, update: int) -> None:
+        # purge_step hides what an earlier process, or this one before a rollback, wrote from that step on.
+        self._writer = self._module.SummaryWriter(
+            str(self._folder), purge_step=update + 1, flush_secs=20, filename_suffix=f".from{update}"
+        )
+
+    def write(self, record: Record) -> None:
+        for tag, value in _scalars(record).items():
+            self._writer.add_scalar(tag, value, global_step=record["update"])
+
+    def rewind(self, update: int) -> None:
+        self._writer.close()
+        self._open(update)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases. Never asks and never hangs: without a login, or a network, it records offline.
+
+    The x axis is the record's own `update`, so a rollback draws its second try over the first. A resumed run
+    goes on under the id kept in `wandb/run_id`.
+    """
+
+    def __init__(self, run_dir: Path, *, project: str, name: str, settings: Mapping[str, Any], report: Report):
+        wandb = _optional("wandb", "track.wandb")
+        mode = _wandb_mode()
+        arguments = {
+            "project": project,
+            "name": name,
+            "config": dict(settings),
+            "dir": str(run_dir),
+            "id": _run_id(run_dir / "wandb" / "run_id"),
+            "resume": "allow" if mode == "online" else None,
+            "settings": _wandb_settings(wandb),
+        }
+        try:
+            self._run = wandb.init(mode=mode, **arguments)
+        except Exception as error:  # no network, a refused key, a proxy: all end here
+            if mode != "online":
+                raise
+            report(f"Weights & Biases cannot go online ({first_line(error)})")
+            mode = "offline"
+            wandb.teardown()  # lets go of the run's id
+            self._run = wandb.init(mode=mode, **arguments | {"resume": None})
+        self._run.define_metric("*", step_metric="update")
+        if mode == "online":
+            report(f"Weights & Biases: {self._run.url}")
+        elif mode == "offline":
+            report(f"Weights & Biases is offline; upload later with: wandb sync {run_dir / 'wandb'}/offline-run-*")
+
+    def write(self, record: Record) -> None:
+        self._run.log(_scalars(record) | {"update": record["update"]})
+
+    def rewind(self, update: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _scalars(record: Record) -> dict[str, float]:
+    """The numbers of a record by tag: `train/loss`, `validation/val_loss`."""
+    group = "validation" if "val_loss" in record else "train"
+    return {f"{group}/{key}": value for key, value in record.items() if key != "update" and _is_number(value)}
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _optional(module: str, key: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"{key} needs {module}, which is not installed: pip install 'lmjax[track]'") from None
+
+
+def _wandb_mode() -> str:
+    """`WANDB_MODE` if set; otherwise online if there is a login (`WANDB_API_KEY` or `wandb login`), else offline."""
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    try:
+        login = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        login = None
+    return "online" if os.environ.get("WANDB_API_KEY") or login else "offline"
+
+
+def _wandb_settings(wandb: ModuleType) -> Any:
+    # Console off: it would capture the terminal that the progress line is drawn on. Releases that know
+    # `finish_timeout` would otherwise wait for the network at the end of a run for ever.
+    known = getattr(wandb.Settings, "model_fields", {})
+    bounded = {"finish_timeout": 60} if "finish_timeout" in known else {}
+    return wandb.Settings(console="off", silent=True, init_timeout=20, **bounded)
+
+
+def _run_id(path: Path) -> str:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()

@@ -1,0 +1,104 @@
+"""What the doors call, on a model in a folder: what is printed, written and kept (tests/test_launch.py has a run)."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lmjax.cli import actions
+from lmjax.config import MaskedConfig, UserError
+from lmjax.evaluation import evaluator, report, scoring
+from lmjax.inference.generate import generate
+from lmjax.inference.sampling import Sampling
+from lmjax.interop.huggingface.folder import export_model
+from lmjax.run import pretrained
+from tests.evaluation import plain
+
+ROWS = [{"input": a, "choices": ["A", "B", "C"], "answer": "ABC"[i % 3]} for i, a in enumerate("abcdefgh")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT as another library has it."""
+    path = tmp_path_factory.mktemp("models") / "model"
+    export_model(plain.language_model(plain.FAMILIES["gpt2"]), path)
+    return path
+
+
+@pytest.fixture
+def letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A task in a file; and the cache is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(scoring, "SHORTEST", 64)
+    (tmp_path / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(tmp_path / "letters.jsonl")
+
+
+@pytest.mark.slow
+def test_a_text_is_printed_as_it_comes_and_several_behind_each_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lm, settings = pretrained.load(folder), {"max_tokens": 40, "temperature": 0.7, "seed": 3}
+    one, two = generate(lm, ["the ", "cat"], sampling=Sampling(**settings))
+    assert actions.generate_texts(folder, ["the ", "cat"], dtype="float32", **settings) == 0
+    assert capsys.readouterr().out == f"the {one}\n\ncat{two}\n\n"
+    (alone,) = generate(lm, ["cat"], sampling=Sampling(**settings, stop=("e",)))
+    assert actions.generate_texts(folder, ["cat"], dtype="float32", **settings, stop=("e",)) == 0
+    assert capsys.readouterr().out == f"cat{alone}\n"
+
+
+def test_what_is_no_language_model_answers_in_its_own_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = SimpleNamespace(objective=MaskedConfig())
+    task = SimpleNamespace(answer=lambda params, prompt, *, tokenizer, **settings: f"{prompt} of {params}{tokenizer}")
+    run = SimpleNamespace(config=config, task=task, params=1, tokenizer=2)
+    monkeypatch.setattr(pretrained, "trained", lambda path, *, checkpoint: run)
+    assert actions.generate_texts(tmp_path, ["a", "b"], dtype="float32", temperature=0) == 0
+    assert capsys.readouterr().out == "a of 12\nb of 12\n"
+    with pytest.raises(UserError, match="temperature"):
+        actions.generate_texts(tmp_path, ["a"], dtype="float32", temperature=-1)
+
+
+def test_an_evaluation_is_printed_written_drawn_and_kept(
+    folder: Path, letters: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"shots": (0, 2), "seeds": 2}
+    files = {"json": tmp_path / "found.json", "plot": tmp_path / "found.png"}
+    assert actions.evaluate_model(folder, [letters], settings=settings, **files, samples=True, show=1) == 0
+    printed = capsys.readouterr().out
+    for word in ("of 72 requests", "letters, document 0, 0 examples", "answer: A", "acc", *map(str, files.values())):
+        assert word in printed
+    expected = evaluator.evaluate(pretrained.load(folder), [letters], evaluator.Settings(**settings))
+    found = report.read_json(files["json"])
+    assert found.samples == expected.samples
+    assert files["plot"].read_bytes().startswith(b"\x89PNG")
+
+    monkeypatch.setattr(scoring, "score", None)  # every answer is known
+    assert actions.evaluate_model(folder, [letters], settings=settings | {"limit": 3}, json=tmp_path / "less.json") == 0
+    assert "requests" not in capsys.readouterr().out
+    assert actions.compare_evaluations([files["json"], files["json"]], plot=tmp_path / "both.png") == 0
+    assert "letters" in capsys.readouterr().out
+    assert (tmp_path / "both.png").is_file()
+
+
+def test_without_a_cache_nothing_is_kept(folder: Path, letters: str, tmp_path: Path) -> None:
+    actions.evaluate_model(folder, [letters], settings={"limit": 2}, cached=False)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_cannot_be_done_is_refused_before_the_model_is_opened(
+    letters: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrained, "load", None)
+    nowhere = tmp_path / "nowhere" / "file"
+    for task, named, message in (
+        (letters, {"settings": {"shots": (-1,)}}, "at least 0"),
+        ("antonym", {"settings": {}}, "antonyms"),
+        (letters, {"settings": {}, "json": nowhere}, "there is no folder"),
+        (letters, {"settings": {}, "plot": nowhere}, "there is no folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            actions.evaluate_model(tmp_path, [task], **named)

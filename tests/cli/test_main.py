@@ -1,0 +1,295 @@
+"""The doors: every mistake is one clear line and status 2, help teaches, nothing heavy is imported to say so."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lmjax.cli import actions
+from lmjax.cli import main as cli
+from lmjax.config import Config, presets
+from lmjax.config.codec import from_json, to_json
+from lmjax.evaluation.evaluator import Settings
+from lmjax.inference.sampling import Sampling
+from lmjax.system import runtime
+from lmjax.tasks import catalog
+from tests import ROOT
+
+Door = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def door(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Door:
+    """train.py in this process: exit status, standard output and error."""
+    monkeypatch.setattr(runtime, "prepare", lambda config=None: None)  # JAX is imported already
+
+    def call(*words: str, main: Callable = cli.train_main) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        return left.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def saved(tiny: Config, tmp_path: Path) -> str:
+    """The tiny configuration as a file."""
+    path = tmp_path / "config.json"
+    path.write_text(to_json(tiny))
+    return str(path)
+
+
+def test_print_config_is_a_configuration_that_can_be_read_back(door: Door) -> None:
+    status, printed, _ = door("shakespeare_char", "model.layers=3", "--print-config")
+    assert status == 0
+    config = from_json(printed, Config)
+    assert config.model.layers == 3
+    assert config.name == "shakespeare_char"
+
+
+def test_help_names_every_preset_and_every_group_of_keys(door: Door) -> None:
+    status, printed, _ = door("--help")
+    assert status == 0
+    for word in (*presets.names(), "data.*", "schedule.*", "--resume", "data.files=[shakespeare.txt]"):
+        assert word in printed
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_can_be_planned(name: str, door: Door) -> None:
+    status, printed, _ = door("plan", name, main=cli.main)
+    assert status == 0
+    for word in ("Parameters", "Milestones", "warm-up ends", "last update", "GiB"):
+        assert word in printed
+    assert presets.load(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["quikstart"], "unknown config 'quikstart'; did you mean 'quickstart'?"),
+        (["model.layer=3"], "unknown key 'model.layer'; did you mean 'model.layers'?"),
+        (["model.layers=three"], "model.layers: expected an integer"),
+        (["quickstart", "llama_1b"], "one configuration at a time"),
+        (["nowhere/config.py"], "no such config file: nowhere/config.py"),
+        (["--resume", "nowhere"], "nowhere is not a run"),
+        (["--allow-change", "seed"], "--allow-change needs --resume DIR"),
+        (["--resume", "a", "--run-dir", "b"], "leave out --run-dir"),
+        (["seed=-1"], "seed = -1 must not be negative"),
+        (["data.files=[missing.txt]"], "missing.txt"),
+        (["data.tokenizer.kind=file", "data.tokenizer.path=missing.json"], "missing.json"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    words: list[str], message: str, door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, _, error = door(*words)
+    assert status == 2
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs" / "quickstart").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "message"),
+    [
+        (b"", [], "empty"),
+        (b"\n\n\n", [], "empty"),
+        (b"caf\xe9 latin-1\n\nsecond paragraph\n", [], "UTF-8"),
+        (b"one two\n\nthree four\n\nfive\n", ["data.validation_fraction=0.5"], "block is longer than the corpus"),
+    ],
+)
+def test_text_that_cannot_be_trained_on_is_refused(
+    content: bytes, overrides: list[str], message: str, door: Door, saved: str, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes(content)
+    words = [saved, f"data.files=[{text}]", f"data.cache={tmp_path / 'cache'}", "model.context=64", *overrides]
+    status, _, error = door(*words, "batch.tokens=((0, 256),)", "--run-dir", str(tmp_path / "run"))
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_larger_than_the_model_is_refused(door: Door, saved: str, tmp_path: Path) -> None:
+    status, _, error = door(saved, "model.vocab_size=200", "--run-dir", str(tmp_path / "run"))
+    assert status == 2
+    assert "smaller than the tokenizer's 257" in error
+
+
+def test_a_run_directory_that_cannot_be_written_is_refused(door: Door, saved: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    status, _, error = door(saved, "--run-dir", str(tmp_path / "file" / "run"))
+    assert status == 2
+    assert "cannot write to" in error
+    assert "--run-dir" in error
+    assert (tmp_path / "file").read_text() == "not a folder"
+    status, _, error = door(saved, "--run-dir", "/proc/lmjax")
+    assert status == 2
+    assert "cannot write to /proc/lmjax" in error
+
+
+@pytest.mark.slow
+def test_from_training_to_text(door: Door, saved: str, tmp_path: Path) -> None:
+    run_dir = str(tmp_path / "run")
+    status, printed, _ = door(saved, "train.baselines=false", "--run-dir", run_dir)
+    assert status == 0
+    assert "finished: 12 updates" in printed
+    status, _, error = door(saved, "--run-dir", run_dir)
+    assert status == 2
+    assert f"--resume {run_dir}" in error
+    status, printed, _ = door("generate", run_dir, "--prompt", "the", "--max-tokens", "5", main=cli.main)
+    assert status == 0
+    assert printed.startswith("the")
+    status, printed, _ = door("plot", run_dir, run_dir, "--out", str(tmp_path / "both"), main=cli.main)
+    assert status == 0
+    assert all(Path(line).is_file() for line in printed.split())
+    status, _, error = door("generate", str(tmp_path / "both"), "--prompt", "x", main=cli.main)
+    assert status == 2
+    assert "it is neither a run nor a Hugging Face model" in error
+
+
+# ---- Trained models -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "nowhere", "--prompt", "x"], "cannot open nowhere: there is no such file or folder"),
+        (["generate", "nowhere", "--prompt", "x", "--top-p", "2"], "top_p in (0, 1]"),
+        (["generate", "nowhere", "--prompt", "x", "--stop", ""], "an empty text would end everything"),
+        (["generate", "nowhere", "--prompt", "x", "--checkpoint", "last"], "give newest, best, or the number"),
+        (["generate", ".", "--prompt", "x"], "it is neither a run nor a Hugging Face model"),
+        (["evaluate", "nowhere", "--tasks", "antonyms"], "cannot open nowhere: there is no such file or folder"),
+        (["evaluate", "nowhere", "--tasks", "antonym"], "did you mean 'antonyms'?"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--shots", "one"], "give numbers of examples, as in 0,1,5"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--shots", "1,1"], "give different numbers of examples"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--limit", "-1"], "limit at least 0"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--samples"], "--samples are written next to --json FILE"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--json", "no/where"], "there is no folder no"),
+        (["compare", "a.json", "b.json"], "cannot read the results 'a.json'"),
+        (["export", "nowhere", "out"], "cannot open nowhere: there is no such file or folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_with_a_model_is_one_line_and_status_2(
+    words: list[str], message: str, door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, printed, error = door(*words, main=cli.main)
+    assert (status, printed) == (2, "")
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_become_the_arguments_of_the_commands(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: dict[str, tuple[tuple, dict]] = {}
+
+    def noting(name: str) -> Callable[..., int]:
+        def note(*given: object, **named: object) -> int:
+            called[name] = given, named
+            return 3
+
+        return note
+
+    for name in ("generate_texts", "evaluate_model", "compare_evaluations", "export_run"):
+        monkeypatch.setattr(actions, name, noting(name))
+    model, a, b = Path("model"), Path("a"), Path("b")
+    for line in (
+        "generate model --prompt x --prompt y --max-tokens 5 --temperature 0 --top-k 3 --top-p .5 --min-p .1 --seed 7 "
+        "--repetition-penalty 1.5 --stop . --stop ! --past-end --checkpoint best --dtype bfloat16",
+        "evaluate model --tasks antonyms,plural --shots 0,1,5 --shot-seeds 3 --limit 9 --balanced --describe "
+        "--mutual-info --calibrate --show 2 --json a --samples --plot b --no-cache --checkpoint 12",
+        "compare a b --plot a",
+        "export model a --checkpoint 12",
+    ):
+        assert door(*line.split(), main=cli.main)[0] == 3
+    sampling = {"max_tokens": 5, "temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.5}
+    sampling |= {"stop": (".", "!"), "past_end": True, "seed": 7}
+    Sampling(**sampling)
+    assert called["generate_texts"] == ((model, ["x", "y"]), sampling | {"checkpoint": "best", "dtype": "bfloat16"})
+    settings = {"shots": (0, 1, 5), "seeds": 3, "limit": 9}
+    settings |= dict.fromkeys(("balanced", "described", "mutual_info", "calibrated"), True)
+    Settings(**settings)
+    given, named = called["evaluate_model"]
+    assert given == (model, ["antonyms", "plural"])
+    written = {"json": a, "samples": True, "plot": b, "show": 2, "cached": False}
+    assert named == {"settings": settings, "checkpoint": "12", "dtype": "float32"} | written
+    assert called["compare_evaluations"] == (([a, b],), {"plot": a})
+    assert called["export_run"] == ((model, a), {"checkpoint": "12"})
+
+
+@pytest.mark.slow
+def test_a_tokenizer_is_trained_and_used(door: Door, saved: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    choice = ["data.tokenizer.kind=bpe", "data.tokenizer.vocab_size=300"]
+    status, printed, _ = door("tokenizer", "train", saved, *choice, "--out", str(path), main=cli.main)
+    assert status == 0
+    assert "sha256" in printed
+    status, printed, error = door(
+        saved, "data.tokenizer.kind=file", f"data.tokenizer.path={path}", "--run-dir", str(tmp_path / "run")
+    )
+    assert status == 0, error
+    assert "in the vocabulary" in printed
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        ("train_main", ["--help"]),
+        ("train_main", ["model.layer=3"]),
+        ("train_main", ["--print-config"]),
+        ("main", ["--help"]),
+        ("main", ["evaluate", "--help"]),
+    ],
+    ids=str,
+)
+def test_the_answer_comes_before_anything_heavy_is_imported(main: str, words: list[str]) -> None:
+    script = f"""
+import sys
+from lmjax.cli import main
+try:
+    main.{main}({words!r})
+finally:
+    assert not {{"jax", "numpy", "datasets", "flax", "matplotlib", "rich", "pyarrow"}} & set(sys.modules)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == (2 if "=" in words[0] else 0), done.stderr
+    assert time.monotonic() - begun < 30  # a hang, not a measurement
+    if words == ["evaluate", "--help"]:
+        assert all(name in done.stdout for name in catalog.names())
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("lmjax.run.curves", {"jax", "flax", "optax", "orbax", "tokenizers", "datasets", "pyarrow"}),
+        ("lmjax.run.launch", {"matplotlib", "datasets", "pyarrow", "sacrebleu", "torch", "transformers", "tensorflow"}),
+        (
+            "lmjax.cli.actions",
+            {"matplotlib", "datasets", "pyarrow", "sacrebleu", "torch", "transformers", "tensorflow"},
+        ),
+    ],
+)
+def test_a_command_imports_only_what_it_uses(module: str, absent: set[str]) -> None:
+    script = f"""
+import importlib, sys
+from lmjax.system import runtime
+runtime.prepare()
+importlib.import_module({module!r})
+print(*{absent!r} & set(sys.modules))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr

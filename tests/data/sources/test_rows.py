@@ -1,0 +1,93 @@
+"""Reading records: what is read, on which side of the split it falls, and how a mistake is named."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmjax.config import RecordsConfig, UserError
+from lmjax.data.sources import rows
+
+
+def table(path: Path, *records: Any) -> str:
+    path.write_text("\n".join(item if isinstance(item, str) else json.dumps(item) for item in records))
+    return str(path)
+
+
+def read(**options: Any) -> list[tuple[str, tuple[str, ...], str]]:
+    config = RecordsConfig(**options)
+    rows.fingerprint(config)
+    return [(side, record.texts, record.label) for side, record in rows.records(config)]
+
+
+def test_columns_and_labels_of_json_lines(tmp_path: Path) -> None:
+    first = table(tmp_path / "a.jsonl", {"a": " One ", "b": None, "y": 1}, "", {"a": "Two", "b": "2", "y": "no"})
+    packed = tmp_path / "b.jsonl.gz"
+    packed.write_bytes(gzip.compress(b'\xef\xbb\xbf{"a": "T\xc3\xa9n", "b": "X", "y": 1.5, "more": []}\r\n'))
+    options = {"texts": ("a", "b"), "label": "y", "lowercase": True, "validation_fraction": 1e-9}
+    expected = [("one", ""), ("two", "2"), ("tén", "x")]
+    assert [texts for _, texts, _ in read(files=(first, str(packed)), **options)] == expected
+    assert [label for *_, label in read(files=(str(tmp_path),), **options)] == ["1", "no", "1.5"]
+    assert read(files=(first,), validation_files=(str(packed),), **options)[-1] == ("validation", ("tén", "x"), "1.5")
+
+
+def test_lines_of_two_files_belong_together(tmp_path: Path) -> None:
+    names = [str(tmp_path / f"train.{language}") for language in ("de", "en")]
+    Path(names[0]).write_text("eins\r\nzwei\n\ndrei\n")
+    Path(names[1]).write_text("one\ntwo\n\nthree")
+    options = {"files": tuple(names), "validation_fraction": 1e-9}
+    pairs = [texts for _, texts, _ in read(**options)]
+    assert pairs == [("eins", "one"), ("zwei", "two"), ("", ""), ("drei", "three")]
+    Path(names[1]).write_text("one\ntwo\n" * 4)
+    with pytest.raises(UserError, match=r"train.de' has 4 lines and '.*train.en' has 8"):
+        read(**options)
+
+
+def test_the_split_follows_the_texts_and_the_limit_only_the_training_records(tmp_path: Path) -> None:
+    records = [{"source": f"s{i % 500}", "target": f"t{i % 500}", "y": i} for i in range(1000)]
+    options = {"files": (table(tmp_path / "a.jsonl", *records),), "label": "y", "validation_fraction": 0.2}
+    whole = read(**options)
+    sides = {side: {texts for s, texts, _ in whole if s == side} for side in rows.SIDES}
+    assert not sides["train"] & sides["validation"]  # although each pair comes twice
+    assert 70 < len(sides["validation"]) < 130  # 100 of 500: three standard deviations are 27
+    some = read(**options, limit=10)
+    assert [row for row in some if row[0] == "train"] == [row for row in whole if row[0] == "train"][:10]
+    assert [row for row in some if row[0] == "validation"] == [row for row in whole if row[0] == "validation"]
+    assert {side for side, *_ in read(**options | {"validation_files": options["files"]}, limit=3)[:3]} == {"train"}
+
+
+GOOD = {"source": "a", "target": "b"}
+
+
+@pytest.mark.parametrize(
+    ("record", "options", "message"),
+    [
+        ("{'source'", {}, r"a.jsonl', line 2 is not JSON: Expecting property name"),
+        ([1], {}, "line 2 is not an object with columns but list"),
+        ({"sourcce": "a", "target": ""}, {}, r"line 2 has no column 'source' \(data.texts\); did you mean 'sourcce'"),
+        (GOOD, {"label": "targe"}, r"no column 'targe' \(data.label\); did you mean 'target'"),
+        (GOOD | {"target": 3}, {}, "line 2: the column 'target' is not text but int"),
+        ('{"source": "\\ud800", "target": ""}', {}, "line 2: the column 'source' holds half a character"),
+        (GOOD | {"source": []}, {"label": "source", "texts": ("target",)}, "neither text nor a number but list"),
+        (GOOD | {"source": None}, {"label": "source", "texts": ("target",)}, "neither text nor a number but NoneType"),
+        (GOOD, {"texts": ("source",)}, "nothing to predict: set data.label"),
+        (GOOD, {"texts": ("a", "b", "c")}, "data.texts names 3 columns"),
+        (GOOD, {"limit": -1}, "data.limit=-1"),
+        (GOOD, {"validation_fraction": 0.0}, "validation_fraction=0.0: it must lie between 0 and 1"),
+        (GOOD, {"files": (), "validation_files": ("x",)}, "data.validation_files need data.files"),
+        (GOOD, {"files": ("a.jsonk",)}, "no file or folder 'a.jsonk'; did you mean 'a.jsonl'?"),
+        (GOOD, {"files": ("a.de", "a.em")}, "no file or folder 'a.em'; did you mean 'a.de'?"),
+        (GOOD, {"files": ("a.de",)}, "'a.de' holds no records: give files that end in .jsonl"),
+        (GOOD, {"files": (), "source": "docstrings"}, "docstrings: record 1 has no column 'source'"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Any, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.de").write_text("eins\n")
+    with pytest.raises(UserError, match=message) as error:
+        read(**{"files": (table(tmp_path / "a.jsonl", GOOD, record),)} | options)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,390 @@
+"""The store: what is in it, when it is reused, refused or gone on with, and what a split does."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmjax.config import DataConfig, SourceConfig, TokenizerConfig, UserError
+from lmjax.data import tokenizer
+from lmjax.data.sources import text as text
+from lmjax.data.store import ingest, preparation, store
+from lmjax.data.store.store import Store
+
+BYTES = TokenizerConfig("bytes")
+
+
+def documents(n: int) -> list[str]:
+    return [f"Document {i}: {'é' * (i % 7)} some words\nand {i * i} more." for i in range(n)]
+
+
+def configuration(folder: Path, **options: Any) -> DataConfig:
+    path = folder / "a.txt"
+    if not path.exists():
+        path.write_text("\n\n".join(documents(100)), encoding="utf-8")
+    return DataConfig(**{"files": (str(path),), "tokenizer": BYTES, "cache": str(folder / "cache"), **options})
+
+
+def split_up(tokens: store.Tokens, made: Store) -> list[str]:
+    """The documents of a stream, their end_of_text taken off."""
+    ends = [*tokens.starts[1:], len(tokens.ids)]
+    parts = [tokens.ids[start:end] for start, end in zip(tokens.starts, ends, strict=True)]
+    assert all(part[-1] == made.tokenizer.end_of_text for part in parts)
+    return [made.tokenizer.decode(part[:-1]) for part in parts]
+
+
+def test_streams_hold_every_document_with_its_start(tmp_path: Path) -> None:
+    made = preparation.prepare(configuration(tmp_path, validation_fraction=0.2))
+    training, validation = split_up(made.sources[0], made), split_up(made.validation, made)
+    assert sorted(training + validation) == sorted(documents(100))
+    assert [d for d in documents(100) if d in training] == training  # in their order
+    expected = [d for d in documents(100) if int(hashlib.sha256(d.encode()).hexdigest()[:16], 16) < 0.2 * 2**64]
+    assert validation == expected
+    for tokens, texts in ((made.sources[0], training), (made.validation, validation)):
+        assert tokens.ids.dtype == np.uint16
+        assert isinstance(tokens.ids, np.memmap)
+        assert tokens.bytes == sum(len(d.encode()) for d in texts)
+        assert tokens.sha256 == hashlib.sha256(tokens.ids.tobytes()).hexdigest()
+    assert made.manifest["sources"][0]["documents"] == 100
+    assert (
+        made.manifest["sources"][0]["documents_sha256"]
+        == hashlib.sha256(b"".join(b"\0" + d.encode() for d in documents(100))).hexdigest()
+    )
+    assert made.tokenizer.sha256 == made.manifest["tokenizer"]["sha256"]
+    assert hashlib.sha256((made.folder / "tokenizer.json").read_bytes()).hexdigest() == made.tokenizer.sha256
+
+
+def test_a_document_never_changes_sides(tmp_path: Path) -> None:
+    before = preparation.prepare(configuration(tmp_path, validation_fraction=0.2))
+    kept = [*documents(100)[::-2], *(f"new {i}" for i in range(50))]
+    (tmp_path / "a.txt").write_text("\n\n".join(kept), encoding="utf-8")
+    after = preparation.prepare(configuration(tmp_path, validation_fraction=0.2))
+    assert after.folder != before.folder
+    old, new = split_up(before.validation, before), split_up(after.validation, after)
+    assert {d for d in new if not d.startswith("new")} == {d for d in old if d in kept}
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+@given(content=st.text(min_size=2).filter(str.strip), piece=st.integers(1, 9))
+def test_a_file_kept_whole_comes_back(tmp_path_factory: pytest.TempPathFactory, content: str, piece: int) -> None:
+    folder = tmp_path_factory.mktemp("file")
+    (folder / "a.txt").write_bytes(content.encode())
+    config = configuration(folder, document="file", validation="tail", validation_fraction=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "PIECE", piece)
+        made = preparation.prepare(config)
+    stream = np.concatenate([made.sources[0].ids, made.validation.ids])
+    assert bytes(stream[:-1].astype(np.uint8)) == content.encode()
+    assert stream[-1] == made.tokenizer.end_of_text
+    assert len(made.sources[0].ids) == len(content.encode()) // 2 == made.sources[0].bytes
+    assert made.validation.bytes + made.sources[0].bytes == len(content.encode())
+    assert list(made.sources[0].starts) == list(made.validation.starts) == [0]
+
+
+def test_the_tail_split_is_nanogpts(tmp_path: Path) -> None:
+    content = "To be, or not to be\n" * 501
+    (tmp_path / "a.txt").write_text(content)
+    made = preparation.prepare(
+        configuration(
+            tmp_path,
+            document="file",
+            validation="tail",
+            validation_fraction=0.1,
+            tokenizer=TokenizerConfig("characters"),
+        )
+    )
+    order = sorted(set(content))
+    data = np.asarray([order.index(char) for char in content])
+    assert np.array_equal(made.sources[0].ids, data[: int(len(data) * 0.9)])
+    assert np.array_equal(made.validation.ids[:-1], data[int(len(data) * 0.9) :])
+
+
+def test_the_tail_split_keeps_starts_and_joins_sources(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("\n".join(f"{name}{i:03}" for i in range(100)))
+    parts = tuple(SourceConfig(files=(str(tmp_path / f"{name}.txt"),)) for name in "ab")
+    config = configuration(
+        tmp_path, files=(), mixture=parts, document="line", validation="tail", validation_fraction=0.101
+    )
+    made = preparation.prepare(config)
+    assert len(made.sources) == 2
+    for tokens, name in zip(made.sources, "ab", strict=True):
+        assert len(tokens.ids) == int(499 * (1 - 0.101)) == 448  # documents of 4 + 1 tokens
+        assert list(tokens.starts) == list(range(0, 448, 5))
+        assert made.tokenizer.decode(tokens.ids[:4]) == f"{name}000"
+        assert tokens.bytes == 89 * 4 + 3
+    assert list(made.validation.starts) == [0, *range(2, 52, 5), 52, *range(54, 104, 5)]
+    assert made.validation.bytes == 2 * (400 - 89 * 4 - 3)
+
+
+def test_a_mixture_shares_tokenizer_and_validation(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("\n".join(f"{name} {i}" for i in range(300)))
+    parts = tuple(SourceConfig(files=(str(tmp_path / f"{name}.txt"),)) for name in "ab")
+    config = configuration(tmp_path, files=(), mixture=parts, document="line", tokenizer=TokenizerConfig("bpe", 280))
+    made = preparation.prepare(config)
+    a, b = (split_up(tokens, made) for tokens in made.sources)
+    both = split_up(made.validation, made)
+    assert {d[0] for d in a} == {"a"}
+    assert {d[0] for d in b} == {"b"}
+    assert [d[0] for d in both] == sorted(d[0] for d in both)
+    assert len(a) + len(b) + len(both) == 600
+    weighted = tuple(dataclasses.replace(part, weight=3.0) for part in parts)
+    assert preparation.prepare(dataclasses.replace(config, mixture=weighted)).folder == made.folder
+
+
+def test_large_vocabularies_take_four_bytes() -> None:
+    assert [ingest.dtype(size) for size in (65_536, 65_537)] == [np.uint16, np.uint32]
+
+
+# ---- Reuse and refusal ------------------------------------------------------------------------------------------
+
+
+def test_nothing_changed_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configuration(tmp_path)
+    made = preparation.prepare(config)
+    monkeypatch.setattr(preparation, "ingest", None)  # would fail if called
+    again = preparation.prepare(config, verify=True)
+    assert (again.fingerprint, again.folder) == (made.fingerprint, made.folder)
+    assert os.listdir(tmp_path / "cache") == [made.folder.name]
+
+
+def test_the_fingerprint_is_of_the_content_not_of_the_path(tmp_path: Path) -> None:
+    made = preparation.prepare(configuration(tmp_path))
+    packed = tmp_path / "moved.txt.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "a.txt").read_bytes()))
+    again = preparation.prepare(configuration(tmp_path, files=(str(packed),)))
+    assert again.folder != made.folder
+    assert again.fingerprint == made.fingerprint
+    other = preparation.prepare(configuration(tmp_path, validation_fraction=0.2))
+    assert other.fingerprint != made.fingerprint
+
+
+@pytest.mark.slow
+def test_reuse_imports_neither_jax_nor_datasets(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    preparation.prepare(config)
+    code = (
+        "import sys; from lmjax.config import *; from lmjax.data.store import preparation\n"
+        f"preparation.prepare({config!r})\n"
+        "print([name for name in ('jax', 'datasets', 'torch', 'pandas', 'pyarrow') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout == "[]\n"
+
+
+def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    folder = preparation.prepare(config).folder
+    path = folder / "train-0.ids"
+    content = path.read_bytes()
+    path.write_bytes(content[:-2])
+    with pytest.raises(UserError, match=r"train-0.ids': it has \d+ bytes, the manifest says \d+; delete the folder"):
+        preparation.prepare(config)
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(UserError, match=r"train-0.ids': its sha256 is not the manifest's"):
+        preparation.prepare(config, verify=True)
+    path.unlink()
+    with pytest.raises(UserError, match=r"train-0.ids': it is missing"):
+        preparation.prepare(config)
+    path.write_bytes(content)
+    preparation.prepare(config, verify=True)
+    changed = (folder / "tokenizer.json").read_bytes().replace(b'"A"', b'"B"', 1)
+    (folder / "tokenizer.json").write_bytes(changed)
+    with pytest.raises(UserError, match=r"tokenizer.json': its sha256"):
+        preparation.prepare(config)
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="not a manifest of this version"):
+        preparation.prepare(config)
+    with pytest.raises(UserError, match="is not prepared data"):
+        Store.open(tmp_path)
+
+
+def mistakes(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    (folder / "empty.txt").write_text(" \n\n ")
+    (folder / "one.txt").write_text("one document")
+    return {
+        "empty": ({"files": (str(folder / "empty.txt"),)}, r"empty.txt: no text in it, the corpus is empty"),
+        "one": ({"files": (str(folder / "one.txt"),)}, r"no document \(of 1\) fell into the validation split"),
+        "all": ({"validation_fraction": 0.9999}, "all of it fell into the validation split"),
+        "fraction": ({"validation_fraction": 1.5}, "validation_fraction=1.5: it must lie between 0 and 1"),
+        "missing": ({"files": (str(folder / "b.txt"),)}, "no file or folder"),
+        "cache": ({"cache": str(folder / "one.txt" / "cache")}, "cannot keep prepared data in .* set data.cache"),
+        "tokenizer": ({"tokenizer": TokenizerConfig("file", path=str(folder / "t.json"))}, "no file or folder"),
+    }
+
+
+@pytest.mark.parametrize("name", ["empty", "one", "all", "fraction", "missing", "cache", "tokenizer"])
+def test_a_mistake_is_one_clear_line(tmp_path: Path, name: str) -> None:
+    options, message = mistakes(tmp_path)[name]
+    with pytest.raises(UserError, match=message) as error:
+        preparation.prepare(configuration(tmp_path, **options))
+    assert "\n" not in str(error.value)
+
+
+def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer.Tokenizer, "encode_batch", lambda self, texts: [[65, 300] for _ in texts])
+    with pytest.raises(UserError, match="token id 300 is outside the tokenizer's vocabulary of 257"):
+        preparation.prepare(configuration(tmp_path))
+
+
+# ---- Going on after a kill --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "BATCH", 200)
+    monkeypatch.setattr(ingest, "COMMIT", 500)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("split", ["hash", "tail"])
+@pytest.mark.usefixtures("small_steps")
+def test_interrupted_anywhere_is_as_if_never_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    """Dies at every durable step in turn, each time with rubbish written after the last commit."""
+    for name in "bc":
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(d.replace("D", name) for d in documents(40)))
+    parts = tuple(SourceConfig(files=(str(tmp_path / f"{name}.txt"),)) for name in "bc")
+    options = {"files": (), "mixture": parts, "validation": split, "validation_fraction": 0.2}
+    expected = preparation.prepare(configuration(tmp_path, cache=str(tmp_path / "whole"), **options))
+    config = configuration(tmp_path, **options)
+    truncate, write = os.truncate, ingest.write_text
+    deaths = 0
+
+    def die_once(after: bool, call: Any, *args: Any) -> None:
+        nonlocal left, deaths
+        left -= 1
+        if left == 0 and not after:
+            deaths += 1
+            raise Killed
+        call(*args)
+        if left == 0:
+            deaths += 1
+            for path in (tmp_path / "cache").glob("*.partial/*.*s"):
+                with path.open("ab") as file:
+                    file.write(b"rubbish")
+            raise Killed
+
+    encoded: list[str] = []
+    encode = tokenizer.Tokenizer.encode_batch
+    monkeypatch.setattr(
+        tokenizer.Tokenizer, "encode_batch", lambda self, texts: encoded.extend(texts) or encode(self, texts)
+    )
+    monkeypatch.setattr(ingest, "write_text", lambda *args: die_once(deaths % 2 == 0, write, *args))
+    monkeypatch.setattr(ingest.os, "truncate", lambda *args: die_once(True, truncate, *args))
+    for attempt in range(200):
+        left = 1 + attempt
+        try:
+            made = preparation.prepare(config)
+            break
+        except Killed:
+            pass
+    assert deaths == attempt > 6
+    assert made.fingerprint == expected.fingerprint
+    assert made.manifest["files"] == expected.manifest["files"]
+    assert made.manifest["streams"] == expected.manifest["streams"]
+    assert made.manifest["sources"] == expected.manifest["sources"]
+    assert len(encoded) < 80 * deaths / 2  # what was committed is not encoded again
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_and_started_again(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    expected = preparation.prepare(dataclasses.replace(config, cache=str(tmp_path / "whole")))
+    code = (
+        "import os, signal; from lmjax.config import *; from lmjax.data.store import ingest, preparation\n"
+        "ingest.BATCH, ingest.COMMIT, calls = 100, 300, []\n"
+        "def report(done, total, message):\n"
+        "    calls.append(done)\n"
+        "    if len(calls) == 15: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"print(calls, preparation.prepare({config!r}, report=report).fingerprint)"
+    )
+    for _ in range(10):
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        if run.returncode == 0:
+            break
+        assert run.returncode == -9, run.stderr
+        progress = json.loads(next((tmp_path / "cache").glob("*.partial/progress.json")).read_text())
+        assert progress["pieces"] > 0
+    assert run.stdout.split()[-1] == expected.fingerprint
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_beginning_of_another_text_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configuration(tmp_path)
+    path = tmp_path / "a.txt"
+    stamp = path.stat()
+    monkeypatch.setattr(ingest, "write_text", lambda path, text, write=ingest.write_text: die_after(write, path, text))
+    with pytest.raises(Killed):
+        preparation.prepare(config)
+    monkeypatch.undo()
+    path.write_text(path.read_text("utf-8").replace("Document", "dOCUMENT"), "utf-8")
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # the change cannot be seen from outside
+    made = preparation.prepare(config)
+    assert {d[:8] for d in split_up(made.sources[0], made)} == {"dOCUMENT"}
+
+
+def die_after(call: Any, *args: Any) -> None:
+    call(*args)
+    raise Killed
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+
+    def report(done: int, total: int | None, message: str) -> None:
+        if message == "encoding":
+            os.utime(tmp_path / "a.txt", ns=(1, 1))
+
+    with pytest.raises(UserError, match="changed while it was read"):
+        preparation.prepare(config, report=report)
+    assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_processes_at_the_same_time_make_one_store(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    code = (
+        "from lmjax.config import *; from lmjax.data.store import ingest, preparation; ingest.COMMIT = 300\n"
+        f"made = preparation.prepare({config!r}, verify=True, report=lambda done, total, message: print(message))\n"
+        "print(made.fingerprint)"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [run.communicate(timeout=120)[0].split() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert len({output[-1] for output in outputs}) == 1
+    assert sum("hashing" in output for output in outputs) == 1
+
+
+def test_progress_is_reported_in_bytes_of_text(tmp_path: Path) -> None:
+    config = configuration(tmp_path, document="file", validation="tail")
+    calls: list[tuple[int, int | None, str]] = []
+    preparation.prepare(config, report=lambda *call: calls.append(call))
+    size = (tmp_path / "a.txt").stat().st_size
+    assert (size, size, "encoding") in calls
+    assert [message for *_, message in calls][-1] == "hashing"
+
+
+def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert preparation.cache_folder("") == tmp_path / "lmjax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert preparation.cache_folder("") == Path.home() / ".cache/lmjax"
+    assert preparation.cache_folder("~/x") == Path.home() / "x"

@@ -1,0 +1,239 @@
+"""The plots, by the data in their axes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from lmjax.config import UserError
+from lmjax.run.curves import draw, health_figure, load, loss_figure, smooth, thin
+from tests import ROOT
+
+LAST = 40
+
+
+def write_run(folder: Path, *, nats: float = 2.0, baselines: dict[str, float] | None = None, **changes: Any) -> Path:
+    """A run of `LAST` updates whose loss falls from 8 to 3, evaluated twice."""
+    folder.mkdir(parents=True)
+    records: list[dict[str, Any]] = []
+    for update in range(1, LAST + 1):
+        loss = 3 + 5 * 0.8 ** (update - 1)
+        record = {
+            "update": update,
+            "loss": loss,
+            "learning_rate": 1e-3 * update / LAST,
+            "grad_norm": 2.0,
+            "batch_size": 4 if update <= 20 else 8,
+            "tokens": 40 * update,
+            "tokens_per_second": 1000.0,
+            "mfu": 0.4,
+            "skipped": 0,
+            "update_norm": 0.1,
+            "param_norm": 10.0,
+        }
+        records.append(record | changes)
+        if update % 20 == 0:
+            val = {"val_loss": loss + 0.1, "val_bits_per_byte": (loss + 0.1) / nats}
+            records.append({"update": update, "tokens": 40 * update, **val})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records) + '{"torn')
+    (folder / "config.json").write_text(json.dumps({"model": {"context": 10}}))
+    if baselines:
+        (folder / "summary.json").write_text(json.dumps({"baselines": baselines}))
+    return folder
+
+
+def line(figure: Figure, panel: int, number: int) -> np.ndarray:
+    """The (points, 2) data of one line of a panel."""
+    return np.asarray(figure.axes[panel].get_lines()[number].get_xydata())
+
+
+def legend(figure: Figure) -> list[str]:
+    found = figure.axes[0].get_legend()
+    assert found
+    return [text.get_text() for text in found.get_texts()]
+
+
+# ---- Loss -------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_plot_shows_losses_batch_and_learning_rate_against_tokens(tmp_path: Path) -> None:
+    figure = loss_figure(load([write_run(tmp_path / "quick")]))
+    raw, smoothed, validation = (line(figure, 0, i) for i in range(3))
+    tokens = 40.0 * np.arange(1, LAST + 1)
+    assert np.allclose(raw, np.stack([tokens, 3 + 5 * 0.8 ** np.arange(LAST)], 1), rtol=1e-12)
+    assert np.array_equal(smoothed[:, 0], tokens)
+    assert np.allclose(validation, [[800, 3.1 + 5 * 0.8**19], [1600, 3.1 + 5 * 0.8**39]], rtol=1e-12)
+    batch = line(figure, 1, 0)
+    assert set(batch[:20, 1]) == {40.0}  # sequences of 10 tokens
+    assert set(batch[20:, 1]) == {80.0}
+    assert np.allclose(line(figure, 2, 0)[:, 1], 1e-3 * np.arange(1, LAST + 1) / LAST)
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["loss (nats per token)", "batch\n(tokens)", "learning\nrate"]
+    assert figure.axes[2].get_xlabel() == "tokens"
+    assert figure.axes[0].get_shared_x_axes().joined(figure.axes[0], figure.axes[2])
+    assert figure.axes[0].get_title(loc="left") == "quick"
+    assert legend(figure) == ["training, smoothed", f"validation, {3.1 + 5 * 0.8**39:.3f} at the end"]
+
+
+def test_baselines_are_lines_in_nats_and_the_right_axis_is_in_bits(tmp_path: Path) -> None:
+    baselines = {"kneser_ney_5gram_bits_per_byte": 2.2, "unigram_bits_per_byte": 4.5}
+    figure = loss_figure(load([write_run(tmp_path / "run", baselines=baselines)]))
+    heights = [np.unique(artist.get_ydata()) for artist in figure.axes[0].get_lines()]
+    flat = [height for height in heights if len(height) == 1]
+    assert np.allclose(flat, [[4.4]])  # 2.2 bits per byte at 2 nats a bit; 9.0 lies above the first loss
+    assert legend(figure)[-2:] == [
+        "Kneser-Ney 5-gram, 2.20 bits per byte",
+        "byte unigram, 4.50 bits per byte (above the scale)",
+    ]
+    figure.draw_without_rendering()
+    right = figure.axes[0].child_axes[0]
+    assert np.allclose(np.array(right.get_ylim()) * 2.0, figure.axes[0].get_ylim())
+
+
+def test_a_baseline_below_the_curve_is_on_the_plot(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", baselines={"kneser_ney_5gram_bits_per_byte": 0.5})
+    assert loss_figure(load([run])).axes[0].get_ylim()[0] < 1.0
+
+
+def test_a_spike_does_not_flatten_the_curve(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines[30] = json.dumps(json.loads(lines[30]) | {"loss": 1000.0})
+    (run / "metrics.jsonl").write_text("\n".join(lines[:-1]))
+    figure = loss_figure(load([run]))
+    assert line(figure, 0, 0)[:, 1].max() == 1000.0  # drawn, and cut by the frame
+    assert 8 < figure.axes[0].get_ylim()[1] < 9
+
+
+def test_runs_are_overlaid_and_named_by_directory(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("one", "_$two")]
+    figure = loss_figure(load(runs))
+    colours = [artist.get_color() for artist in figure.axes[0].get_lines()]
+    assert len(set(colours[:3])) == len(set(colours[3:])) == 1
+    assert colours[0] != colours[3]
+    assert legend(figure) == ["one", r" _\$two", "training, smoothed", "validation"]
+    assert draw(runs, tmp_path / "out")[0].stat().st_size > 0
+
+
+def test_runs_with_other_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", nats=2.0), write_run(tmp_path / "b", nats=4.0)]
+    figure = loss_figure(load(runs))
+    assert figure.axes[0].get_ylabel() == "loss (bits per byte)"
+    assert np.allclose(line(figure, 0, 0)[:, 1] * 2, line(figure, 0, 3)[:, 1] * 4)
+    assert line(figure, 0, 0)[0, 1] == 4.0
+    assert not figure.axes[0].child_axes
+
+
+# ---- Health -----------------------------------------------------------------------------------------------------
+
+
+def test_the_health_plot_shows_norms_speed_and_rejected_batches(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    events = [("suspect", 10), ("checkpoint", 10), ("suspect", 10), ("suspect", 30)]
+    (run / "journal.jsonl").write_text("".join(json.dumps({"event": e, "update": u}) + "\n" for e, u in events) + "{")
+    figure = health_figure(load([run]))
+    values = {axes.get_ylabel().replace("\n", " "): np.asarray(axes.get_lines()[0].get_ydata()) for axes in figure.axes}
+    assert np.allclose(values["gradient norm"], 2.0)
+    assert np.allclose(values["update norm / parameter norm"], 0.01)
+    assert np.allclose(values["tokens per second"], 1000)
+    assert np.allclose(values["share of peak speed"], 0.4)
+    assert values["rejected batches"].tolist() == [0] * 9 + [2] * 20 + [3] * 11
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "log", "linear", "linear", "linear"]
+
+
+def test_without_a_journal_the_records_say_what_was_skipped(tmp_path: Path) -> None:
+    figure = health_figure(load([write_run(tmp_path / "run", skipped=1)]))
+    assert np.asarray(figure.axes[-1].get_lines()[0].get_ydata()).tolist() == list(range(1, LAST + 1))
+
+
+def test_what_a_run_does_not_know_has_no_panel(tmp_path: Path) -> None:
+    figure = health_figure(load([write_run(tmp_path / "run", mfu=None, param_norm=None)]))
+    assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == [
+        "gradient",
+        "tokens per",
+        "rejected",
+    ]
+
+
+# ---- Means ------------------------------------------------------------------------------------------------------
+
+
+def test_smoothing_is_a_weighted_mean_of_what_came_before() -> None:
+    assert np.array_equal(smooth(np.full(500, 7.0)), np.full(500, 7.0))
+    noise = np.random.default_rng(0).standard_normal(5000)
+    # The mean over about 100 points of unit noise: its spread is sqrt(1 / (2 * 100 - 1)) = 0.071, here +- 30 %.
+    assert 0.05 < smooth(noise)[1000:].std() < 0.092
+    falling = 8 * np.exp(-np.arange(5000) / 100)
+    assert np.abs(smooth(falling) - falling)[:50].max() < 0.3  # the steep start is followed
+    holes = np.array([1.0, np.nan, 3.0])
+    assert np.array_equal(smooth(holes), [1.0, np.nan, 3.0], equal_nan=True)
+    assert len(smooth(np.empty(0))) == 0
+
+
+def test_thinning_keeps_every_spike() -> None:
+    y = np.zeros(100_000)
+    y[[17, 60_001]] = 5, -5
+    y[99] = np.nan
+    x_thin, y_thin = thin(np.arange(100_000.0), y)
+    assert len(y_thin) <= 4000
+    assert {(17.0, 5.0), (60_001.0, -5.0)} <= set(zip(x_thin.tolist(), y_thin.tolist(), strict=True))
+    assert (np.diff(x_thin) > 0).all()
+
+
+# ---- Files ------------------------------------------------------------------------------------------------------
+
+
+def test_draw_writes_pictures_into_the_run_or_where_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    paths = draw([run])
+    assert paths == [run / "plots" / "loss.png", run / "plots" / "health.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    assert sorted(path.name for path in (run / "plots").iterdir()) == ["health.png", "loss.png"]
+    assert draw([str(run)], str(tmp_path / "other"))[0] == tmp_path / "other" / "loss.png"
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [{"update": 0, "tokens": 0, "val_loss": 5.0, "val_bits_per_byte": 2.5}],
+        pytest.param([{"update": 1, "tokens": 10, "loss": None, "grad_norm": 0.0}], marks=pytest.mark.slow),
+        [{"update": 1, "tokens": 10, "loss": 5.0}, {"update": 1, "tokens": 10, "val_loss": None}],
+    ],
+)
+def test_a_run_that_has_hardly_begun_can_be_drawn(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert len(draw([tmp_path])) == 2
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run to plot"):
+        draw([])
+    with pytest.raises(UserError, match=r"is not a run directory: it has no metrics\.jsonl"):
+        draw([tmp_path / "none"])
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1, "tok')
+    with pytest.raises(UserError, match="no records yet"):
+        draw([tmp_path])
+    run = write_run(tmp_path / "run")
+    (run / "plots").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="cannot write the picture to"):
+        draw([run])
+
+
+def test_two_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / side / "run") for side in "ab"]
+    assert [run.name for run in load(runs)] == [str(run) for run in runs]
+
+
+def test_drawing_leaves_pyplot_and_its_settings_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys, matplotlib as m; before = m.rcParams.copy();"
+        "from lmjax.run.curves import draw; draw(sys.argv[1:]);"
+        "sys.exit('matplotlib.pyplot' in sys.modules or before != m.rcParams)"
+    )
+    run = write_run(tmp_path / "run")
+    assert subprocess.run([sys.executable, "-c", code, str(run)], cwd=ROOT).returncode == 0

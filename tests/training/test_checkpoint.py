@@ -1,0 +1,149 @@
+"""Checkpoints: what is saved comes back bit for bit, damage is noticed, a failed save is not silent."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lmjax.config import CheckpointConfig, GuardConfig
+from lmjax.guard import detector
+from lmjax.pytrees import digest
+from lmjax.training import checkpoint
+from lmjax.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from lmjax.training.state import State, abstract_state
+
+
+def a_state(update: int) -> State:
+    params = {"a": jax.random.normal(jax.random.key(update), (33, 7)), "b": {"c": jnp.arange(5.0)}}
+    return State(params, (jnp.ones(3), {}), None, jnp.int32(update), detector.empty(GuardConfig()))
+
+
+def meta(state: State) -> dict:
+    update = int(state.update)
+    return {"update": update, "cursor": 10 * update, "wall_step": update, "digest": digest(state)}
+
+
+def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and what is wrong with the newer ones."""
+    problems = []
+    for folder in reversed(checkpoint.folders(root)):
+        problem = checkpoint.verify(folder)
+        if problem is None:
+            return checkpoint.read(folder), problems
+        problems.append(f"checkpoint {folder.name}: {problem}")
+    return None, problems
+
+
+@pytest.fixture
+def saves(tmp_path: Path) -> Iterator[Checkpoints]:
+    saves = Checkpoints(tmp_path / "checkpoints", config=CheckpointConfig(keep=2, keep_every=4))
+    yield saves
+    saves.close()
+
+
+def test_a_state_comes_back_bit_for_bit(saves: Checkpoints) -> None:
+    state = a_state(3)
+    saves.save(state, meta(state))
+    saves.wait()
+    assert [found.meta["update"] for found in saves.committed()] == [3]
+    found, problems = newest(saves.folder)
+    assert found is not None
+    assert not problems
+    back = checkpoint.restore(found, abstract_state(state))
+    assert digest(back) == digest(state)
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+
+
+def test_the_state_may_be_donated_as_soon_as_save_returns(saves: Checkpoints) -> None:
+    advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    state = advance(a_state(1))
+    expected = meta(state)
+    saves.save(state, expected)
+    for _ in range(20):
+        state = advance(state)
+    saves.wait()
+    found, _ = newest(saves.folder)
+    assert found is not None
+    assert digest(checkpoint.restore(found, abstract_state(state))) == expected["digest"]
+
+
+def test_retention_keeps_the_last_and_every_fourth(saves: Checkpoints) -> None:
+    for update in range(8):
+        state = a_state(update)
+        saves.save(state, meta(state))
+    saves.wait()
+    assert [folder.name for folder in checkpoint.folders(saves.folder)] == ["0", "4", "6", "7"]
+    assert not list(saves.folder.glob("*.partial"))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "zero"])
+def test_any_damaged_file_is_noticed_and_the_older_checkpoint_taken(saves: Checkpoints, damage: str) -> None:
+    for update in (1, 2):
+        state = a_state(update)
+        saves.save(state, meta(state))
+    saves.wait()
+    folder = saves.folder / "2"
+    names = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(names) > 4
+    for path in names:
+        content = path.read_bytes()
+        if not content and damage != "delete":
+            continue
+        if damage == "delete":
+            path.unlink()
+        elif damage == "flip":
+            path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        else:
+            path.write_bytes(content[: len(content) // 2] if damage == "truncate" else bytes(len(content)))
+        found, problems = newest(saves.folder)
+        assert found is not None
+        assert found.meta["update"] == 1, path
+        assert problems[0].startswith("checkpoint 2: ")
+        path.write_bytes(content)
+    found, problems = newest(saves.folder)
+    assert found is not None
+    assert found.meta["update"] == 2
+    assert not problems
+
+
+def test_leftovers_of_a_crash_are_ignored_and_removed(tmp_path: Path) -> None:
+    (tmp_path / "7.partial").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert newest(tmp_path) == (None, [])
+    saves = Checkpoints(tmp_path, config=CheckpointConfig())
+    saves.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_saving_an_update_again_replaces_it(saves: Checkpoints) -> None:
+    for state in (a_state(5), a_state(5).replace(opt_state=(jnp.zeros(3), {}))):
+        saves.save(state, meta(state))
+    saves.wait()
+    found, _ = newest(saves.folder)
+    assert found is not None
+    assert found.meta["digest"] == digest(state)
+
+
+def test_a_save_that_fails_is_an_error_at_the_next_look(saves: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_text", full)
+    state = a_state(1)
+    saves.save(state, meta(state))
+    saves.wait()
+    assert "No space left" in (saves.failure() or "")
+    assert saves.failure() is None
+    assert checkpoint.folders(saves.folder) == []
+
+
+def test_arrays_that_are_not_those_that_were_saved_are_refused(saves: Checkpoints) -> None:
+    state = a_state(1)
+    saves.save(state, meta(state) | {"digest": "0" * 64})
+    saves.wait()
+    found, _ = newest(saves.folder)
+    assert found is not None
+    with pytest.raises(CheckpointError, match="digest"):
+        checkpoint.restore(found, abstract_state(state))
