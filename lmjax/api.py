@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmjax.config import Config, RunError, UserError
+from lmjax.config import Config, RunError, UserError, presets
 from lmjax.config.checks import check
 from lmjax.config.codec import apply_overrides
-from lmjax.config.presets import load as load_config
 from lmjax.system import runtime
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def plan(config: str | Config = "quickstart", *changes: str) -> None:
 
 
 def _resolve(config: str | Config, changes: Sequence[str]) -> Config:
-    chosen = apply_overrides(load_config(config) if isinstance(config, str) else config, changes)
+    chosen = apply_overrides(presets.load(config) if isinstance(config, str) else config, changes)
     check(chosen)
     return chosen
 

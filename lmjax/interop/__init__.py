@@ -1,1 +1,1 @@
-"""Models of other libraries: import and export."""
+"""Import and export of models of other libraries."""

@@ -216,7 +216,7 @@ class BERT(nn.Module):
 
 
 def init_params(model: BERT, seed: int | Array) -> dict[str, Any]:
-    """Initialize the parameters (table above) from the seed; equal for scanned and unrolled models.
+    """Initialize the parameters (table above) from a seed; scanning does not change them.
 
     The authors' code truncates the normal distribution at two standard deviations. lmjax does not truncate it.
     """

@@ -30,6 +30,7 @@ class Classifier(nn.Module):
     classes: int
 
     def setup(self) -> None:
+        """Create the submodules and parameters."""
         c: Any = self.config
         assert isinstance(c, BERTConfig | GPTConfig)
         self.encoder: Any = BERT(c) if isinstance(c, BERTConfig) else GPT(c)

@@ -78,7 +78,7 @@ def block_size(length: int, most: int = BLOCK) -> int:
 
 
 def written_out(config: GPTConfig) -> bool:
-    """Whether attention materializes scores a block of queries at a time (`auto`: as on a CPU)."""
+    """Whether attention materializes scores by blocks of queries only (`auto`: as on a CPU)."""
     return config.attention == "xla" or (config.attention == "auto" and config.context < LONG)
 
 

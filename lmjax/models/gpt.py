@@ -152,15 +152,20 @@ class GPT(nn.Module):
         train: bool = False,
         head: bool = True,
     ) -> Any:
-        """Logits (B, T, V), float32; without `head` the features (B, T, D) before the output layer.
+        """Logits (B, T, V), float32; without `head` the features (B, T, D) of the last norm.
 
         With `capture` and mutable=["intermediates"], the attention weights (B, H, T, T) are at
         blocks/attention/weights (stacked if scanned) or block_i/attention/weights.
 
-        Args: segments_BT: Segments of packed documents; attention stays within a segment. positions_BT: Default
-        0, 1, ... ends_BT: A position is visible only to positions before its end (a tree of sequences with shared
-        prefixes). places_BN: Return (B, N, V) at these positions only. cache: From `begin`; sets the positions, and the
-        result is (logits, next cache). train: Apply dropout, from the "dropout" generator.
+        Args:
+            inputs_BT: Token ids.
+            segments_BT: Segments of packed documents; attention stays within a segment.
+            positions_BT: Positions; default 0, 1, ...
+            ends_BT: A position is visible only to positions before its end (a tree with shared prefixes).
+            places_BN: Return (B, N, V) at these positions only.
+            cache: From `begin`; sets the positions, and the result is (logits, next cache).
+            train: Apply dropout, from the "dropout" generator.
+            head: Apply the output layer.
 
         Raises:
             UserError: There are more positions than the learned table has.
@@ -241,7 +246,7 @@ def rematerialised(block: Any, remat: str, scan: bool) -> Any:
 
 
 def init_params(model: GPT, seed: int | Array) -> dict[str, Any]:
-    """Initialize the parameters (table above) from the seed; equal for scanned and unrolled models.
+    """Initialize the parameters (table above) from a seed; scanning does not change them.
 
     The function is traceable: under `jax.eval_shape` it costs nothing, and under `jit` with `out_shardings` no leaf is
     materialized unsharded.
@@ -301,7 +306,7 @@ def _place(cache: dict[str, Any], T: int, c: GPTConfig) -> tuple[Place, Array]:
 
 
 def stack(params: dict[str, Any]) -> dict[str, Any]:
-    """Convert parameters of an unrolled model (`block_0`, ...) to those of a scanned model (`blocks`)."""
+    """Convert parameters of an unrolled model (`block_0`, ...) to a scanned model (`blocks`)."""
     names = sorted((name for name in params if re.fullmatch(r"block_\d+", name)), key=lambda name: int(name[6:]))
     blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *(params[name] for name in names))
     return {name: leaf for name, leaf in params.items() if name not in names} | {"blocks": blocks}
@@ -316,7 +321,7 @@ def unstack(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def logits(config: GPTConfig, params: Any, x_ND: Array) -> Array:
-    """Apply the output layer to features (N, D) of a call without `head`: logits (N, V), float32."""
+    """Apply the output layer to features (N, D) of a call without `head`: logits (N, V)."""
     name, leaf, axis = ("token_embedding", "embedding", 1) if config.tied else ("head", "kernel", 0)
     return product(x_ND, params[name][leaf], axis, config.dtype, axes.held(name, leaf))
 

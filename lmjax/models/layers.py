@@ -187,6 +187,7 @@ class Embedding(nn.Module):
     dtype: str = "float32"
 
     def setup(self) -> None:
+        """Create the submodules and parameters."""
         self.embedding = self.param("embedding", nn.initializers.normal(self.std), (self.size, self.width))
 
     def __call__(self, ids: Array) -> Array:

@@ -48,7 +48,7 @@ LOGICAL_AXES = {
 
 
 def _from_value(f: Callable[[Array], Array], slope: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """f with a derivative that is a function of its value; the backward pass keeps one array, not two."""
+    """Give f a derivative computed from its value, so that the backward pass keeps one array."""
     function = jax.custom_vjp(f)
     function.defvjp(lambda x: (y := f(x), y), lambda y, dy: (dy * slope(y),))
     return function
@@ -59,7 +59,7 @@ sigmoid = _from_value(jax.nn.sigmoid, lambda y: y * (1 - y))
 
 
 def cell(kind: str, a_BG: Array, r_BG: Array, carry: Carry) -> Carry:
-    """The next state, elementwise, from the products of the input (a) and of the previous state (r)."""
+    """The next state from the products of the input (a) and of the previous state (r)."""
     match kind:
         case "tanh":
             return {"h": tanh(a_BG + r_BG)}
@@ -261,7 +261,7 @@ def begin(config: RNNConfig, rows: int) -> Carry:
 
 
 def _continued(segments_BT: Array) -> Array:
-    """(T, B): whether a position is in the segment of the previous position; true for the first."""
+    """(T, B): whether a position continues the previous segment; true for the first position."""
     return jnp.pad(segments_BT[:, 1:] == segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True).T
 
 

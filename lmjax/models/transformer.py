@@ -51,7 +51,7 @@ LOGICAL_AXES = gpt.LOGICAL_AXES | {
 
 
 class Block(nn.Module):
-    """A layer of self-attention, in the decoder also cross-attention, and the MLP (section 3.1).
+    """A layer: self-attention, in the decoder cross-attention, and the MLP (section 3.1).
 
     Each sublayer is norm(x + f(x)), or x + f(norm(x)) with `norm_first`.
     """
@@ -153,7 +153,7 @@ class Transformer(nn.Module):
     def __call__(
         self, source_BS: Array, target_BT: Array, *, source_mask_BS: Array | None = None, train: bool = False
     ) -> Array:
-        """Logits (B, T, V), float32, of the next tokens of `target_BT`, which starts with a begin token."""
+        """Logits (B, T, V), float32, of the next tokens; targets start with a begin token."""
         memory_BSD = self.encode(source_BS, source_mask_BS=source_mask_BS, train=train)
         return self.decode(target_BT, memory_BSD, source_mask_BS=source_mask_BS, train=train)
 
@@ -291,7 +291,7 @@ def _causal_keys(config: TransformerConfig) -> float:
 
 
 def activation_bytes(config: TransformerConfig) -> float:
-    """An estimate of the bytes per token of a source and a target that the backward pass keeps.
+    """An estimate of the bytes per token that the backward pass keeps for a pair of texts.
 
     It counts, without logits, the inputs of norms and of the nonlinearity in float32, and the inputs of products.
     """

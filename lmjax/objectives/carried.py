@@ -22,16 +22,17 @@ from lmjax.objectives.text import data_of, sample_order
 
 @dataclass(frozen=True, eq=False)
 class Carried(Causal):
-    """Next-token prediction where each row goes on with the state that its window before ended in.
+    """Next-token prediction in which each row starts from the final state of its previous window.
 
-    streams: the rows of a batch; the windows of an epoch are cut into so many parts, and row r reads part r in order.
-    A row whose window does not follow the one before (a new epoch, data left out) begins with a state of zeros.
+    A row whose window does not follow its previous window (a new epoch, excluded data) starts from a zero state.
     """
 
+    #: Number of rows of a batch. The windows of an epoch are cut into this many parts; row r reads part r in order.
     streams: int = 0
 
     @classmethod
     def build(cls, config: Config, store: Store) -> "Carried":
+        """Build the objective from a resolved configuration and its prepared data."""
         sizes = {tokens for _, tokens in config.batch.tokens}
         if len(sizes) > 1:
             raise UserError(
@@ -45,6 +46,7 @@ class Carried(Causal):
         return cls(config, store, registry.build(config.model), order, streams=streams)
 
     def begin(self, rows: tuple[int, ...]) -> Any:
+        """Return the initial carry of the rows of the first batch."""
         model = self.config.model
         assert isinstance(model, RNNConfig)
         count = math.prod(rows)
@@ -52,6 +54,7 @@ class Carried(Causal):
         return jax.tree.map(lambda leaf: leaf.reshape(*rows, *leaf.shape[1:]), carry)
 
     def arrays(self, ids: np.ndarray) -> Batch:
+        """Return the rows (B, ...) of the samples `ids`."""
         place_B = np.asarray(ids % 2**31, np.int32)  # enough to tell whether windows follow each other
         part = self.order.windows[0] // self.streams
         first_B = self._window(ids) % part == 0
@@ -59,11 +62,13 @@ class Carried(Causal):
         return super().arrays(ids) | {"place_B": place_B, "follows_B": follows_B}
 
     def blank(self, rows: int) -> Batch:
+        """Return rows of zeros with the names, shapes and types of `arrays`."""
         return super().blank(rows) | {name: np.zeros(rows, np.int32) for name in ("place_B", "follows_B")}
 
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
+        """Return the loss sum, the weight sum and further sums of a batch."""
         objective = self._objective(train)
         if carry is None:
             carry = self.begin((len(batch["inputs_BT"]),))
@@ -76,7 +81,7 @@ class Carried(Causal):
         return Loss(loss, weight, sums, {"state": jax.lax.stop_gradient(state), "place": batch["place_B"]})
 
     def validation(self) -> Iterator[Batch]:
-        """Row r of every batch reads the r-th part of the split, so that its state goes on."""
+        """Yield the validation split; row r of every batch reads part r, so its state carries over."""
         context, rows = self.config.model.context, self.config.batch.microbatch
         parts = validation_windows(
             self.store.validation, context=context, microbatch=rows, streams=True, **self._packing()
@@ -89,7 +94,7 @@ class Carried(Causal):
             }
 
     def _window(self, ids: Any) -> np.ndarray:
-        """The window that each sample stands for: ids count the places of a batch, so that the order need not know."""
+        """Map sample ids to windows. Ids count places of a batch, so `Order` does not depend on `streams`."""
         _, _, index = self.order.split_id(ids)
         return index % self.streams * (self.order.windows[0] // self.streams) + index // self.streams
 

@@ -27,13 +27,16 @@ class Causal(TextObjective):
 
     @classmethod
     def build(cls, config: Config, store: Store) -> "Causal":
+        """Build the objective from a resolved configuration and its prepared data."""
         return cls(config, store, registry.build(config.model), sample_order(config, store))
 
     def arrays(self, ids: np.ndarray) -> Batch:
+        """Return the rows (B, ...) of the samples `ids`."""
         context = self.config.model.context
         return window_rows(self.store.sources, *self._begin(ids), context=context, **self._packing())
 
     def blank(self, rows: int) -> Batch:
+        """Return rows of zeros with the names, shapes and types of `arrays`."""
         shape = rows, self.config.model.context
         names = ["inputs_BT", "targets_BT"] + ["segments_BT", "positions_BT"] * data_of(self.config).packed
         return {name: np.zeros(shape, np.int32) for name in names} | {"weights_BT": np.zeros(shape, np.float32)}
@@ -41,37 +44,42 @@ class Causal(TextObjective):
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
+        """Return the loss sum, the weight sum and further sums of a batch."""
         objective = self._objective(train)
         return Loss(*losses.causal(self.model, params, batch, rng=rng, config=objective, train=train))
 
     def by_row(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Return the loss sum (B) and the weight (B) of each row, without regularisation."""
         return losses.causal_by_row(self.model, params, batch, chunk=self._objective(False).chunk)
 
     def _objective(self, train: bool) -> CausalConfig:
-        """The objective; what is measured has no regularisation."""
+        """Return the objective; regularisation is off for measurements."""
         found = self.config.objective
         assert isinstance(found, CausalConfig)
         return found if train else CausalConfig(chunk=found.chunk)
 
     def validation(self) -> Iterator[Batch]:
+        """Yield the complete validation split as microbatches."""
         context, rows = self.config.model.context, self.config.batch.microbatch
         return validation_windows(self.store.validation, context=context, microbatch=rows, **self._packing())
 
     def scores(self, totals: Mapping[str, float]) -> dict[str, float]:
+        """Return `val_loss` and further metrics from the sums over the validation split."""
         loss = totals["loss"] / totals["weight"]
         return {"val_loss": loss, "val_bits_per_byte": self.bits_per_byte(loss)}
 
     def bits_per_byte(self, nats_per_token: float) -> float:
-        """The information of all predicted validation tokens over the bytes of their text, whatever the tokenizer."""
+        """Convert a validation loss to bits per byte of text, comparable across tokenizers."""
         tokens, packing = self.store.validation, self._packing()
         text = self.store.tokenizer.decode(tokens.ids[unpredicted(tokens, **packing)])
         nats = nats_per_token * predicted(tokens, **packing)
         return nats / math.log(2) / (tokens.bytes - len(text.encode()))
 
     def baselines(self) -> dict[str, float]:
-        """Bits per byte of a byte unigram and of an interpolated Kneser-Ney 5-gram over the same tokens, same split.
+        """Return the bits per byte of two baselines on the validation split.
 
-        They count at most `BASELINE_TOKENS`, the same number from the start of each source.
+        The baselines are a byte unigram and an interpolated Kneser-Ney 5-gram. Both count at most `BASELINE_TOKENS`
+        training tokens, the same number from the start of each source.
         """
         tokenizer, sources = self.store.tokenizer, self.store.sources
         training = [np.asarray(tokens.ids[: BASELINE_TOKENS // len(sources)]) for tokens in sources]
@@ -88,13 +96,13 @@ class Causal(TextObjective):
         }
 
     def sample(self, params: Any) -> str:
-        """`train.sample_prompt`, or the end of a document, continued."""
+        """Continue `train.sample_prompt` (empty: the beginning of a document)."""
         train, tokenizer = self.config.train, self.store.tokenizer
         settings = {"max_tokens": train.sample_tokens, "temperature": 0.8, "seed": self.config.seed}
         return self.answer(params, train.sample_prompt, tokenizer=tokenizer, past_end=True, **settings)
 
     def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
-        """The prompt (empty: the beginning of a document), continued."""
+        """Return the prompt (empty: the beginning of a document) and its continuation."""
         lm = LanguageModel(self.model, params, tokenizer)
         return prompt + generate(lm, [prompt], sampling=Sampling(**settings))[0]
 

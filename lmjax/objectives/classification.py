@@ -26,12 +26,13 @@ class Classification(RecordsObjective):
 
     @classmethod
     def build(cls, config: Config, store: Store) -> "Classification":
+        """Build the objective from a resolved configuration and its prepared data."""
         order, plan = cls._parts(config, store)
         return cls(config, store, cls.model_of(config), order, plan)
 
     @classmethod
     def model_of(cls, config: Config) -> Classifier:
-        """The model of a resolved configuration, which names the labels."""
+        """Build the model of a resolved configuration, which names the labels."""
         assert isinstance(config.objective, ClassificationConfig)
         return Classifier(config.model, len(config.objective.labels))
 
@@ -41,38 +42,47 @@ class Classification(RecordsObjective):
         return self.config.objective
 
     def example(self) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Return positional and named arrays that the model accepts."""
         one = jnp.zeros((1, 1), jnp.int32)
         return (one,), {"kinds_BT": one, "real_BT": one}
 
     def arrays(self, ids: np.ndarray) -> Batch:
+        """Return the rows (B, ...) of the samples `ids`."""
         return records.labelled(self.store, ids, order=self.order, plan=self.buckets)
 
     def blank(self, rows: int) -> Batch:
+        """Return rows of zeros with the names, shapes and types of `arrays`."""
         shape = rows, self.config.model.context
         whole = {name: np.zeros(shape, np.int32) for name in ("inputs_BT", "kinds_BT")}
         each = {"labels_B": np.zeros(rows, np.int32), "weights_B": np.zeros(rows, np.float32)}
         return whole | each | {"real_BT": np.zeros(shape, np.float32)}
 
     def logits(self, params: Any, batch: Mapping[str, Any], *, rng: Array | None = None, train: bool) -> Array:
-        """Of each row, for each label (B, C)."""
+        """Return the logits (B, C) of each row and label."""
         settings = {name: batch[name] for name in ("kinds_BT", "real_BT")}
         return losses.apply(self.model, params, batch["inputs_BT"], rng=rng, train=train, **settings)
 
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
+        """Return the loss sum, the weight sum and further sums of a batch."""
         logits_BC, weights_B = self.logits(params, batch, rng=rng, train=train), batch["weights_B"]
         smoothing = self._objective.label_smoothing if train else 0.0
         loss, hits = losses.classified(logits_BC, batch["labels_B"], weights_B, label_smoothing=smoothing)
         return Loss(loss, jnp.sum(weights_B), {"accuracy": hits})
 
     def by_row(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Return the loss sum (B) and the weight (B) of each row, without regularisation."""
         log_BC = jax.nn.log_softmax(self.logits(params, batch, train=False))
         target_B, weights_B = jnp.take_along_axis(log_BC, batch["labels_B"][:, None], axis=-1)[:, 0], batch["weights_B"]
         return -weights_B * target_B, weights_B
 
     def measure(self, params: Any, batch: Mapping[str, Array], carry: Any) -> tuple[dict[str, Array], Any]:
-        """Also, for each label c, how many rows have it (`has_c`), are given it (`given_c`), and both (`both_c`)."""
+        """Return sums over a validation microbatch, with counts for the F1 score.
+
+        For each label c: `has_c` counts the rows with this label, `given_c` the rows predicted as c, and `both_c`
+        the rows where label and prediction are c.
+        """
         logits_BC, weights_B, labels_B = self.logits(params, batch, train=False), batch["weights_B"], batch["labels_B"]
         loss, hits = losses.classified(logits_BC, labels_B, weights_B)
         sums = {"loss": loss, "weight": jnp.sum(weights_B), "accuracy": hits}
@@ -87,7 +97,10 @@ class Classification(RecordsObjective):
         return sums, carry
 
     def scores(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """`val_loss` in nats a record, `val_accuracy`, `val_f1`: the mean over labels of 2 both / (has + given)."""
+        """Return `val_loss` (nats per record), `val_accuracy` and `val_f1`.
+
+        `val_f1` is the mean over labels of 2 both / (has + given).
+        """
         f1 = [
             2 * totals[f"both_{label}"] / max(totals[f"has_{label}"] + totals[f"given_{label}"], 1)
             for label in range(len(self._objective.labels))
@@ -96,12 +109,13 @@ class Classification(RecordsObjective):
         return super().scores(totals) | {"val_accuracy": accuracy, "val_f1": float(np.mean(f1))}
 
     def baselines(self) -> dict[str, float]:
-        """How often the most frequent label of the training records is right."""
+        """Return the accuracy of always predicting the most frequent training label."""
         train, held = (np.asarray(self.store.streams[f"{side}-label"].ids) for side in ("train", "validation"))
         most = np.bincount(train).argmax()
         return {"most_frequent_label_accuracy": float(np.mean(held == most))}
 
     def sample(self, params: Any) -> str:
+        """Return sample outputs of the model as text, for inspection."""
         batch = next(iter(self.validation()))
         names = self._objective.labels
         logits_BC = jax.jit(partial(self.logits, train=False))(params, batch)
@@ -122,6 +136,7 @@ class Classification(RecordsObjective):
         return "\n".join(f"{chances_C[i]:6.1%}  {self._objective.labels[i]}" for i in order)
 
     def row_text(self, rows: Batch, row: int) -> str:
+        """Return a row of a batch as text."""
         return f"{self._objective.labels[int(rows['labels_B'][row])]}: {self._row(rows, row)}"
 
     def _row(self, rows: Batch, row: int) -> str:

@@ -42,8 +42,9 @@ def causal(
     batch: `inputs_BT`, `targets_BT` int32, `weights_BT` float32, and for packed rows `segments_BT`,
     `positions_BT`. Each token adds weight * (cross-entropy in nats + z_loss * log(Z)^2) (PaLM, section 5).
     The metrics are the same weighted sums of `cross_entropy` alone and of `accuracy` (the target's logit is
-    the largest). `rng` is for dropout, used only when `train`. `carry`: what a recurrent model goes on with.
-    With `config.chunk` (GPT) only so many tokens have logits at once; the gradient computes them again.
+    the largest). `rng` is for dropout, used only when `train`. `carry`: initial state of a recurrent model.
+    With `config.chunk` (GPT), the logits of at most `chunk` tokens are materialized at a time; the gradient
+    recomputes them.
     """
     found, carry = _read(model, params, batch, rng=rng, train=train, carry=carry, chunk=config.chunk)
     with jax.named_scope("loss"):
@@ -106,7 +107,7 @@ def _read_in_chunks(model: gpt.GPT, params: Any, x_BTD: Array, targets_BT: Array
     """The same of a model's features, for about `chunk` tokens at a time, at least one of each row.
 
     A chunk takes positions of all rows, and of every part into which a mesh divides them, so that each device computes
-    with what it has. Where parameters are divided (FSDP), each chunk gathers the output layer anew.
+    with what it has. Where parameters are divided (FSDP), each chunk gathers the output layer again.
     """
     layout, (B, T) = axes.current(), targets_BT.shape
     J = 1 if layout is None or T % layout.size("sequence") else layout.size("sequence")
@@ -226,7 +227,7 @@ def _by_row(logits_BTV: Array, targets_BT: Array, weights_BT: Array) -> tuple[Ar
 def classified(
     logits_BC: Array, labels_B: Array, weights_B: Array, *, label_smoothing: float = 0.0
 ) -> tuple[Array, Array]:
-    """Cross-entropy sum in nats (smoothed as in `translation`) and the sum of the weights of rows told right."""
+    """Cross-entropy sum in nats (smoothed as in `translation`) and the weight sum of correctly classified rows."""
     logits_BC = _wide(logits_BC)
     log_BC = jax.nn.log_softmax(logits_BC)
     target_B = jnp.take_along_axis(log_BC, labels_B[:, None], axis=-1)[:, 0]
@@ -236,11 +237,10 @@ def classified(
 
 @jax.custom_vjp
 def log_z_and_target(logits_BTV: Array, targets_BT: Array) -> tuple[Array, Array]:
-    """log Z = log sum exp(logits) and the target's logit, both (B, T); cross-entropy in nats is their
-    difference.
+    """Return log Z = log sum exp(logits) and the target's logit, both (B, T).
 
-    Its own gradient needs nothing but the logits and log Z and is written in one pass; XLA's keeps the
-    exponentials and scatters.
+    Their difference is the cross-entropy in nats. The custom gradient needs only the logits and log Z and is written
+    in one pass; the gradient that XLA derives stores the exponentials and scatters.
     """
     return _forward(logits_BTV, targets_BT)[0]
 

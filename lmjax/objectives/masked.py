@@ -1,4 +1,4 @@
-"""Learning to fill in masked tokens and to tell whether a passage goes on (BERT).
+"""Masked-token and next-passage prediction (BERT).
 
 Shapes: B rows, T positions, P places that are predicted.
 """
@@ -33,6 +33,7 @@ class Masked(TextObjective):
 
     @classmethod
     def build(cls, config: Config, store: Store) -> "Masked":
+        """Build the objective from a resolved configuration and its prepared data."""
         masking.facts(store.tokenizer)  # a tokenizer that cannot do it is answered here
         return cls(config, store, registry.build(config.model), sample_order(config, store))
 
@@ -46,10 +47,12 @@ class Masked(TextObjective):
         return masking.facts(self.store.tokenizer)
 
     def example(self) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Return positional and named arrays that the model accepts."""
         one = jnp.zeros((1, 1), jnp.int32)
         return (one,), {"kinds_BT": one, "real_BT": one}
 
     def arrays(self, ids: np.ndarray) -> Batch:
+        """Return the rows (B, ...) of the samples `ids`."""
         return masking.masked(
             self.store.sources,
             ids,
@@ -61,6 +64,7 @@ class Masked(TextObjective):
         )
 
     def blank(self, rows: int) -> Batch:
+        """Return rows of zeros with the names, shapes and types of `arrays`."""
         context = self.config.model.context
         whole, some = (rows, context), (rows, masking.predictions(context, self._objective.rate))
         shapes = {"inputs_BT": whole, "kinds_BT": whole, "real_BT": whole, "places_BP": some, "targets_BP": some}
@@ -70,6 +74,7 @@ class Masked(TextObjective):
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
+        """Return the loss sum, the weight sum and further sums of a batch."""
         return Loss(*losses.masked(self.model, params, batch, rng=rng, train=train))
 
     def by_row(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
@@ -77,6 +82,7 @@ class Masked(TextObjective):
         return losses.masked_by_row(self.model, params, batch)
 
     def validation(self) -> Iterator[Batch]:
+        """Yield the complete validation split as microbatches."""
         return masking.validation(
             self.store.validation,
             context=self.config.model.context,
@@ -147,4 +153,5 @@ class Masked(TextObjective):
         return token(guess) if guess == target else f"{token(guess)} (was {token(target)})"
 
     def row_text(self, rows: Batch, row: int) -> str:
+        """Return a row of a batch as text."""
         return self.store.tokenizer.decode(rows["inputs_BT"][row][rows["real_BT"][row] > 0])

@@ -1,4 +1,4 @@
-"""What every task has: the interface between a run and what it learns."""
+"""Interface between a run and its objective."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,95 +20,107 @@ Sums = dict[str, Array]
 
 
 class Loss(NamedTuple):
-    """Sums over a batch: of the loss, of its weights, and further ones; `carry` is what a recurrent model goes on
-    with (None: nothing)."""
+    """Sums over a batch, and the carry for the next batch."""
 
+    #: Sum of the loss.
     loss: Array
+    #: Sum of the weights.
     weight: Array
+    #: Further sums, by metric name.
     sums: Sums
+    #: State with which a recurrent model starts the next batch, or None.
     carry: Any = None
 
 
 @dataclass(frozen=True, eq=False)
 class Objective(ABC):
-    """What a run learns, of a resolved configuration: pure functions of the prepared data, the seed and the parameters.
+    """Training objective of a resolved configuration.
 
-    model: a Linen module whose `init` takes the arrays of `example()`. order: which sample stands at which position.
+    All methods are pure functions of the prepared data, the seed and the parameters.
     """
 
     config: Config
     store: Store
+    #: Linen module whose `init` takes the arrays of `example()`.
     model: nn.Module
+    #: Maps positions to samples.
     order: Order
 
-    apart: ClassVar[bool] = True  # a row of `arrays` does not depend on the others: some can be made without the rest
+    #: Whether a row of `arrays` is independent of the other rows, so that each process can build its own rows.
+    apart: ClassVar[bool] = True
 
     # ---- Training ----------------------------------------------------------------------------------------------
 
     def example(self) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        """Arrays, and named ones, that the model can be called with."""
+        """Return positional and named arrays that the model accepts."""
         return (jnp.zeros((1, 1), jnp.int32),), {}
 
     @abstractmethod
     def arrays(self, ids: np.ndarray) -> Batch:
-        """The rows (B, ...) of these samples."""
+        """Return the rows (B, ...) of the samples `ids`."""
 
     @abstractmethod
     def blank(self, rows: int) -> Batch:
-        """Rows of zeros, shaped and typed as those of `arrays`; reads no data. Records are as long as the context."""
+        """Return rows of zeros with the names, shapes and types of `arrays`.
+
+        Reads no data. Records have the length of the context.
+        """
 
     def share(self, rows: Batch) -> float:
-        """The share of a whole sample's tokens that these rows have places for."""
+        """Return the share of a full-length sample's tokens that these rows have places for."""
         return 1.0
 
     @abstractmethod
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
-        """The loss of a batch, its weights and further sums, to be divided by the weight."""
+        """Return the sums of a batch: loss, weight, and further sums to divide by the weight."""
 
     @abstractmethod
     def by_row(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        """Loss sums (B) and weights (B) of each row, without dropout and regularisation."""
+        """Return loss sums (B) and weights (B) per row, without dropout and regularisation."""
 
     def begin(self, rows: tuple[int, ...]) -> Any:
-        """What the rows of the first batch go on with: a tree of arrays (*rows, ...); None: nothing."""
+        """Return the carry of the first batch: a tree of arrays (*rows, ...), or None."""
         return None
 
     # ---- Measuring ---------------------------------------------------------------------------------------------
 
     @abstractmethod
     def validation(self) -> Iterator[Batch]:
-        """The whole validation split as microbatches."""
+        """Yield the complete validation split as microbatches."""
 
     def measure(self, params: Any, batch: Mapping[str, Array], carry: Any) -> tuple[Sums, Any]:
-        """Sums over a microbatch of the validation split, for `scores`, and the next carry."""
+        """Return sums over a validation microbatch, for `scores`, and the next carry."""
         found = self.loss(params, batch, carry=carry, train=False)
         return {"loss": found.loss, "weight": found.weight, **found.sums}, found.carry
 
     def scores(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """The metrics of sums over the split, named `val_...`; `val_loss` is in nats per predicted token or row."""
+        """Return metrics named `val_...` from the sums over the split.
+
+        `val_loss` is in nats per predicted token or row.
+        """
         return {"val_loss": totals["loss"] / totals["weight"]}
 
     def finish(self, params: Any) -> dict[str, float]:
-        """What is measured once, at the end: scores that take decoding, named `val_...`."""
+        """Return scores that need decoding, named `val_...`; called once, at the end of a run."""
         return {}
 
     def baselines(self) -> dict[str, float]:
-        """What simple means reach on the same split, by the metric's name."""
+        """Return the scores of simple baselines on the validation split, by metric name."""
         return {}
 
     def sample(self, params: Any) -> str:
-        """What the model makes of something, to look at."""
+        """Return sample outputs of the model, for inspection."""
         return ""
 
     @property
     def epoch(self) -> int:
-        """The tokens that an epoch counts for."""
+        """Number of training tokens in an epoch."""
         return sum(len(tokens.ids) for tokens in self.store.sources)
 
     def describe(self) -> list[str]:
-        """What there is to read, a line each."""
+        """Describe the prepared data, one line per fact."""
         store = self.store
         tokens = f"{self.epoch:,} for training, {len(store.validation.ids):,} for validation"
         return [f"tokens: {tokens}, {store.tokenizer.vocab_size:,} in the vocabulary"]
@@ -119,26 +131,36 @@ class Objective(ABC):
 
     @abstractmethod
     def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
-        """What the trained model makes of a text; reads no data. `settings` are those of `generate`."""
+        """Return the output of the trained model for a prompt; reads no training data.
+
+        Args:
+            params: Parameters of the model.
+            prompt: Input text.
+            tokenizer: Tokenizer of the run.
+            **settings: Sampling settings, as for `generate`.
+        """
 
     # ---- Where samples come from -------------------------------------------------------------------------------
 
     @abstractmethod
     def row_text(self, rows: Batch, row: int) -> str:
-        """A row as it was computed with, as text."""
+        """Decode a row of a batch to text."""
 
     @abstractmethod
     def documents_of(self, sample: int) -> list[tuple[int, int]]:
-        """(source, document) of every document that a sample reads, counted from 0 in the training split."""
+        """Return (source, document) of every document that a sample reads.
+
+        Documents are counted from 0 in the training split.
+        """
 
     @abstractmethod
     def place(self, sample: int) -> str:
-        """The documents of a sample in words."""
+        """Describe the documents of a sample."""
 
     @abstractmethod
     def beginning(self, source: int, document: int, count: int) -> str:
-        """The first `count` tokens of a document as text."""
+        """Return the first `count` tokens of a document as text."""
 
     def source_name(self, source: int) -> str:
-        """What the store calls a source."""
+        """Return the name of a source in the store."""
         return self.store.manifest["sources"][source]["name"]

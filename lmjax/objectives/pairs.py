@@ -36,12 +36,15 @@ class RecordsObjective(Objective):
         return bucket_order(plan, data, seed=config.seed, group=int(np.gcd.reduce(sizes))), plan
 
     def documents_of(self, sample: int) -> list[tuple[int, int]]:
+        """Return (source, document) of every document that a sample reads."""
         return [(0, self._record(sample))]
 
     def place(self, sample: int) -> str:
+        """Describe the documents of a sample in words."""
         return f"record {self._record(sample)}"
 
     def beginning(self, source: int, document: int, count: int) -> str:
+        """Return the first `count` tokens of a document as text."""
         return " | ".join(text[: 2 * count] for text in records.text_of(self.store, "train", document))
 
     def source_name(self, source: int) -> str:
@@ -49,16 +52,20 @@ class RecordsObjective(Objective):
 
     @property
     def epoch(self) -> int:
+        """Number of tokens in one epoch."""
         return sum(map(len, self.buckets.members)) * registry.tokens(self.config.model)
 
     def share(self, rows: Batch) -> float:
+        """Return the share of a full-length sample's tokens that these rows have places for."""
         places = sum(rows[name].shape[1] for name in ("source_BS", "inputs_BT") if name in rows)
         return places / registry.tokens(self.config.model)
 
     def describe(self) -> list[str]:
+        """Describe the prepared data, one line per fact."""
         return records.describe(self.store, plan=self.buckets)
 
     def validation(self) -> Iterator[Batch]:
+        """Yield the complete validation split as microbatches."""
         return records.validation(self.store, plan=self.buckets, microbatch=self.config.batch.microbatch)
 
     @property

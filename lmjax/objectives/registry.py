@@ -1,4 +1,4 @@
-"""From a configuration to its task."""
+"""Registry of objectives."""
 
 from typing import Any
 
@@ -26,12 +26,16 @@ def _kind(config: Config) -> Any:
 
 
 def build_objective(config: Config, store: Store) -> Objective:
-    """The task of a resolved configuration. UserError: settings that do not fit each other or the data."""
+    """Build the objective of a resolved configuration.
+
+    Raises:
+        UserError: The settings contradict each other or the data.
+    """
     return _kind(config).build(config, store)
 
 
 def objective_without_data(config: Config) -> Objective:
-    """The task with its model, to load and use parameters; what reads samples is not there."""
+    """Build the objective with its model only, to load and use parameters; it reads no samples."""
     kind = _kind(config)
     model = Classification.model_of(config) if kind is Classification else registry.build(config.model)
     nothing: Any = None

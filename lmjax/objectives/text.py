@@ -18,13 +18,16 @@ BASELINE_TOKENS = 20_000_000
 
 
 def data_of(config: Config) -> DataConfig:
-    """The data of a configuration whose task reads text."""
+    """Return the data section of a configuration whose objective reads text."""
     assert isinstance(config.data, DataConfig)
     return config.data
 
 
 def sample_order(config: Config, store: Store, *, streams: int = 0) -> Order:
-    """Which window stands at which position. With `streams` the windows of an epoch are a multiple of it, in order."""
+    """Build the order of windows.
+
+    With `streams` > 0, the number of windows of an epoch is a multiple of `streams`, and windows are not shuffled.
+    """
     context, data = config.model.context, data_of(config)
     weights = tuple(source.weight for source in data.mixture) or (1.0,)
     changes = ((0, weights), *((token // context, shares) for token, shares in data.mixture_changes))
@@ -44,10 +47,12 @@ class TextObjective(Objective):
     """Samples are windows of the store's sources."""
 
     def row_text(self, rows: Batch, row: int) -> str:
+        """Return a row of a batch as text."""
         ids = np.concatenate([rows["inputs_BT"][row], rows["targets_BT"][row, -1:]])
         return self.store.tokenizer.decode(ids)
 
     def documents_of(self, sample: int) -> list[tuple[int, int]]:
+        """Return (source, document) of every document that a sample reads."""
         source, start = self._start(sample)
         starts, size = self.store.sources[source].starts, len(self.store.sources[source].ids)
         stop = start + self.config.model.context  # the last token read, as a target
@@ -56,7 +61,7 @@ class TextObjective(Objective):
         return [(source, int(document)) for document in documents]
 
     def place(self, sample: int) -> str:
-        """The documents of a sample in words, and where it begins in the first."""
+        """Describe the documents of a sample and the offset of its first token."""
         found = self.documents_of(sample)
         source, start = self._start(sample)
         offset = start - int(self.store.sources[source].starts[found[0][1]])
@@ -64,12 +69,13 @@ class TextObjective(Objective):
         return f"document {found[0][1]} from its token {offset:,}{last}"
 
     def beginning(self, source: int, document: int, count: int) -> str:
+        """Return the first `count` tokens of a document as text."""
         tokens = self.store.sources[source]
         start = int(tokens.starts[document])
         return self.store.tokenizer.decode(tokens.ids[start : start + count])
 
     def _start(self, sample: int) -> tuple[int, int]:
-        """Source and first token of a sample."""
+        """Return the source and the first token of a sample."""
         source, start = self._begin(sample)
         return int(source), int(start)
 

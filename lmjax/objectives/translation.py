@@ -27,6 +27,7 @@ class Translation(RecordsObjective):
 
     @classmethod
     def build(cls, config: Config, store: Store) -> "Translation":
+        """Build the objective from a resolved configuration and its prepared data."""
         order, plan = cls._parts(config, store)
         return cls(config, store, registry.build(config.model), order, plan)
 
@@ -36,13 +37,16 @@ class Translation(RecordsObjective):
         return self.config.objective
 
     def example(self) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Return positional and named arrays that the model accepts."""
         one = jnp.zeros((1, 1), jnp.int32)
         return (one, one), {}
 
     def arrays(self, ids: np.ndarray) -> Batch:
+        """Return the rows (B, ...) of the samples `ids`."""
         return records.pairs(self.store, ids, order=self.order, plan=self.buckets)
 
     def blank(self, rows: int) -> Batch:
+        """Return rows of zeros with the names, shapes and types of `arrays`."""
         shape, kinds = (rows, self.config.model.context), {"source_mask_BS": np.float32, "weights_BT": np.float32}
         names = ("source_BS", "source_mask_BS", "inputs_BT", "targets_BT", "weights_BT")
         return {name: np.zeros(shape, kinds.get(name, np.int32)) for name in names}
@@ -50,19 +54,21 @@ class Translation(RecordsObjective):
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
+        """Return the loss sum, the weight sum and further sums of a batch."""
         smoothing = self._objective.label_smoothing if train else 0.0  # measured without
         found = losses.translation(self.model, params, batch, rng=rng, label_smoothing=smoothing, train=train)
         return Loss(*found)
 
     def by_row(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Return the loss sum (B) and the weight (B) of each row, without regularisation."""
         return losses.translation_by_row(self.model, params, batch)
 
     def scores(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """`val_loss` in nats per target token, without smoothing, and the share of tokens that are told right."""
+        """Return `val_loss` (nats per target token, without smoothing) and `val_accuracy`."""
         return super().scores(totals) | {"val_accuracy": totals["accuracy"] / totals["weight"]}
 
     def finish(self, params: Any) -> dict[str, float]:
-        """`val_exact`: the share of pairs translated exactly; `val_bleu` (sacrebleu's, 0 to 100)."""
+        """Return `val_exact`, the share of exact translations, and sacrebleu's `val_bleu` (0 to 100)."""
         import sacrebleu
 
         found = list(self._translated(params, self._objective.scored))
@@ -71,16 +77,18 @@ class Translation(RecordsObjective):
         return {"val_exact": exact, "val_bleu": sacrebleu.corpus_bleu(made, [targets]).score}
 
     def sample(self, params: Any) -> str:
+        """Return sample outputs of the model as text, for inspection."""
         lines = [f"{source}\n  -> {made}\n  ({target})" for source, target, made in self._translated(params, SHOWN)]
         return "\n".join(lines)
 
     def row_text(self, rows: Batch, row: int) -> str:
+        """Return a row of a batch as text."""
         source = rows["source_BS"][row][rows["source_mask_BS"][row] > 0]
         target = rows["targets_BT"][row][rows["weights_BT"][row] > 0]
         return " -> ".join(self._text(ids) for ids in (source, target))
 
     def _translated(self, params: Any, most: int) -> Iterator[tuple[str, str, str]]:
-        """(source, target, what the model makes of it) of the validation split's records, evenly spread if `most`."""
+        """Yield (source, target, translation) of validation records: all, or `most` of them evenly spread."""
         count = int(sum(map(len, self.buckets.validation)))
         wanted = set(np.linspace(0, count - 1, min(most, count) or count).astype(int).tolist()) if most else None
         number, end = 0, self.store.tokenizer.end_of_text or 0
@@ -110,7 +118,11 @@ class Translation(RecordsObjective):
         )
 
     def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
-        """The prompt, translated as `objective.beam` says. UserError: it is too long."""
+        """Translate a prompt with `objective.beam` beams.
+
+        Raises:
+            UserError: The prompt is longer than `model.context`.
+        """
         end, text = tokenizer.end_of_text or 0, prompt.lower() if self._lowercase else prompt
         ids = [*tokenizer.encode(text), end]
         if len(ids) > self.config.model.context:

@@ -112,7 +112,7 @@ def _check_batch(batch: BatchConfig, train: TrainConfig, unit: int) -> None:
         if value < 0:
             raise UserError(f"{key} = {value} must not be negative")
     if train.updates == train.tokens == 0:
-        raise UserError("train.updates and train.tokens are both 0; set one of them to the length of the run")
+        raise UserError("train.updates and train.tokens are both 0; set train.updates or train.tokens")
     if batch.microbatch < 1:
         raise UserError(f"batch.microbatch = {batch.microbatch} must be at least 1 sequence")
     if not points:

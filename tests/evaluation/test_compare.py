@@ -90,5 +90,5 @@ def test_only_what_both_have_is_compared() -> None:
 
 
 def test_results_with_nothing_in_common_are_refused() -> None:
-    with pytest.raises(UserError, match=r"one result has task@1, the other task@5; evaluate both with the same tasks"):
+    with pytest.raises(UserError, match=r"one has task@1, the other task@5; evaluate both with the same tasks"):
         compare_results(made("a", [1.0]), made("b", [1.0], shots=5))

@@ -263,9 +263,9 @@ def test_what_is_asked_twice_is_computed_once(rough: LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"shots": ()}, "give different numbers"),
-        ({"shots": (1, 1)}, "give different numbers"),
-        ({"shots": (-1,)}, "each at least 0"),
+        ({"shots": ()}, "numbers of examples must be distinct"),
+        ({"shots": (1, 1)}, "numbers of examples must be distinct"),
+        ({"shots": (-1,)}, "and at least 0"),
         ({"seeds": 0}, "at least 1"),
         ({"limit": -1}, "at least 0"),
     ],
@@ -280,7 +280,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_computed(rough: Lang
         evaluate(rough, [capitals("choose")], Settings(shots=(24,)))
     with pytest.raises(UserError, match="takes no examples"):
         evaluate(rough, [capitals("perplexity")], Settings(shots=(1,)))
-    with pytest.raises(UserError, match="the same task is named twice"):
+    with pytest.raises(UserError, match="a task is named twice"):
         evaluate(rough, [capitals("choose"), capitals("choose")])
     with pytest.raises(UserError, match="antonyms"):
         evaluate(rough, ["antonym"])

@@ -75,11 +75,11 @@ def test_batches_drawn_together_are_those_drawn_one_by_one(name: str, corpus: Pa
 
 def test_processes_that_cannot_be_found_are_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))  # which is added to
-    with pytest.raises(UserError, match=r"parallel\.distributed=true, but Slurm.*JAX_COORDINATOR_ADDRESS"):
+    with pytest.raises(UserError, match=r"parallel\.distributed=true, but no Slurm.*JAX_COORDINATOR_ADDRESS"):
         processes.connect(ParallelConfig(distributed=True))
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    with pytest.raises(UserError, match=r"cannot be joined \(invalid literal.*'two'\).* for a run of one"):
+    with pytest.raises(UserError, match=r"cannot connect \(invalid literal.*'two'\).* for a single process"):
         processes.connect(ParallelConfig())
 
 

@@ -1,7 +1,8 @@
-"""The container format GGUF, version 2 and 3: a header of metadata and tensor descriptions, then the tensors' bytes.
+"""The container format GGUF, versions 2 and 3.
 
-Every count, length and offset in the header is checked against the size of the file before anything of that size is
-read, so that a file that is damaged or made up costs no more time and memory than its size is worth.
+A file has a header of metadata and tensor descriptions, followed by the tensors' bytes. Every count, length and offset
+of the header is checked against the size of the file before data of that size is read: a damaged or malicious file
+costs no more time and memory than its size justifies.
 """
 
 import math
@@ -18,11 +19,11 @@ import numpy as np
 from lmjax.config import UserError
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
-_ALIGNMENT = 32  # of the tensors' bytes, unless the metadata say otherwise
-_AXES = 4  # of a tensor, at most
-_LONGEST = 255  # characters of a name, at most
+_ALIGNMENT = 32  # of the tensors' bytes; the metadata can override it
+_AXES = 4  # maximum number of axes of a tensor
+_LONGEST = 255  # maximum number of characters of a name
 
-# The types of metadata by number: scalars as `struct` and NumPy know them, and the two kinds that have a length.
+# The types of metadata by number: scalars as format characters of `struct` and NumPy, and two types with a length.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY, _SINGLE = 8, 9, 6
 
@@ -31,18 +32,23 @@ T = TypeVar("T", bool, int, float, str)
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """An array as the file has it. shape: in NumPy's order (rows first). type: ggml's number of its format.
+    """A tensor in the format of the file."""
 
-    rows: its bytes, uint8 (rows, bytes of a row), where a row runs along the last axis; a view of the mapped file.
-    """
-
+    #: Name of the tensor.
     name: str
+    #: Shape in NumPy's order (rows first).
     shape: tuple[int, ...]
+    #: ggml's number of the format.
     type: int
+    #: Bytes, uint8 (rows, bytes of a row), a view of the mapped file; a row runs along the last axis.
     rows: np.ndarray
 
     def floats(self, rows: slice = slice(None)) -> np.ndarray:
-        """Some rows as float32, (rows, last axis) or a vector. UserError: an unknown format; values not finite."""
+        """Dequantize rows to float32, (rows, last axis) or a vector.
+
+        Raises:
+            UserError: The format is unknown, or values are not finite.
+        """
         quants = library().quants
         format = library().GGMLQuantizationType(self.type)
         try:
@@ -60,14 +66,20 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """metadata: numbers, booleans, strings, lists of strings and arrays of numbers, by key. tensors: by name."""
+    """The content of a GGUF file."""
 
+    #: Numbers, booleans, strings, lists of strings and arrays of numbers, by key.
     metadata: dict[str, Any]
+    #: Tensors by name.
     tensors: dict[str, Tensor]
 
 
 def entry(metadata: dict[str, Any], key: str, default: T | None = None, *, kind: type[T]) -> T:
-    """A scalar of the metadata. UserError: it is of another type, or missing without a default."""
+    """Read a scalar of the metadata.
+
+    Raises:
+        UserError: It has another type, or is missing and has no default.
+    """
     value = metadata.get(key, default)
     if value is None:
         raise UserError(f"{key} is missing from the metadata")
@@ -77,12 +89,16 @@ def entry(metadata: dict[str, Any], key: str, default: T | None = None, *, kind:
 
 
 def shown(value: Any) -> str:
-    """A metadata value for a message, on one line."""
+    """Format a metadata value for a message, on one line."""
     return repr(value)[:80] if isinstance(value, (bool, int, float, str)) else f"<{type(value).__name__}>"
 
 
 def library() -> ModuleType:
-    """The package gguf. UserError: it is not installed."""
+    """Import the package gguf.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
         import gguf
     except ImportError:
@@ -91,7 +107,11 @@ def library() -> ModuleType:
 
 
 def read(path: Path) -> Content:
-    """The content of a file, its tensors mapped and not yet read. UserError: it is not a sound GGUF file."""
+    """Read the header of a file and map its tensors.
+
+    Raises:
+        UserError: It is not a valid GGUF file.
+    """
     if not path.is_file():
         raise UserError("this is not a file")
     if path.stat().st_size < 24:
@@ -104,7 +124,7 @@ def read(path: Path) -> Content:
     version = cursor.number("I")
     if version not in _VERSIONS:
         known = " and ".join(map(str, _VERSIONS))
-        raise UserError(f"it is of version {version} (or big-endian); versions {known} can be read: convert it anew")
+        raise UserError(f"it has version {version} (or is big-endian); lmjax reads versions {known}: convert it again")
     tensors, entries = cursor.number("Q"), cursor.number("Q")
     cursor.expect(tensors, 24, "tensors")
     cursor.expect(entries, 13, "entries of metadata")
@@ -114,12 +134,12 @@ def read(path: Path) -> Content:
 
 
 def _unique(pairs: Iterator[tuple[str, Any]], what: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in by_name:
             raise UserError(f"it has the {what} '{name}' twice")
-        found[name] = value
-    return found
+        by_name[name] = value
+    return by_name
 
 
 def _placed(described: dict[str, Any], data: np.ndarray, end: int, metadata: dict[str, Any]) -> dict[str, Tensor]:
@@ -140,13 +160,13 @@ def _placed(described: dict[str, Any], data: np.ndarray, end: int, metadata: dic
         total += count * width
         first = start + offset
         if first + count * width > len(data) or total > len(data):
-            raise UserError(f"tensor '{name}' lies beyond the end of the file; it is cut short or damaged")
+            raise UserError(f"tensor '{name}' extends beyond the end of the file; it is cut short or damaged")
         tensors[name] = Tensor(name, shape, type_, data[first : first + count * width].reshape(count, width))
     return tensors
 
 
 class _Cursor:
-    """Reads one value of the header after the other, little-endian."""
+    """Sequential reader of the header's little-endian values."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
@@ -157,7 +177,7 @@ class _Cursor:
         return self.data[self.at - size : self.at]
 
     def expect(self, count: int, size: int, what: str) -> None:
-        """UserError unless what is left of the file has room for `count` things of at least `size` bytes."""
+        """Check that the rest of the file can hold `count` items of at least `size` bytes."""
         left = len(self.data) - self.at
         if count * size > left:
             raise UserError(
@@ -176,11 +196,11 @@ class _Cursor:
     def name(self) -> str:
         name = self.string()
         if not name.isprintable() or not 0 < len(name) <= _LONGEST:
-            raise UserError(f"the name that ends at byte {self.at} is none; the file is damaged")
+            raise UserError(f"the name that ends at byte {self.at} is invalid; the file is damaged")
         return name
 
     def value(self, type: int) -> Any:
-        """A metadata value. Single precision becomes the shortest number that rounds to it: 1e-05."""
+        """A metadata value; single precision as the shortest number that rounds to it (1e-05)."""
         if type == _STRING:
             return self.string()
         if type == _SINGLE:
@@ -200,7 +220,7 @@ class _Cursor:
         return np.frombuffer(self.take(count * dtype.itemsize), dtype).copy()
 
     def tensor(self) -> tuple[str, tuple[tuple[int, ...], int, int]]:
-        """Name -> (shape, format, offset). The file has the axes in the order opposite to NumPy's."""
+        """Name -> (shape, format, offset) of a tensor; the file reverses NumPy's order of axes."""
         name, axes = self.name(), self.number("I")
         if not 1 <= axes <= _AXES:
             raise UserError(f"tensor '{name}' has {axes} axes; 1 to {_AXES} are possible")

@@ -1,9 +1,9 @@
-"""GGUF files, the format of llama.cpp, as language models: LLaMA and Mistral, Qwen2, Qwen3 and GPT-2.
+"""Import of GGUF files of llama.cpp: LLaMA and Mistral, Qwen2, Qwen3 and GPT-2.
 
 Legend: D width, H heads, G key heads, K head size, M MLP width.
 
-Quantised weights are made float32 by the gguf library, one tensor at a time. What a file asks of a model that GPT has
-not is refused, never passed over.
+The gguf library dequantizes weights to float32, one tensor at a time. A setting that lmjax's GPT does not support is an
+error; it is never ignored.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from lmjax.models.gpt import GPT
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
 
-# Settings that are read below or change nothing, and those that must have the one value that GPT has.
+# Settings that are read below or have no effect, and settings that must have the value that GPT supports.
 _SIZES = {"block_count", "embedding_length", "feed_forward_length", "context_length", "vocab_size"}
 _HEADS = {"head_count", "head_count_kv", "key_length", "value_length", "sliding_window"}
 _EPSILONS = {"attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"}
@@ -37,13 +37,18 @@ _NOTES = {"tensor_data_layout", "rope.scaling.original_context_length", "rope.sc
 _READ = _SIZES | {f"attention.{key}" for key in _HEADS} | _EPSILONS | {f"rope.{key}" for key in _ROPE} | _NOTES
 _FIXED = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "rope.scaling.attn_factor": 1.0}
 
-_LLAMA3 = 1.0, 4.0, 8192.0  # low, high and old context of the stretched positions in all Llama 3.1 to 3.3
+_LLAMA3 = 1.0, 4.0, 8192.0  # low, high and old context of the scaled positions of Llama 3.1 to 3.3
 
 
 def load(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> LanguageModel:
-    """The model and tokenizer in a file, with float32 parameters scanned over layers. dtype: of the matrix products.
+    """Load the model and tokenizer of a file, with float32 parameters stacked over layers.
 
-    UserError: a file that is damaged, or of a model that GPT cannot be; the package gguf is not installed.
+    Args:
+        path: The file.
+        dtype: Dtype of the matrix products.
+
+    Raises:
+        UserError: The file is damaged, its model is not supported, or the package gguf is not installed.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -68,7 +73,7 @@ def _config(content: Content, dtype: Literal["float32", "bfloat16"]) -> GPTConfi
     architecture = entry(content.metadata, "general.architecture", kind=str)
     if architecture not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
-        raise UserError(f"general.architecture={shown(architecture)} is none of those that can be read: {known}")
+        raise UserError(f"general.architecture={shown(architecture)} is not supported; supported: {known}")
     settings = _Settings(architecture, content.metadata)
     settings.refuse_unknown()
     width, heads = settings.whole("embedding_length"), settings.whole("attention.head_count")
@@ -97,7 +102,7 @@ def _config(content: Content, dtype: Literal["float32", "bfloat16"]) -> GPTConfi
             f"positions that turn {turned} of the {common['head_dim']} features of a head are not supported"
         )
     config = GPTConfig(
-        context=min(context, settings.whole("attention.sliding_window", context)),  # up to which all is seen
+        context=min(context, settings.whole("attention.sliding_window", context)),  # shorter contexts need no window
         norm="rmsnorm",
         norm_epsilon=settings.real("attention.layer_norm_rms_epsilon"),
         positions="rotary",
@@ -121,7 +126,7 @@ def _rows(tensors: dict[str, Tensor], name: str) -> int:
 
 @dataclass(frozen=True)
 class _Settings:
-    """The metadata `architecture`.*"""
+    """The metadata with the prefix `architecture`."""
 
     architecture: str
     metadata: dict[str, Any]
@@ -130,7 +135,7 @@ class _Settings:
         return entry(self.metadata, f"{self.architecture}.{key}", default, kind=kind)
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A positive whole number."""
+        """A positive integer."""
         value = self.get(key, default, kind=int)
         if not 0 < value < 2**31:
             raise UserError(f"{self.architecture}.{key}={value} is not above 0 and below 2^31")
@@ -144,12 +149,12 @@ class _Settings:
         return value
 
     def refuse_unknown(self) -> None:
-        """UserError for a setting that the model has and GPT has not."""
+        """Raise a UserError for a setting that GPT does not support."""
         for name, value in self.metadata.items():
             architecture, _, key = name.partition(".")
             if architecture == self.architecture and key not in _READ:
                 if key not in _FIXED:
-                    raise UserError(f"{name}={shown(value)} is a setting that lmjax's GPT has not")
+                    raise UserError(f"{name}={shown(value)} is a setting that lmjax's GPT does not support")
                 if type(value) is not type(_FIXED[key]) or value != _FIXED[key]:
                     raise UserError(f"{name}={shown(value)} is not supported, only {_FIXED[key]}")
 
@@ -162,20 +167,20 @@ def _linear(settings: _Settings) -> tuple[float, ...]:
     factor = settings.get("rope.scaling.factor", old, kind=float) if kind == "linear" else 0.0
     if not 0 <= factor < math.inf:
         raise UserError(f"{settings.architecture}.rope.scaling.factor={factor} is not a number above 0")
-    return () if factor in (0, 1) else (factor,)  # 0 is as good as none in llama.cpp, too
+    return () if factor in (0, 1) else (factor,)  # llama.cpp treats 0 as no scaling, too
 
 
 def _llama3(config: GPTConfig, tensor: Tensor) -> tuple[float, ...]:
-    """The `rope_scaling` for frequencies divided by a vector (K/2). UserError: it is not that of any Llama 3."""
+    """The `rope_scaling` for frequency divisors (K/2); a UserError if not those of Llama 3."""
     K = config.head_dim
     if tensor.shape != (K // 2,) or config.rope_scaling:
-        raise UserError("tensor 'rope_freqs.weight' does not go with the other settings of the positions")
+        raise UserError("tensor 'rope_freqs.weight' is inconsistent with the other settings of the positions")
     divisors = tensor.floats()
     factor, (low, high, context) = float(divisors.max()), _LLAMA3
     turns = context * config.rope_theta ** (-np.arange(0, K, 2) / K) / (2 * np.pi)
-    kept = np.clip((turns - low) / (high - low), 0, 1)
-    if factor <= 0 or not np.allclose(divisors, 1 / (kept + (1 - kept) / factor), rtol=1e-4, atol=0):
-        raise UserError("tensor 'rope_freqs.weight' stretches the positions in another way than Llama 3")
+    unscaled = np.clip((turns - low) / (high - low), 0, 1)
+    if factor <= 0 or not np.allclose(divisors, 1 / (unscaled + (1 - unscaled) / factor), rtol=1e-4, atol=0):
+        raise UserError("tensor 'rope_freqs.weight' scales the positions differently from Llama 3; not supported")
     return () if factor == 1 else (factor, *_LLAMA3)
 
 
@@ -184,15 +189,17 @@ def _llama3(config: GPTConfig, tensor: Tensor) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class _Part:
-    """Where a leaf comes from: `rows` of a tensor `name` of that shape, which has one row for each feature out.
+    """The source of a leaf: rows of a tensor, which has one row for each output feature."""
 
-    heads: of so many heads the rows are in the order that llama.cpp turns them in, and we do not: see `_apart`.
-    """
-
+    #: Path of the leaf.
     leaf: str
+    #: Name of the tensor.
     name: str
+    #: Shape of the tensor.
     shape: tuple[int, ...]
+    #: First and last row of the leaf.
     rows: tuple[int, int | None] = (0, None)
+    #: Number of heads whose rows are in llama.cpp's rotary order (see `_apart`); 0: not reordered.
     heads: int = 0
 
 
@@ -213,7 +220,7 @@ def _block_parts(c: GPTConfig, architecture: str) -> list[_Part]:
         if c.norm == "layernorm":
             parts.append(_Part(f"{leaf}/bias", f"{name}.bias", (size,)))
 
-    if architecture == "gpt2":  # all three in one tensor
+    if architecture == "gpt2":  # queries, keys and values in one tensor
         ends = 0, H * K, (H + G) * K, (H + 2 * G) * K
         for name, rows in zip(("query", "key", "value"), itertools.pairwise(ends), strict=True):
             dense(f"attention/{name}", "attn_qkv", (ends[-1], D), rows)
@@ -247,9 +254,10 @@ def _outer_parts(c: GPTConfig) -> list[_Part]:
 
 
 def _sources(config: GPTConfig, content: Content) -> dict[str, tuple[_Part, list[Tensor | None]]]:
-    """For each leaf its part and tensors: one, or one a layer; None stands for a bias that the model does without.
+    """The part and the tensors of each leaf: one, or one for each layer; None: an absent bias.
 
-    UserError: a tensor is missing, has another shape, or has no place in the model.
+    Raises:
+        UserError: A tensor is missing, has another shape, or is not part of the model.
     """
     left = dict(content.tensors)
 
@@ -258,7 +266,7 @@ def _sources(config: GPTConfig, content: Content) -> dict[str, tuple[_Part, list
         if tensor is None and not name.endswith(".bias"):
             raise UserError(f"tensor '{name}' is missing")
         if tensor is not None and tensor.shape != shape:
-            raise UserError(f"tensor '{name}' is of shape {tensor.shape}, but the metadata ask for {shape}")
+            raise UserError(f"tensor '{name}' has shape {tensor.shape}, but the metadata require {shape}")
         left.pop(name, None)
         return tensor
 
@@ -293,7 +301,7 @@ def _stacked(part: _Part, tensors: list[Tensor | None]) -> Array:
 
 
 def _values(part: _Part, tensor: Tensor | None) -> np.ndarray:
-    """A leaf of one layer: kernels (in, out), all else as in the file."""
+    """A leaf of one layer: kernels transposed to (in, out), other tensors unchanged."""
     if tensor is None:
         return np.zeros(part.shape, np.float32)[slice(*part.rows)]
     x = tensor.floats(slice(*part.rows)) if len(part.shape) == 2 else tensor.floats()[slice(*part.rows)]
@@ -302,6 +310,6 @@ def _values(part: _Part, tensor: Tensor | None) -> np.ndarray:
 
 
 def _apart(x: np.ndarray, heads: int) -> np.ndarray:
-    """Rows (H K, ...) in which the two features that turn together are neighbours, as `rotate` has them: K/2 apart."""
+    """Reorder rows (H K, ...): the features of a rotary pair, adjacent in the file, K/2 apart."""
     pairs = x.reshape(heads, -1, 2, *x.shape[1:])
     return pairs.swapaxes(1, 2).reshape(x.shape)

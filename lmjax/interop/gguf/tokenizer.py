@@ -11,12 +11,11 @@ from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.vocabularies import byte_level
 from lmjax.interop.gguf.file import entry, shown
 
-_NORMAL, _UNKNOWN, _CONTROL, _OWN, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type; _OWN: text that is always one
-_LONGEST = 1024  # characters of a token, at most
-_BLANK = "\u2581"  # how SentencePiece writes a blank
+_NORMAL, _UNKNOWN, _CONTROL, _OWN, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type; _OWN: user-defined token
+_LONGEST = 1024  # maximum number of characters of a token
+_BLANK = "\u2581"  # SentencePiece's symbol for a blank
 
-# What `tokenizer.ggml.pre` calls the ways to split text into words before it is merged. Files older than the key are
-# read as GPT-2's.
+# Names of pre-tokenizers in `tokenizer.ggml.pre`. Files without this key use that of GPT-2.
 _GPT2 = ("gpt-2", "gpt2", "default", "phi-2")
 _DIGITS = ("smollm", "starcoder", "refact", "codeshell")
 _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
@@ -24,9 +23,17 @@ _QWEN2 = ("qwen2", "deepseek-r1-qwen")
 
 
 def build(metadata: dict[str, Any], vocab_size: int) -> tuple[Tokenizer, int | None, tuple[int, ...]]:
-    """The tokenizer, the id in front of a text (None: nothing), and the ids that end one.
+    """Build the tokenizer from the metadata of a GGUF file.
 
-    `vocab_size`: rows of the model's table, as many as there are tokens. UserError: anything missing or inconsistent.
+    Args:
+        metadata: The metadata.
+        vocab_size: Number of rows of the model's token embedding; it must equal the number of tokens.
+
+    Returns:
+        The tokenizer, the id that precedes every text (None: no such id), and the ids that end a text.
+
+    Raises:
+        UserError: An entry is missing or inconsistent.
     """
     kind = entry(metadata, "tokenizer.ggml.model", kind=str)
     name = entry(metadata, "tokenizer.ggml.pre", "default", kind=str)
@@ -83,7 +90,7 @@ def _model(vocabulary: list[str], merges: list[tuple[str, str]], **settings: Any
 
 def _byte_level(tokens: list[str], merges: Any, name: str) -> Backend:
     if not isinstance(merges, list):
-        raise UserError("tokenizer.ggml.merges is missing, without which tokens cannot be made")
+        raise UserError("tokenizer.ggml.merges is missing; a byte-level BPE needs it")
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     wrong = next((i for i, (left, right) in enumerate(pairs) if not left or not right or " " in right), None)
     if wrong is not None:
@@ -97,7 +104,7 @@ def _byte_level(tokens: list[str], merges: Any, name: str) -> Backend:
 
 
 def _splitter(name: str) -> Any:
-    """How text is cut into words, and these spelled in bytes. UserError: no such name."""
+    """The pre-tokenizer of this name: splits text into words, and words into bytes."""
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if name in _GPT2:
@@ -108,11 +115,11 @@ def _splitter(name: str) -> Any:
         expression = Regex(_words(3 if name in _LLAMA3 else 1))
         return pre_tokenizers.Sequence([pre_tokenizers.Split(expression, "isolated"), spelled])
     known = ", ".join(_GPT2 + _DIGITS + _LLAMA3 + _QWEN2)
-    raise UserError(f"tokenizer.ggml.pre={shown(name)}: how that splits text is not known here; known are {known}")
+    raise UserError(f"tokenizer.ggml.pre={shown(name)} is not supported; supported: {known}")
 
 
 def _words(digits: int) -> str:
-    """The expression of GPT-4's tokenizer for words, with numbers in groups of at most `digits` digits."""
+    """The regular expression for words of GPT-4's tokenizer; numbers in groups of `digits`."""
     letters, signs = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*"
     return rf"{letters}|\p{{N}}{{1,{digits}}}|{signs}|\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -121,9 +128,10 @@ def _words(digits: int) -> str:
 
 
 def _sentence_pieces(tokens: list[str], types: np.ndarray, scores: Any, prefix: bool) -> Backend:
-    """SentencePiece's BPE: joins the neighbours whose concatenation scores best; other characters become bytes.
+    """SentencePiece's BPE: merges the neighbours whose concatenation has the best score.
 
-    As merges: every split of a token into two, the best token first. `prefix`: a blank in front of every text.
+    Characters without a token become bytes. The merges are all splits of a token into two, the best token first.
+    `prefix`: prepend a blank to every text.
     """
     if not isinstance(scores, np.ndarray) or len(scores) != len(tokens) or not np.isfinite(scores).all():
         raise UserError("tokenizer.ggml.scores is not one finite number for each token")

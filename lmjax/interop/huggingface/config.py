@@ -1,7 +1,7 @@
-"""The config.json of a Hugging Face model as a `ModelConfig` of lmjax, and back.
+"""Conversion between the config.json of Hugging Face models and `ModelConfig`.
 
-Families: GPT-2, LLaMA, Mistral, Qwen3, GPT-NeoX and BERT, as far as lmjax computes them exactly. Every setting that
-would change the result, and that lmjax does not have, is refused by name.
+Families: GPT-2, LLaMA, Mistral, Qwen3, GPT-NeoX and BERT, as far as lmjax computes them exactly. A setting that would
+change the result and that lmjax does not support is an error that names it.
 """
 
 from dataclasses import dataclass
@@ -20,19 +20,20 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-_LARGEST = 2**31 - 1  # of a size
+_LARGEST = 2**31 - 1  # maximum of a size
 
 
-# ---- Theirs to ours ---------------------------------------------------------------------------------------------
+# ---- From transformers ------------------------------------------------------------------------------------------
 
 
 def model_config(settings: dict[str, Any]) -> ModelConfig:
-    """The configuration of the model that the content of a config.json describes, without dropout.
+    """Convert the content of a config.json, without dropout.
 
-    UserError: an unknown `model_type`, a missing or misspelled setting, or one that lmjax does not compute.
+    Raises:
+        UserError: The `model_type` is unknown, or a setting is missing, misspelled or not supported.
     """
-    found = _Settings(settings)
-    family = found.text("model_type")
+    parsed = _Settings(settings)
+    family = parsed.text("model_type")
     if family not in FAMILIES:
         raise UserError(f"lmjax has no model of model_type '{family}'{nearest(family, FAMILIES)}")
     if settings.get("quantization_config") is not None:
@@ -41,18 +42,18 @@ def model_config(settings: dict[str, Any]) -> ModelConfig:
     if stored not in ("float32", "float16", "bfloat16", "float64"):
         raise UserError(f"weights of dtype {stored!r} are not read; lmjax reads float32, float16, bfloat16, float64")
     if family == "gpt2":
-        config = _gpt2(found)
+        config = _gpt2(parsed)
     elif family == "gpt_neox":
-        config = _gpt_neox(found)
+        config = _gpt_neox(parsed)
     else:
-        config = _bert(found) if family == "bert" else _llama(found, family)
+        config = _bert(parsed) if family == "bert" else _llama(parsed, family)
     registry.check(config)
     return config
 
 
 @dataclass(frozen=True)
 class _Settings:
-    """A config.json: each setting by its type, a default (or null) in the place of one that is not there."""
+    """Typed access to a config.json; a missing setting, or null, gives the default."""
 
     values: dict[str, Any]
 
@@ -65,20 +66,20 @@ class _Settings:
     def integer(self, name: str, default: int | None = None) -> int:
         value = self._get(name, default, int, "an integer")
         if not 0 <= value <= _LARGEST:
-            raise UserError(f"config.json: '{name}' is {value}, which is no size")
+            raise UserError(f"config.json: '{name}' is {value}, which is not a valid size")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self._get(name, default, int | float, "a number")
-        if not abs(value) < 1e38:  # nor is what is not a number
-            raise UserError(f"config.json: '{name}' is {value!r:.20}, which is no number to compute with")
+        if not abs(value) < 1e38:  # also true for NaN
+            raise UserError(f"config.json: '{name}' is {value!r:.20}, which is too large or not a number")
         return float(value)
 
     def must(self, name: str, value: bool | str | float, default: Any) -> None:
-        """UserError: a setting has another value than the only one that lmjax computes."""
-        found = self.values.get(name)
-        if (default if found is None else found) != value:
-            raise UserError(f"config.json: lmjax computes only {name}={value!r}, the model has {found!r}")
+        """Raise a UserError unless a setting has the only value that lmjax supports."""
+        actual = self.values.get(name)
+        if (default if actual is None else actual) != value:
+            raise UserError(f"config.json: lmjax computes only {name}={value!r}, the model has {actual!r}")
 
     def _get(self, name: str, default: Any, kind: Any, described: str) -> Any:
         value = self.values.get(name)
@@ -91,14 +92,14 @@ class _Settings:
 
 
 def _activation(s: _Settings, name: str, default: str) -> Any:
-    theirs = s.text(name, default)
-    if theirs not in _ACTIVATIONS:
-        raise UserError(f"config.json: lmjax has no {name} '{theirs}', but {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[theirs]
+    activation = s.text(name, default)
+    if activation not in _ACTIVATIONS:
+        raise UserError(f"config.json: lmjax has no {name} '{activation}'; supported: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[activation]
 
 
 def _common(s: _Settings) -> dict[str, Any]:
-    """The sizes that all but GPT-2 call alike."""
+    """The sizes with common key names (all families except GPT-2)."""
     return {
         "layers": s.integer("num_hidden_layers"),
         "width": s.integer("hidden_size"),
@@ -152,14 +153,14 @@ def _llama(s: _Settings, family: str) -> GPTConfig:
 
 
 def _no_window(s: _Settings, family: str, context: int) -> None:
-    """UserError: some queries would not see all that is before them in the context."""
+    """Raise a UserError if a sliding window is shorter than the context."""
     if family == "llama" or (family == "qwen3" and not s.flag("use_sliding_window", False)):
         return
-    window = s.values.get("sliding_window", 4096)  # their default; null is none
+    window = s.values.get("sliding_window", 4096)  # the default of transformers; null: no window
     if window is not None and s.integer("sliding_window", 4096) < context:
         raise UserError(
-            f"config.json: attention sees only sliding_window={window} tokens, lmjax's sees the whole context; lower "
-            f"max_position_embeddings to {window}, up to where the two are the same"
+            f"config.json: attention sees only sliding_window={window} tokens, lmjax's sees the complete context; "
+            f"lower max_position_embeddings to {window}, up to which both are equal"
         )
 
 
@@ -177,14 +178,14 @@ def _gpt_neox(s: _Settings) -> GPTConfig:
 
 
 def _rotary(s: _Settings, *, share: float = 1.0, theta: str = "rope_theta") -> dict[str, Any]:
-    """Rotary positions as GPTConfig has them, from `rope_parameters` or from the older `rope_scaling`."""
+    """Rotary settings of GPTConfig, from `rope_parameters` or from the older `rope_scaling`."""
     tables = [s.values.get(name) for name in ("rope_scaling", "rope_parameters")]
     if not all(isinstance(table, dict | None) for table in tables):
         raise UserError("config.json: 'rope_parameters' must be an object")
     rope = _Settings({name: value for table in tables for name, value in (table or {}).items()})
     share = rope.number("partial_rotary_factor", s.number("partial_rotary_factor", share))
     if share != 1:
-        raise UserError(f"config.json: lmjax turns all features of a head, the model {share} of them (rotary_pct)")
+        raise UserError(f"config.json: lmjax rotates all features of a head, the model {share} of them (rotary_pct)")
     kind = rope.text("rope_type", rope.text("type", "default"))
     scaling: tuple[float, ...] = ()
     match kind:
@@ -216,11 +217,15 @@ def _bert(s: _Settings) -> BERTConfig:
     )
 
 
-# ---- Ours to theirs ---------------------------------------------------------------------------------------------
+# ---- To transformers --------------------------------------------------------------------------------------------
 
 
 def counterpart(config: ModelConfig) -> str:
-    """The family of transformers that computes the same. UserError: none does, with the settings that stand apart."""
+    """The family of transformers that computes the same.
+
+    Raises:
+        UserError: There is no such family; the message lists the settings that differ.
+    """
     if isinstance(config, BERTConfig):
         return "bert"
     if not isinstance(config, GPTConfig):
@@ -235,17 +240,17 @@ def counterpart(config: ModelConfig) -> str:
         "head_dim": c.head_dim * c.heads == c.width,
     }
     llama = {"norm": c.norm == "rmsnorm", "positions": c.positions == "rotary", "activation": c.activation == "swiglu"}
-    kept = {
+    matches = {
         "gpt2": {"positions": c.positions == "learned", **plain},
         "gpt_neox": {"positions": c.positions == "rotary", **plain},
         "llama": {**llama, "qk_norm": not c.qk_norm, "head_dim": even},
         "mistral": {**llama, "qk_norm": not c.qk_norm, "head_dim": not even, "bias": not c.bias},
         "qwen3": {**llama, "qk_norm": c.qk_norm, "bias": not c.bias},
     }
-    apart = {family: [name for name, same in checks.items() if not same] for family, checks in kept.items()}
-    nearest_family = min(apart, key=lambda family: len(apart[family]))
-    if apart[nearest_family]:
-        shown = ", ".join(f"model.{name}={getattr(config, name)}" for name in apart[nearest_family])
+    different = {family: [name for name, same in checks.items() if not same] for family, checks in matches.items()}
+    nearest_family = min(different, key=lambda family: len(different[family]))
+    if different[nearest_family]:
+        shown = ", ".join(f"model.{name}={getattr(config, name)}" for name in different[nearest_family])
         raise UserError(f"no model of transformers has these settings together; {nearest_family} has all but {shown}")
     return nearest_family
 
@@ -253,9 +258,15 @@ def counterpart(config: ModelConfig) -> str:
 def transformers_settings(
     config: ModelConfig, *, first: int | None = None, ends: tuple[int, ...] = ()
 ) -> dict[str, Any]:
-    """The config.json with which transformers computes the same; `first` and `ends` are ids of tokens.
+    """The config.json with which transformers computes the same.
 
-    UserError: as `counterpart`.
+    Args:
+        config: The configuration.
+        first: Id that precedes every text; None: no such id.
+        ends: Ids that end a text.
+
+    Raises:
+        UserError: See `counterpart`.
     """
     family = counterpart(config)
     table = {
@@ -336,7 +347,7 @@ def _bert_settings(c: BERTConfig) -> dict[str, Any]:
 
 
 def _rotary_settings(c: GPTConfig) -> dict[str, Any]:
-    """In the words of transformers 5, and in those of 4."""
+    """The rotary settings under the key names of transformers 5 and of transformers 4."""
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     scaling: dict[str, Any] = dict(zip(names, c.rope_scaling, strict=False))
     if "original_max_position_embeddings" in scaling:
@@ -349,5 +360,5 @@ def _rotary_settings(c: GPTConfig) -> dict[str, Any]:
     }
 
 
-def _their_activation(ours: str) -> str:
-    return "gelu_new" if ours == "gelu_tanh" else ours
+def _their_activation(activation: str) -> str:
+    return "gelu_new" if activation == "gelu_tanh" else activation

@@ -1,11 +1,11 @@
-"""Folders of Hugging Face models, as transformers writes and reads them: into a `LanguageModel`, and out of one.
+"""Import and export of model folders of Hugging Face transformers.
 
     config.json              the architecture                  (lmjax.interop.huggingface.config)
     model.safetensors        the weights, or several such files with model.safetensors.index.json
     tokenizer.json           the tokenizer, or GPT-2's two files, or BERT's vocab.txt
     tokenizer_config.json, generation_config.json    read only for the tokens that begin and end a text
 
-Everything is read as data: no code of a folder is run, and pickled weights are refused.
+All files are read as data: no code of a folder is executed, and pickled weights are an error.
 """
 
 import dataclasses
@@ -29,19 +29,23 @@ from lmjax.models import registry
 from lmjax.system.files import write_text
 
 CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer_config.json", "generation_config.json"
-_MARK = "exported_by"  # in the config.json of our exports
+_MARK = "exported_by"  # key in the config.json of lmjax's exports
 
 
 def is_model(path: Path) -> bool:
-    """Whether `path` is a folder with the config.json of a model of transformers (a run has none of that kind)."""
+    """Whether `path` is a folder with the config.json of a transformers model, not of a run."""
     return (path / CONFIG).is_file() and "model_type" in weights.json_object(path / CONFIG)
 
 
-# ---- In ---------------------------------------------------------------------------------------------------------
+# ---- Import -----------------------------------------------------------------------------------------------------
 
 
 def load_config(path: Path) -> ModelConfig:
-    """The configuration of the model in a folder. UserError: there is none, or lmjax does not compute it."""
+    """Read the configuration of the model in a folder.
+
+    Raises:
+        UserError: There is no configuration, or lmjax does not support it.
+    """
     if not (path / CONFIG).is_file():
         raise UserError(f"{path} is not a Hugging Face model: it has no {CONFIG}")
     try:
@@ -51,9 +55,15 @@ def load_config(path: Path) -> ModelConfig:
 
 
 def load(path: Path, *, dtype: str = "float32") -> LanguageModel:
-    """The model in a folder with its tokenizer; layers are stacked, weights in float32, products in `dtype`.
+    """Load the model in a folder with its tokenizer; stacked layers, float32 weights.
 
-    UserError: a file is missing or malformed, the weights do not fit the configuration, or lmjax cannot compute it.
+    Args:
+        path: The folder.
+        dtype: Dtype of the matrix products.
+
+    Raises:
+        UserError: A file is missing or malformed, the weights do not match the configuration, or lmjax does not
+            support it.
     """
     path = Path(path).expanduser()
     config = load_config(path)
@@ -61,7 +71,7 @@ def load(path: Path, *, dtype: str = "float32") -> LanguageModel:
         raise UserError(f"dtype={dtype} is not one of float32, bfloat16")
     config = dataclasses.replace(config, dtype=dtype)
     stored, asked = weights.read(path), registry.parameters(config)["total"]
-    if asked > 2 * stored.size:  # before anything of that size is made
+    if asked > 2 * stored.size:  # checked before anything of this size is allocated
         raise UserError(f"{path}: config.json describes {asked:,} parameters, the files hold {stored.size:,}")
     known = tokenizer.load_tokenizer(path)
     if known.vocab_size > config.vocab_size:
@@ -75,21 +85,21 @@ def load(path: Path, *, dtype: str = "float32") -> LanguageModel:
 
 
 def _ends(path: Path, known: Tokenizer) -> tuple[int | None, tuple[int, ...]]:
-    """The id in front of a text, where the folder's tokenizer puts one, and the ids that end one."""
+    """The id that the folder's tokenizer prepends to a text, and the ids that end a text."""
     spoken = _optional(path / TOKENIZER)
     first = next(iter(_around(known.backend)[0]), None)
-    if isinstance(spoken.get("add_bos_token"), bool):  # then transformers goes by this
+    if isinstance(spoken.get("add_bos_token"), bool):  # overrides the post-processor in transformers, too
         first = _token(spoken, "bos_token", known) if spoken["add_bos_token"] else None
     ends: list[Any] = [_token(spoken, "eos_token", known)]
     for file in (GENERATION, CONFIG):
-        found = _optional(path / file).get("eos_token_id")
-        ends += found if isinstance(found, list) else [found]
+        eos_ids = _optional(path / file).get("eos_token_id")
+        ends += eos_ids if isinstance(eos_ids, list) else [eos_ids]
     stops = {end for end in ends if type(end) is int and 0 <= end < known.vocab_size and end != known.end_of_text}
     return first, tuple(sorted(stops))
 
 
 def _around(backend: Backend) -> tuple[list[int], list[int]]:
-    """The ids that a tokenizer puts in front of a text, and behind it."""
+    """The ids that a tokenizer adds before and after a text."""
     encoding = backend.encode("a")
     places = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
     return (encoding.ids[: places[0]], encoding.ids[places[-1] + 1 :]) if places else ([], [])
@@ -100,20 +110,22 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def _token(spoken: dict[str, Any], name: str, known: Tokenizer) -> int | None:
-    """The id of a token that a tokenizer_config.json names, by its text or as an object."""
+    """The id of a token in a tokenizer_config.json, given as text or as an object."""
     token = spoken.get(name)
     text = token.get("content") if isinstance(token, dict) else token
     return known.backend.token_to_id(text) if isinstance(text, str) else None
 
 
-# ---- Out --------------------------------------------------------------------------------------------------------
+# ---- Export -----------------------------------------------------------------------------------------------------
 
 
 def export_model(language_model: LanguageModel, folder: Path) -> None:
-    """Writes the model as a folder that transformers loads: the same logits and the same text, float32 weights.
+    """Write the model as a folder that transformers loads, with float32 weights.
 
-    An earlier export is replaced. UserError: no model of transformers has these settings, or the folder holds
-    something else.
+    The exported model computes the same logits and generates the same text. An earlier export is replaced.
+
+    Raises:
+        UserError: No transformers model has these settings, or the folder contains something else.
     """
     config, known, folder = language_model.model.config, language_model.tokenizer, Path(folder).expanduser()
     end = known.end_of_text
@@ -135,7 +147,7 @@ def export_model(language_model: LanguageModel, folder: Path) -> None:
 
 
 def _make(folder: Path) -> None:
-    """UserError: the folder cannot be made, or holds something else than an earlier export."""
+    """Create the folder; a UserError if it contains anything but an earlier export."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         content = [path.name for path in folder.iterdir() if path.suffix != ".partial"]
@@ -148,7 +160,7 @@ def _make(folder: Path) -> None:
 
 
 def _spoken(language_model: LanguageModel) -> dict[str, Any]:
-    """The tokenizer_config.json: which tokens are special, and that tokenizer.json says all the rest."""
+    """The tokenizer_config.json: the special tokens; tokenizer.json defines everything else."""
     known, of_bert = language_model.tokenizer, language_model.model.config.family == "bert"
     ids = {"bos_token": language_model.first, "eos_token": known.end_of_text}
     if of_bert:
@@ -169,16 +181,16 @@ def _spoken(language_model: LanguageModel) -> dict[str, Any]:
 
 
 def _with_first(language_model: LanguageModel) -> Backend:
-    """The tokenizer, which also puts the first token, or BERT's [CLS] and [SEP], around a text, and nothing else."""
+    """The tokenizer with a post-processor for the first token, or BERT's [CLS] and [SEP]."""
     known, first, last = language_model.tokenizer, language_model.first, None
     if language_model.model.config.family == "bert":
         first, last = known.cls, known.sep
     backend = Backend.from_str(known.json)
-    front, behind = ([] if i is None else [known.token_text(i)] for i in (first, last))
-    if _around(backend) != ([first] * len(front), [last] * len(behind)):
+    front, back = ([] if i is None else [known.token_text(i)] for i in (first, last))
+    if _around(backend) != ([first] * len(front), [last] * len(back)):
         backend.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
-            single=[*front, "$A", *behind],
-            pair=[*front, "$A", *behind, "$B:1", *(f"{name}:1" for name in behind)],
+            single=[*front, "$A", *back],
+            pair=[*front, "$A", *back, "$B:1", *(f"{name}:1" for name in back)],
             special_tokens=[(known.token_text(i), i) for i in (first, last) if i is not None],
         )
     return backend

@@ -1,4 +1,4 @@
-"""The tensors of Hugging Face's models as parameters of lmjax, and back: which is which, and how it lies in memory."""
+"""Conversion between the tensors of Hugging Face models and parameters of lmjax."""
 
 import dataclasses
 import re
@@ -22,23 +22,27 @@ _SWIGLU = {"mlp/up": "mlp.up_proj", "mlp/gate": "mlp.gate_proj", "mlp/down": "ml
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a family names its layers, ours -> theirs, in a layer and outside.
+    """Tensor names and memory layout of a family of transformers."""
 
-    base: stands in front of every name, but for those that begin with one of `heads`. layer: in front of a layer's.
-    transposed: whether layers keep products as (features out, features in). fused: query, key and value are one
-    product, next to each other, or, `by_head`, for each head next to each other. unused: tensors without a
-    counterpart that carry nothing. optional: parameters of ours that a file may lack.
-    """
-
+    #: Prefix of every name, except those that begin with one of `heads`.
     base: str
+    #: Prefix of the names of a layer.
     layer: str
+    #: Module names inside a layer, lmjax -> transformers.
     inner: dict[str, str]
+    #: Module names outside of layers, lmjax -> transformers.
     outer: dict[str, str]
+    #: Prefixes of names without `base`.
     heads: tuple[str, ...] = ("lm_head.",)
+    #: Whether layers store kernels as (output features, input features).
     transposed: bool = True
+    #: Whether query, key and value are one product, concatenated.
     fused: bool = False
+    #: Whether a fused product concatenates query, key and value of each head.
     by_head: bool = False
+    #: Regular expression of tensors that carry no information for lmjax.
     unused: str = r"lm_head\.weight|.*rotary_emb\.inv_freq"
+    #: Prefixes of parameters of lmjax that a file may lack.
     optional: tuple[str, ...] = ()
 
 
@@ -124,15 +128,18 @@ _LAYOUTS = {
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a leaf of an unrolled model lies: in the tensor `name`; `part` of a fused one; transposed or not."""
+    """The location of a leaf of an unrolled model."""
 
+    #: Name of the tensor.
     name: str
+    #: Whether the tensor is the transposed leaf.
     transposed: bool
+    #: Index of the leaf in a fused tensor.
     part: int | None
 
 
 def _place(layout: _Layout, leaf: str) -> _Place:
-    """Of a leaf `block_3/attention/query/kernel`; the name is without the base."""
+    """The location of a leaf such as `block_3/attention/query/kernel`; name without base."""
     match = re.fullmatch(r"block_(\d+)/(.*)", leaf)
     module, _, kind = (match[2] if match else leaf).rpartition("/")
     table, prefix = (layout.inner, layout.layer.format(match[1])) if match else (layout.outer, "")
@@ -143,34 +150,36 @@ def _place(layout: _Layout, leaf: str) -> _Place:
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Our leaves with their shapes; those of a scanned model under `blocks`."""
+    """The leaves of lmjax with their shapes; those of a scanned model under `blocks`."""
     family: Any = bert if config.family == "bert" else gpt
     model = family.BERT(config) if config.family == "bert" else family.GPT(config)
     tree = jax.eval_shape(lambda: family.init_params(model, 0))
     return {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-# ---- Theirs to ours ---------------------------------------------------------------------------------------------
+# ---- From transformers ------------------------------------------------------------------------------------------
 
 
 def from_transformers(state: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Any]:
-    """The parameters that the tensors of a model of transformers stand for: float32, stacked if `config.scan`.
+    """Convert tensors of a transformers model to float32 parameters, stacked if `config.scan`.
 
-    Names may lack the base model's (`transformer.`, `model.`, ...) in front. A BERT without heads or pooler gives
-    parameters without them, enough for `BERT.encode`. UserError: a tensor is missing, has another shape than the
-    configuration says, or is one that the configuration has no use for.
+    Names may lack the prefix of the base model (`transformer.`, `model.`, ...). A BERT without heads or pooler gives
+    parameters without them, which suffice for `BERT.encode`.
+
+    Raises:
+        UserError: A tensor is missing, has another shape than the configuration, or is not part of the model.
     """
     layout = _LAYOUTS[counterpart(config)]
     names = {_plain(name, layout.base): name for name in state}
     if len(names) < len(state):
         raise UserError("the weights are not those of one model: two tensors have the same name but for its beginning")
-    given: set[str] = set()
+    used: set[str] = set()
 
     def tensor(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
         place = _place(layout, leaf)
         if place.name not in names:
             raise UserError(f"the weights are not those of this model: they have no tensor '{place.name}'")
-        given.add(place.name)
+        used.add(place.name)
         x = state[names[place.name]]
         asked = shape if place.part is None else (*shape[:-1], 3 * shape[-1])
         asked = asked[::-1] if place.transposed else asked
@@ -187,7 +196,7 @@ def from_transformers(state: Mapping[str, np.ndarray], config: ModelConfig) -> d
         if not leaf.startswith(layout.optional) or _place(layout, leaf).name in names
     }
     leaves = {leaf: jnp.asarray(x, jnp.float32) for leaf, x in _read(shapes, tensor)}
-    unknown = [name for name in names if name not in given and not re.fullmatch(layout.unused, name)]
+    unknown = [name for name in names if name not in used and not re.fullmatch(layout.unused, name)]
     if unknown:
         raise UserError(
             f"the weights are not those of this model: it has no place for {', '.join(sorted(unknown)[:3])}"
@@ -196,7 +205,7 @@ def from_transformers(state: Mapping[str, np.ndarray], config: ModelConfig) -> d
 
 
 def _read(shapes: dict[str, tuple[int, ...]], tensor: Callable[[str, tuple[int, ...]], np.ndarray]) -> Any:
-    """Each leaf with its value; of stacked ones layer by layer."""
+    """Each leaf with its value; stacked leaves are read layer by layer."""
     for leaf, shape in shapes.items():
         if leaf.startswith("blocks/"):
             rest = leaf.removeprefix("blocks/")
@@ -206,13 +215,13 @@ def _read(shapes: dict[str, tuple[int, ...]], tensor: Callable[[str, tuple[int, 
 
 
 def _plain(name: str, base: str) -> str:
-    """A tensor's name without the model's in front, and with today's names for the two vectors of BERT's norms."""
+    """Remove the prefix of the base model, and rename the old norm parameters of BERT."""
     name = name.removeprefix(base)
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _split(x: np.ndarray, layout: _Layout, config: ModelConfig) -> np.ndarray:
-    """(..., 3 F) as three (..., F) that are one array (3, ..., F or heads and their features)."""
+    """Split (..., 3 F) into an array (3, ..., F), or (3, ..., heads, features) by head."""
     lead = x.shape[:-1]
     if layout.by_head:
         assert isinstance(config, GPTConfig)
@@ -220,28 +229,31 @@ def _split(x: np.ndarray, layout: _Layout, config: ModelConfig) -> np.ndarray:
     return np.moveaxis(x.reshape(*lead, 3, -1), -2, 0)
 
 
-# ---- Ours to theirs ---------------------------------------------------------------------------------------------
+# ---- To transformers --------------------------------------------------------------------------------------------
 
 
 def to_transformers(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
-    """The tensors of the model of transformers that `counterpart` names: float32, its biases zero where we have none.
+    """Convert parameters to float32 tensors of the transformers model of `counterpart`.
 
-    UserError: no model of transformers has these settings.
+    Biases that lmjax's model lacks are zero.
+
+    Raises:
+        UserError: No transformers model has these settings.
     """
     family = counterpart(config)
-    layout, ours = _LAYOUTS[family], _unrolled(params)
-    if isinstance(config, GPTConfig):  # what theirs has: norms with bias, and in their fused families all products
+    layout, leaves = _LAYOUTS[family], _unrolled(params)
+    if isinstance(config, GPTConfig):  # in transformers norms have biases, and all products of the fused families
         config = dataclasses.replace(config, scan=False, bias=config.bias or layout.fused)
     else:
         config = dataclasses.replace(config, scan=False)  # pyright: ignore[reportCallIssue]
     state: dict[str, np.ndarray] = {}
     fused: dict[_Place, dict[int, np.ndarray]] = {}
     for leaf, shape in _shapes(config).items():
-        if leaf not in ours and leaf.split("/")[0] in layout.optional:
+        if leaf not in leaves and leaf.split("/")[0] in layout.optional:
             raise UserError(
                 f"the model cannot be exported without its {leaf.split('/')[0]}, which it was loaded without"
             )
-        place, x = _place(layout, leaf), np.asarray(ours.get(leaf, np.zeros(shape)), np.float32)
+        place, x = _place(layout, leaf), np.asarray(leaves.get(leaf, np.zeros(shape)), np.float32)
         if place.part is None:
             state[place.name] = x.T if place.transposed else x
         else:

@@ -1,7 +1,7 @@
-"""Weights in safetensors files, read as data: every claim of a header is checked before any of it is used.
+"""Reader of safetensors files; every entry of a header is validated before use.
 
 A file is 8 bytes (the header's length, little endian), the header (JSON: name -> dtype, shape, data_offsets), and the
-data, which the tensors fill from first to last byte without a gap or an overlap.
+data, which the tensors fill without gaps or overlaps.
 """
 
 import json
@@ -45,12 +45,12 @@ class _Stored:
         raw = np.frombuffer(self.data, np.uint8).view(_DTYPES[self.kind]).reshape(self.shape)
         if self.kind == "BF16":
             return (raw.astype(np.uint32) << 16).view(np.float32)
-        with np.errstate(over="ignore"):  # of a float64, which becomes infinite
+        with np.errstate(over="ignore"):  # a float64 may overflow to infinity
             return raw.astype(np.float32 if self.kind.startswith("F") else raw.dtype)
 
 
 class Weights(Mapping[str, np.ndarray]):
-    """Tensors by name. Each is read when it is asked for; floating-point numbers of any width are given in float32."""
+    """Tensors by name, each read on access; floating-point numbers are converted to float32."""
 
     def __init__(self, stored: dict[str, _Stored]) -> None:
         self._stored = stored
@@ -69,14 +69,15 @@ class Weights(Mapping[str, np.ndarray]):
 
     @property
     def size(self) -> int:
-        """How many values there are."""
+        """The total number of values."""
         return sum(math.prod(tensor.shape) for tensor in self._stored.values())
 
 
 def read(path: Path) -> Weights:
-    """The tensors of a .safetensors file, or of a folder with model.safetensors or with its shards and their index.
+    """Read a .safetensors file, or a folder with model.safetensors or with indexed shards.
 
-    UserError: there are none, or a file is not what its header says.
+    Raises:
+        UserError: There are no weights, or a file contradicts its header.
     """
     if not path.is_dir():
         return Weights(_file(path))
@@ -87,7 +88,7 @@ def read(path: Path) -> Weights:
     others = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if others:
         raise UserError(
-            f"{path} has its weights in {others[0]}, a format that can run code when it is read; convert them to "
+            f"{path} has its weights in {others[0]}, a format that can execute code; convert them to "
             f"{WHOLE} first, for instance with save_pretrained of transformers"
         )
     raise UserError(f"{path} has no weights: neither {WHOLE} nor {INDEX}")
@@ -100,11 +101,11 @@ def _shards(path: Path) -> dict[str, _Stored]:
     files: dict[str, dict[str, _Stored]] = {}
     for file in sorted(set(table.values())):
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise UserError(f"{path} names '{file}', which is not a .safetensors file of its folder")
+            raise UserError(f"{path} names '{file}', which is not a .safetensors file in the same folder")
         files[file] = _file(path.parent / file)
     for name, file in table.items():
         if name not in files[file]:
-            raise UserError(f"{path} says that '{name}' is in {file}, which has no such tensor")
+            raise UserError(f"{path} maps '{name}' to {file}, which has no such tensor")
     return {name: files[file][name] for name, file in table.items()}
 
 
@@ -127,7 +128,7 @@ def _file(path: Path) -> dict[str, _Stored]:
     stored = {}
     for start, stop, name in spans:
         if start != end or stop > len(data):
-            raise UserError(f"{path} cannot be read: '{name}' is not where the tensor before it ends, or is cut off")
+            raise UserError(f"{path} cannot be read: '{name}' does not follow the previous tensor, or is cut off")
         entry, end = header[name], stop
         stored[name] = _Stored(entry["dtype"], tuple(entry["shape"]), data[start:stop])
     if end != len(data):
@@ -136,7 +137,7 @@ def _file(path: Path) -> dict[str, _Stored]:
 
 
 def _span(path: Path, name: str, entry: Any, size: int) -> tuple[int, int]:
-    """Where a tensor begins and ends. UserError: its entry is not one, or its size does not follow from its shape."""
+    """The byte range of a tensor; a UserError if its entry is invalid or inconsistent."""
     wrong = UserError(f"{path} cannot be read: the entry of '{name}' is not a dtype, a shape and two offsets")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise wrong
@@ -153,7 +154,11 @@ def _span(path: Path, name: str, entry: Any, size: int) -> tuple[int, int]:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. UserError: it cannot be read, or is none."""
+    """Read the object in a JSON file.
+
+    Raises:
+        UserError: The file cannot be read, or is not a JSON object.
+    """
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -163,16 +168,16 @@ def json_object(path: Path) -> dict[str, Any]:
 
 def _object(text: bytes, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{what} is not JSON: {str(error).splitlines()[0]}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{what} is not an object in JSON")
-    return found
+    return value
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a key is there twice")
+        raise ValueError("a key occurs twice")
     return table

@@ -1,4 +1,4 @@
-"""Attention of queries to keys and values, by the implementation that fits, on one device or on a mesh."""
+"""Attention, dispatched to an implementation, on one device or on a mesh."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from lmjax.models.attention.xla import einsum, shown, written_out
 from lmjax.models.layers import rounded
 from lmjax.parallel import axes
 
-# The masks of `attend`, the segments of queries and of keys apart: segments_BT, segments_BS, seen_BS, ends_BS.
+# The masks of `attend`, with separate segments of queries and keys: segments_BT, segments_BS, seen_BS, ends_BS.
 Visible = tuple[Array | None, Array | None, Array | None, Array | None]
 
 
@@ -22,9 +22,11 @@ HEADS = ("batch", "length", "heads", None)  # the axes of queries, keys and valu
 
 
 class Place(NamedTuple):
-    """Where the next positions stand in a cache: from `slot` on; `seen_BS` says which slots they see."""
+    """The location of the next positions in a cache."""
 
+    #: The first slot.
     slot: Array
+    #: The slots that are visible to the positions.
     seen_BS: Array
 
 
@@ -42,13 +44,25 @@ def attend(
     dtype: str = "float32",
     form: str = "auto",
 ) -> Array:
-    """Softmax(q k^T / sqrt(K)) v -> (B, T, H, K) (Vaswani et al. 2017, section 3.2.1), softmax in the dtype of q.
+    """Softmax(q k^T / sqrt(K)) v -> (B, T, H, K), softmax in the dtype of q.
 
-    causal: a query sees the keys up to its own position. segments_BT: and only those of its own segment (then S = T).
-    seen_BS: and only those where it is not 0 (padding is 0); a query that sees no key at all gets zeros.
-    ends_BS: and a key only by queries before this position: a tree of sequences, written out depth first.
-    dropout_key: drops weights with probability `dropout_rate`. dtype: in which products read their inputs.
-    form: how it is computed, as `kernels.chosen` decides and GPTConfig.attention says. UserError: it cannot be so.
+    See Vaswani et al. 2017, section 3.2.1. All masks apply together; a query that sees no key gets zeros.
+
+    Args:
+        q_BTHK: Queries.
+        k_BSGK: Keys.
+        v_BSGK: Values.
+        causal: A query sees only the keys up to its own position.
+        segments_BT: A query sees only the keys of its own segment (then S = T).
+        seen_BS: A query sees only keys where this is not 0 (0 at padding).
+        ends_BS: A key is visible only to queries before this position: a tree of sequences, depth first.
+        dropout_rate: Probability of dropping a weight.
+        dropout_key: Key of the dropout; None: no dropout.
+        dtype: Dtype to which products round their inputs.
+        form: Implementation, as in `GPTConfig.attention`; `kernels.chosen` selects it.
+
+    Raises:
+        UserError: The implementation cannot compute this case.
     """
     key, visible = dropout_key if dropout_rate else None, (segments_BT, seen_BS, ends_BS)
     case = kernels.Case(
@@ -80,7 +94,7 @@ def attention_weights(
     seen_BS: Array | None = None,
     dtype: str = "float32",
 ) -> Array:
-    """The weights (B, H, T, S) that `attend` mixes values with, written out plainly, to look at."""
+    """The attention weights (B, H, T, S) of `attend`, computed directly, for inspection."""
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
     q_BTGRK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K)
@@ -89,20 +103,20 @@ def attention_weights(
     if shown_BTS is not None:
         scores_BGRTS = jnp.where(shown_BTS[:, None, None], scores_BGRTS, -jnp.inf)
     weights_BGRTS = jax.nn.softmax(scores_BGRTS, axis=-1)
-    if seen_BS is not None:  # without keys softmax has 0 / 0
+    if seen_BS is not None:  # without visible keys softmax computes 0 / 0
         weights_BGRTS = jnp.where(jnp.isneginf(scores_BGRTS).all(-1, keepdims=True), 0, weights_BGRTS)
     return weights_BGRTS.reshape(B, H, T, S)
 
 
 def attend_cached(q_BTHK: Array, k_BGSK: Array, v_BGSK: Array, seen_BS: Array, *, dtype: str = "float32") -> Array:
-    """`attend` without a gradient, to keys and values as a cache holds them -> (B, T, H, K).
+    """`attend` without a gradient, to the keys and values of a cache -> (B, T, H, K).
 
-    seen_BS: the keys that are there, at least one in each row, for all queries alike.
+    `seen_BS` marks the valid keys, at least one in each row; they are visible to all queries.
     """
     B, T, H, K = q_BTHK.shape
     (G, S), wide, held = k_BGSK.shape[1:3], q_BTHK.dtype, k_BGSK.dtype
     q_BGNK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4)
-    # "b" is rows and key heads at once, as the cache has them: else one row's cache would be copied for each token
+    # "b" is rows and key heads merged, as in the cache; otherwise XLA copies a single row's cache for each token.
     q_BNK, k_BSK, v_BSK = q_BGNK.reshape(B * G, -1, K), k_BGSK.reshape(-1, S, K), v_BGSK.reshape(-1, S, K)
     scores_BNS = einsum("bnk,bsk->bns", as_held(q_BNK, dtype, held), k_BSK, wide)
     scores_BGNS = jnp.where(seen_BS[:, None, None], scores_BNS.reshape(B, G, -1, S), -jnp.inf)
@@ -112,25 +126,29 @@ def attend_cached(q_BTHK: Array, k_BGSK: Array, v_BGSK: Array, seen_BS: Array, *
 
 
 def as_held(x: Array, dtype: str, held: Any) -> Array:
-    """`x` as a product reads it, in the dtype of a cache; where that is wider, with the digits that the product has."""
+    """Round `x` to `dtype` and convert it to the dtype of a cache, which may be wider."""
     return jax.lax.reduce_precision(x, 8, 7).astype(held) if dtype == "bfloat16" else x
 
 
 class How(NamedTuple):
-    """A form of attention and its settings."""
+    """An implementation of attention and its settings (see `attend`)."""
 
+    #: The implementation.
     form: str
+    #: Whether attention is causal.
     causal: bool
+    #: Probability of dropping a weight.
     dropout_rate: float
+    #: Dtype to which products round their inputs.
     dtype: str
 
 
 def _divided(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, visible: Visible, key: Array | None, *, how: How) -> Array:
-    """`_undivided` on what each device has: its rows, its heads and its queries, with all the keys of those.
+    """Shard `_undivided`: each device computes its rows, heads and queries with all keys.
 
-    The compiler divides rows and heads of `blockwise` by itself, but no sequence and no kernel. Keys and values are
-    gathered along the sequence; the gradient scatters their sums back. Dropout: where sequences are divided each device
-    draws with a key of its own, so that another mesh drops other weights.
+    The compiler shards rows and heads of `blockwise` by itself, but neither sequences nor kernels. Keys and values are
+    gathered along the sequence; the gradient scatters their sums. Each device draws dropout with its own key, so that
+    the dropped weights depend on the mesh.
     """
     layout = axes.current()
     if layout is None or (how.form == "blockwise" and layout.size("sequence") == 1):
@@ -156,7 +174,7 @@ def _divided(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, visible: Visible, key:
 
 
 def _parts(layout: axes.Layout, q_BTHK: Array, k_BSGK: Array) -> list[tuple[str, ...]]:
-    """The axes of the mesh that divide rows, positions and heads; none where they do not go into a size."""
+    """The mesh axes that shard rows, positions and heads; none where a size is not divisible."""
     (B, T), (S, G) = q_BTHK.shape[:2], k_BSGK.shape[1:3]
     wanted: Any = (axes.ROWS, (B,)), (("sequence",), (T, S)), (("tensor",), (G,))
     counts = [math.prod(layout.size(axis) for axis in names) for names, _ in wanted]
@@ -174,7 +192,7 @@ def _undivided(
     how: How,
     offset: Array | int = 0,
 ) -> Array:
-    """On one device, whose queries stand from `offset` on; only `blockwise` has another than 0."""
+    """Attention on one device; queries start at `offset`, nonzero only for `blockwise`."""
     segments_BT, segments_BS, seen_BS, ends_BS = visible
     if how.form == "cudnn":
         return kernels.cudnn(q_BTHK, k_BSGK, v_BSGK, causal=how.causal)

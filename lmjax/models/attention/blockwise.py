@@ -1,9 +1,9 @@
-"""Attention in blocks: its memory grows with the length of a sequence, not with the square of it.
+"""Blockwise attention: its memory grows linearly with the sequence length.
 
-Scores exist for one block of queries and one block of keys at a time, and softmax is taken on the way (Rabe and Staats
-2021; Milakov and Gimelshein 2018): the largest score so far, the sum and the mixed values under it are kept, and scaled
-when a larger one comes. The gradient computes the scores again, from log Z alone (Dao et al. 2022, section 3.1). All
-loops are loops of the compiled program, whose size does not depend on the length.
+Scores are materialized for one block of queries and one block of keys at a time. Softmax is computed online (Rabe and
+Staats 2021; Milakov and Gimelshein 2018): the loop keeps the running maximum, the sum and the weighted values, and
+rescales them when the maximum increases. The gradient recomputes the scores from log Z (Dao et al. 2022, section 3.1).
+All loops are loops of the compiled program, whose size does not depend on the length.
 
 Shapes: B batch, T query positions, S key positions, H heads, G key heads, R = H / G, K head size; N blocks of C queries
 each, M blocks of E keys each.
@@ -20,12 +20,16 @@ from lmjax.models.layers import dropout, rounded
 
 
 class Masks(NamedTuple):
-    """Who sees whom, cut into blocks; None: everyone. `offset`: the first query's position among the keys."""
+    """The masks, split into blocks; None: no mask."""
 
+    #: Position of the first query among the keys.
     offset: Array
+    #: Segments of the queries.
     segments_NBC: Array | None
+    #: Segments of the keys.
     segments_MBE: Array | None
-    ends_MBE: Array | None  # a key is seen before this position; 0: never
+    #: A key is visible to queries before this position; 0: to none.
+    ends_MBE: Array | None
 
 
 def blockwise(
@@ -43,11 +47,23 @@ def blockwise(
     dtype: str = "float32",
     block: int = BLOCK,
 ) -> Array:
-    """Softmax(q k^T / sqrt(K)) v -> (B, T, H, K), masked as `attend` says.
+    """Softmax(q k^T / sqrt(K)) v -> (B, T, H, K), masked as in `attend`.
 
-    segments: (segments_BT, segments_BS) of queries and of keys. offset: queries stand at offset, offset + 1, ... while
-    keys stand at 0, 1, ...; it may be traced. A causal query computes no block of keys that lies wholly after its own
-    block. block: the most queries, and keys, of a block.
+    A block of causal queries skips all blocks of keys after it.
+
+    Args:
+        q_BTHK: Queries.
+        k_BSGK: Keys.
+        v_BSGK: Values.
+        causal: See `attend`.
+        segments: (segments_BT, segments_BS) of queries and of keys.
+        seen_BS: See `attend`.
+        ends_BS: See `attend`.
+        offset: Position of the first query, while keys are at 0, 1, ...; it may be traced.
+        dropout_rate: See `attend`.
+        dropout_key: See `attend`.
+        dtype: See `attend`.
+        block: Maximum number of queries, and of keys, of a block.
     """
     (B, T, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
     C, E = block_size(T, block), block_size(S, block)
@@ -65,7 +81,7 @@ def blockwise(
 
 
 def _cut(x: Any, size: int) -> Any:
-    """(B, T, ...) -> (N, B, size, ...), filled up with zeros."""
+    """(B, T, ...) -> (N, B, size, ...), padded with zeros."""
     if x is None:
         return None
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)) + ((0, 0),) * (x.ndim - 2))
@@ -141,13 +157,13 @@ def _einsum(form: str, a: Array, b: Array, dtype: Any) -> Array:
 
 
 def _blocks_seen(i: Array, C: int, k_MBGEK: Array, masks: Masks, causal: bool) -> Array | int:
-    """How many blocks of keys, from the first on, block i of C queries may see."""
+    """The number of leading blocks of keys that block i of C queries may see."""
     M, E = k_MBGEK.shape[0], k_MBGEK.shape[3]
     return jnp.minimum(M, (masks.offset + (i + 1) * C + E - 1) // E) if causal else M
 
 
 def _scores(q_BGRCK: Array, k_BGEK: Array, masks: Masks, at: tuple[Array, Array], causal: bool, dtype: Any) -> Array:
-    """The scores (B, G, R, C, E) of block `at` = (i, j), minus infinity where a query may not see a key."""
+    """The scores (B, G, R, C, E) of block `at` = (i, j); minus infinity where a key is masked."""
     scores_BGRCE = _einsum("bgrck,bgek->bgrce", q_BGRCK, k_BGEK, dtype)
     (i, j), (C, E) = at, scores_BGRCE.shape[-2:]
     places_C, places_E = masks.offset + i * C + jnp.arange(C), j * E + jnp.arange(E)
@@ -164,7 +180,7 @@ def _scores(q_BGRCK: Array, k_BGEK: Array, masks: Masks, at: tuple[Array, Array]
 
 
 def _dropped(x_BGRCE: Array, rate: float, key: Array | None, at: tuple[Array, Array]) -> Array:
-    """Dropout of one block; the same key and block give the same choice in the forward and the backward pass."""
+    """Dropout of one block; the forward and the backward pass draw the same mask."""
     if key is None:
         return x_BGRCE
     i, j = at

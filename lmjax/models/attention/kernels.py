@@ -1,6 +1,7 @@
-"""Which form computes attention, and the kernels of accelerators: cuDNN's on GPUs, Pallas' splash attention on TPUs.
+"""Selection of the attention implementation, and the fused kernels of GPUs and TPUs.
 
-`xla` writes the scores out, the others do not: `blockwise` is the form for any device, in plain JAX.
+GPUs use cuDNN's kernel, TPUs Pallas' splash attention. `xla` materializes the scores, the others do not; `blockwise`
+runs on any device, in plain JAX.
 
 Shapes: B batch, T query positions, S key positions, H heads, G key heads, K head size.
 """
@@ -18,20 +19,26 @@ from lmjax.models.layers import rounded
 from lmjax.parallel import axes
 
 KERNELS = {"gpu": "cudnn", "tpu": "splash"}
-LONG_TPU = 1024  # queries from which splash pays
-_BLOCK, _LANES = 512, 128  # of splash: positions of a block, at most, and what their number is a multiple of
+LONG_TPU = 1024  # number of queries from which splash is faster
+_BLOCK, _LANES = 512, 128  # of splash: maximum number of positions of a block, and its divisor
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked of a kernel: on which device, and with which masks."""
+    """The requirements on a kernel: device, dtype and masks."""
 
+    #: The device.
     device: Any
+    #: Dtype to which products round their inputs.
     dtype: str
+    #: Whether attention is causal.
     causal: bool
-    packed: bool = False  # positions see their own segment alone
+    #: Whether positions see only their own segment.
+    packed: bool = False
+    #: Whether weights are dropped.
     dropout: bool = False
-    masked: bool = False  # keys are hidden by `seen_BS` or `ends_BS`
+    #: Whether `seen_BS` or `ends_BS` hides keys.
+    masked: bool = False
 
 
 def device() -> Any:
@@ -41,18 +48,22 @@ def device() -> Any:
 
 
 def chosen(form: str, case: Case, q_BTHK: Any, k_BSGK: Any) -> str:
-    """The form that computes a case; `auto`: the device's kernel where it can, else by the number of queries.
+    """Select the implementation of a case.
 
-    Where the mesh divides sequences, `blockwise` does. Kernels hide no single keys; only scoring and prompts do, which
-    no configuration asks for, and there `auto` stands for the kernel. UserError: the form cannot compute the case.
+    `auto` takes the device's kernel if it supports the case, else selects by the number of queries. A mesh that shards
+    sequences requires `blockwise`. Kernels cannot hide single keys. Only scoring and prompts do so, independent of the
+    configuration; for them a configured kernel counts as `auto`.
+
+    Raises:
+        UserError: The configured implementation cannot compute the case.
     """
     layout, T = axes.current(), q_BTHK.shape[1]
     if layout is not None and layout.size("sequence") > 1:
         if form in ("auto", "blockwise"):
             return "blockwise"
         raise UserError(
-            f"model.attention={form} has whole sequences, but parallel.mesh.sequence={layout.size('sequence')} divides "
-            f"them; set model.attention=blockwise, or parallel.mesh.sequence=1"
+            f"model.attention={form} needs complete sequences, but parallel.mesh.sequence={layout.size('sequence')} "
+            f"shards them; set model.attention=blockwise, or parallel.mesh.sequence=1"
         )
     if form in KERNELS.values() and not case.masked:
         reason = refusal(form, case, q_BTHK, k_BSGK)
@@ -68,7 +79,10 @@ def chosen(form: str, case: Case, q_BTHK: Any, k_BSGK: Any) -> str:
 
 
 def refusal(form: str, case: Case, q_BTHK: Any, k_BSGK: Any) -> str:
-    """Why the kernel `form` cannot compute the case, and what to set; empty: it can. Arrays may be abstract."""
+    """The reason why the kernel `form` cannot compute the case; empty: it can.
+
+    Arrays may be abstract.
+    """
     platform = {"cudnn": "gpu", "splash": "tpu"}[form]
     if case.device.platform != platform:
         return f"is for {platform.upper()}s, not for the platform {case.device.platform}; set model.attention=auto"
@@ -82,15 +96,15 @@ def refusal(form: str, case: Case, q_BTHK: Any, k_BSGK: Any) -> str:
     if case.packed:
         return "cannot keep packed documents apart; set data.packed=false, or model.attention=auto"
     if case.dtype != "bfloat16":
-        return "computes in bfloat16 alone; set model.dtype=bfloat16, or model.attention=auto"
+        return "computes only in bfloat16; set model.dtype=bfloat16, or model.attention=auto"
     capability = str(getattr(case.device, "compute_capability", "8.0"))
     if not capability[0].isdigit() or float(capability) < 8:
-        return f"takes a GPU of compute capability 8.0 or more, not {capability}; set model.attention=auto"
+        return f"needs a GPU of compute capability 8.0 or more, not {capability}; set model.attention=auto"
     return _tried(q_BTHK, k_BSGK, case.causal)
 
 
 def _tried(q_BTHK: Any, k_BSGK: Any, causal: bool) -> str:
-    """What JAX itself has against the shapes, or against the installed cuDNN."""
+    """The error of JAX for these shapes or for the installed cuDNN; empty: none."""
     q, k = (jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (q_BTHK, k_BSGK))
     try:
         jax.eval_shape(lambda q, k, v: cudnn(q, k, v, causal=causal), q, k, k)
@@ -100,7 +114,7 @@ def _tried(q_BTHK: Any, k_BSGK: Any, causal: bool) -> str:
 
 
 def cudnn(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, *, causal: bool) -> Array:
-    """Attention (B, T, H, K) by cuDNN's fused kernel, in bfloat16, in the dtype of q."""
+    """Attention (B, T, H, K) by cuDNN's fused kernel: computed in bfloat16, in the dtype of q."""
     narrow = (rounded(x, "bfloat16") for x in (q_BTHK, k_BSGK, v_BSGK))
     return jax.nn.dot_product_attention(*narrow, is_causal=causal, implementation="cudnn").astype(q_BTHK.dtype)
 
@@ -114,15 +128,15 @@ def splash(
     dtype: str = "float32",
     interpret: bool = False,
 ) -> Array:
-    """Causal attention (B, T, H, K) by the TPU kernel that skips the blocks above the diagonal, in the dtype of q.
+    """Causal attention (B, T, H, K) by the TPU kernel, in the dtype of q.
 
-    interpret: computes what the kernel says, on any platform, slowly.
+    The kernel skips the blocks above the diagonal. `interpret` runs the kernel's interpreter, on any platform, slowly.
     """
-    from jax.experimental.pallas.ops.tpu import splash_attention as kernels  # what only a TPU needs
+    from jax.experimental.pallas.ops.tpu import splash_attention as kernels  # imported late: TPU only
 
     T, H, K = q_BTHK.shape[1:]
     block = min(_BLOCK, -(-T // _LANES) * _LANES)
-    size = -(-T // block) * block  # positions after the last are seen by none that counts
+    size = -(-T // block) * block  # causal queries never see the padding after the last position
 
     def heads_first(x: Array) -> Array:
         return jnp.pad(rounded(x, dtype).swapaxes(1, 2), ((0, 0), (0, 0), (0, size - T), (0, 0)))

@@ -1,4 +1,4 @@
-"""Attention: one entry point, `attend`, and the module of projections around it.
+"""The attention module: projections around `attend`.
 
 Shapes: B batch, T query positions, S key positions, D width, H heads, G key heads, R = H / G heads that share a key
 head (head h reads key head h // R), K head size.
@@ -18,34 +18,36 @@ from lmjax.parallel import axes
 Cache = dict[str, Array]  # a layer's "keys" and "values" (B G, S, K)
 
 
-# ---- On the devices of a mesh -----------------------------------------------------------------------------------
-
-
-# ---- The module -------------------------------------------------------------------------------------------------
-
-
 class Attention(nn.Module):
-    """Attention with its four projections: of a sequence to itself, or to another (`memory_BSD`).
+    """Self-attention, or cross-attention (`memory_BSD`), with its four projections."""
 
-    key_heads: shared by heads / key_heads queries each (Ainslie et al. 2023). norm_epsilon: if given, queries and keys
-    pass through an RMSNorm over the head (Henry et al. 2020, Dehghani et al. 2023). std, output_std: as Dense has it.
-    capture: sows the weights. form: as in `attend`.
-    """
-
+    #: Number of query heads H.
     heads: int
+    #: Number of key heads G; each serves heads / key_heads query heads (Ainslie et al. 2023).
     key_heads: int
+    #: Size K of a head.
     head_dim: int
+    #: `std` of `Dense` for queries, keys and values.
     std: float | None
+    #: `std` of `Dense` for the output.
     output_std: float | None
+    #: Whether the projections have biases.
     bias: bool = True
+    #: Epsilon of an RMSNorm of queries and keys over the head (Henry et al. 2020, Dehghani et al. 2023); None: no norm.
     norm_epsilon: float | None = None
+    #: Dropout rate of the weights.
     dropout: float = 0.0
+    #: Whether a query sees only the keys up to its position.
     causal: bool = True
+    #: Dtype to which products round their inputs.
     dtype: str = "float32"
+    #: Sow the attention weights.
     capture: bool = False
+    #: Implementation, as in `attend`.
     form: str = "auto"
 
     def setup(self) -> None:
+        """Create the projections."""
         dense = partial(Dense, std=self.std, bias=self.bias, dtype=self.dtype)
         self.query = dense(self.heads * self.head_dim)
         self.key = dense(self.key_heads * self.head_dim)
@@ -65,23 +67,33 @@ class Attention(nn.Module):
         ends_BS: Array | None = None,
         key: Array | None = None,
     ) -> Array:
-        """`turn`: the rotary cosines and sines. `key`: of the dropout of weights. The rest as in `attend`."""
+        """Compute attention (B, T, D).
+
+        Args:
+            x_BTD: Sequence of the queries.
+            memory_BSD: Sequence of the keys and values; None: `x_BTD`.
+            turn: Cosines and sines of rotary positions.
+            segments_BT: See `attend`.
+            seen_BS: See `attend`.
+            ends_BS: See `attend`.
+            key: Key of the dropout of weights.
+        """
         q_BTHK = self._queries(x_BTD, turn)
         k_BSGK, v_BSGK = self.keys_values(x_BTD if memory_BSD is None else memory_BSD, turn=turn)
         visible: Any = {"causal": self.causal, "segments_BT": segments_BT, "seen_BS": seen_BS, "dtype": self.dtype}
         if self.capture:
             self.sow("intermediates", "weights", attention_weights(q_BTHK, k_BSGK, **visible))
         dropped: Any = {"dropout_rate": self.dropout, "dropout_key": key}
-        form = "auto" if self.is_initializing() else self.form  # parameters may be made where they are not trained
+        form = "auto" if self.is_initializing() else self.form  # the initializing device may lack the kernel
         mixed_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, **visible, ends_BS=ends_BS, **dropped, form=form)
         return self._output(mixed_BTHK, x_BTD.shape[-1])
 
     def extend(
         self, x_BTD: Array, cache: Cache, place: Place, *, turn: tuple[Array, Array] | None = None
     ) -> tuple[Array, Cache]:
-        """Causal attention of the next T positions to themselves and what the cache holds, and the cache with them.
+        """Causal attention of the next T positions to the cache and themselves; updates the cache.
 
-        More than one position at once begin an empty cache: they see only each other.
+        If T > 1 the cache must be empty: the positions see only each other.
         """
         q_BTF, k_BTF, v_BTF = self.projected(x_BTD)
         q_BTHK, k_BSGK, v_BSGK = (
@@ -103,7 +115,7 @@ class Attention(nn.Module):
         return self._output(mixed_BTHK, x_BTD.shape[-1]), cache
 
     def cached(self, x_BTD: Array, k_BSGK: Array, v_BSGK: Array, *, seen_BS: Array | None = None) -> Array:
-        """Attention to keys and values that `keys_values` gave, where `seen_BS` is not 0; without dropout."""
+        """Attention to precomputed `keys_values` where `seen_BS` is not 0; without dropout."""
         mixed_BTHK = attend(self._queries(x_BTD), k_BSGK, v_BSGK, causal=False, seen_BS=seen_BS, dtype=self.dtype)
         return self._output(mixed_BTHK, x_BTD.shape[-1])
 
@@ -112,14 +124,14 @@ class Attention(nn.Module):
         return self._heads("key", self.key(x_BSD), turn), self._heads("value", self.value(x_BSD))
 
     def projected(self, x_BTD: Array) -> tuple[Array, Array, Array]:
-        """Queries (B, T, H K), keys and values (B, T, G K) as the projections give them."""
+        """The projections: queries (B, T, H K), keys and values (B, T, G K)."""
         return self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
 
     def _queries(self, x_BTD: Array, turn: tuple[Array, Array] | None = None) -> Array:
         return self._heads("query", self.query(x_BTD), turn)
 
     def _heads(self, name: str, y_BTF: Array, turn: tuple[Array, Array] | None = None) -> Array:
-        """A projection by heads (B, T, H or G, K); queries and keys normed and turned."""
+        """Split a projection into heads (B, T, H or G, K); normalize and rotate queries and keys."""
         y_BTHK = y_BTF.reshape(*y_BTF.shape[:2], -1, self.head_dim)
         if name != "value" and self.norm_epsilon is not None:
             y_BTHK = (self.query_norm if name == "query" else self.key_norm)(y_BTHK)

@@ -1,9 +1,9 @@
-"""Attention that writes its scores out, for one block of queries after the other: the form for short contexts.
+"""Attention with materialized scores, a block of queries at a time, for short contexts.
 
-Each block of queries meets only the keys that a causal query can see. Weights stay unnormalised until after they have
-mixed the values: w = exp(scores - max), out = (w v) / sum(w). The gradient computes w again (Dao et al. 2022, section
-3.1), keys first, so that every product reads its large factor row by row: with h = g / sum(w), d scores = w (h v^T -
-sum(h out)). Kept in between are the inputs, the result and two numbers a query, no scores.
+Each block of queries is multiplied only with the keys that a causal query can see. Weights are normalised after the
+product with the values: w = exp(scores - max), out = (w v) / sum(w). The gradient recomputes w (Dao et al. 2022,
+section 3.1), keys first, so that every product reads its large factor row by row: with h = g / sum(w), d scores = w (h
+v^T - sum(h out)). The backward pass keeps the inputs, the result and two numbers per query, but no scores.
 
 Shapes: B batch, T query positions, S key positions, G key heads, R query heads of each, K head size; C queries of a
 block.
@@ -24,7 +24,7 @@ Visible = tuple[Array | None, Array | None, Array | None]  # segments_BT, seen_B
 
 
 def _forward(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, rate, dtype):
-    wide, keyless = q_BGRTK.dtype, visible[1] is not None  # whether a query may be left without keys
+    wide, keyless = q_BGRTK.dtype, visible[1] is not None  # whether a query may see no key
     q_BGRTK, k_BGSK, v_BGSK = (rounded(x, dtype) for x in (q_BGRTK, k_BGSK, v_BGSK))
     outs, tops, totals = [], [], []
     for start, stop, seen in query_blocks(q_BGRTK.shape[3], k_BGSK.shape[2], causal):
@@ -76,8 +76,10 @@ def _backward(causal, rate, dtype, saved, g_BGRTK):
 
 
 def _over_keys(d_scores_BGSRC: Array, k_BGSK: Array, dtype: Any) -> Array:
-    """The gradient (B, G, R, C, K) of the queries. On CPU it is made the other way around: turning the keys, and then
-    the result, costs less than turning the scores."""
+    """The gradient (B, G, R, C, K) of the queries.
+
+    On CPU the product is transposed: transposing the keys and the result costs less than transposing the scores.
+    """
     if axes.current() is not None:
         return einsum("bgsrc,bgsk->bgrck", d_scores_BGSRC, k_BGSK, dtype)
     turned_BGKRC = einsum("bgks,bgsrc->bgkrc", row_major(k_BGSK.swapaxes(2, 3)), d_scores_BGSRC, dtype)
@@ -86,20 +88,20 @@ def _over_keys(d_scores_BGSRC: Array, k_BGSK: Array, dtype: Any) -> Array:
 
 written_out = jax.custom_vjp(lambda *args: _forward(*args)[0], nondiff_argnums=(5, 6, 7))
 written_out.defvjp(_forward, _backward)
-written_out.__doc__ = """Softmax(q k^T) v -> (B, G, R, T, K), of queries that are scaled already.
+written_out.__doc__ = """Softmax(q k^T) v -> (B, G, R, T, K), for queries that are already scaled.
 
-Arguments: q_BGRTK, k_BGSK, v_BGSK, (segments_BT, seen_BS, ends_BS), dropout_key, causal, dropout_rate, dtype, as
-`attention.attend` has them.
+Arguments: q_BGRTK, k_BGSK, v_BGSK, (segments_BT, seen_BS, ends_BS), dropout_key, causal, dropout_rate, dtype, as in
+`attention.attend`.
 """
 
 
 def einsum(form: str, a: Array, b: Array, dtype: Any) -> Array:
-    """Adds up in `dtype`, whatever the factors are rounded to."""
+    """`jnp.einsum` that accumulates in `dtype`, independent of the dtype of the factors."""
     return jnp.einsum(form, a, b, preferred_element_type=dtype)
 
 
 def shown(visible: Visible, start: int, stop: int, seen: int, causal: bool) -> Array | None:
-    """Which of the first `seen` keys the queries start..stop may see: (B or 1, C, S), or None: all."""
+    """The mask (B or 1, C, S) of the first `seen` keys for queries start..stop; None: no mask."""
     segments_BT, seen_BS, ends_BS = visible
     queries_C1, rules = jnp.arange(start, stop)[:, None], []
     if causal:
@@ -114,5 +116,5 @@ def shown(visible: Visible, start: int, stop: int, seen: int, causal: bool) -> A
 
 
 def _kept(weights_BGRCS: Any, rate: float, key: Array, start: int) -> Array:
-    """What dropout multiplies the weights of a block with; the same key and block give the same choice."""
+    """The dropout factors of a block's weights; the same key and block give the same factors."""
     return dropout(jnp.ones(weights_BGRCS.shape, weights_BGRCS.dtype), rate, jax.random.fold_in(key, start))

@@ -92,7 +92,7 @@ def test_a_divided_sequence_takes_blocks():
     mesh = SimpleNamespace(shape={"sequence": 2}, size=2)
     with axes.on(mesh, {}):  # type: ignore[arg-type]
         assert chosen("auto", TPU, 64) == "blockwise"
-        with pytest.raises(UserError, match=re.escape("mesh.sequence=2 divides them; set model.attention=blockwise")):
+        with pytest.raises(UserError, match=re.escape("mesh.sequence=2 shards them; set model.attention=blockwise")):
             chosen("xla", CPU, 64)
 
 

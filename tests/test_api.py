@@ -1,0 +1,43 @@
+"""The public functions of `import lmjax`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lmjax
+from lmjax.config import Config, RuntimeConfig, UserError
+from lmjax.system import runtime
+from tests import ROOT
+
+
+def test_a_run_is_trained_loaded_continued_and_evaluated(tiny: Config, tmp_path: Path) -> None:
+    run = lmjax.train(tiny, "train.updates=4", run_dir=tmp_path / "run")
+    assert run == tmp_path / "run"
+    assert lmjax.resume(run) == run  # complete already
+    lm = lmjax.load(run)
+    assert isinstance(lmjax.generate(lm, "the cat", max_tokens=4), str)
+    assert len(lmjax.generate(run, ["the", "cat"], max_tokens=4)) == 2
+    result = lmjax.evaluate(lm, ["copying"], shots=(0,), limit=2)
+    assert set(result.tasks) == {"copying"}
+    with pytest.raises(UserError, match="exists"):
+        lmjax.train(tiny, run_dir=run)
+    with pytest.raises(UserError, match=r"is not a run: it has no config.json"):
+        lmjax.resume(tmp_path / "nowhere")
+
+
+def test_the_public_names_are_few_and_import_nothing_heavy() -> None:
+    assert len(lmjax.__all__) <= 10
+    code = "import lmjax, sys; assert not {'jax', 'numpy', 'flax'} & set(sys.modules); lmjax.train; lmjax.generate"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=60)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        lmjax.trian  # noqa: B018
+
+
+def test_settings_that_come_too_late_for_jax_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    runtime.start(RuntimeConfig(host_devices=2))
+    with pytest.raises(UserError, match=r"JAX was imported before lmjax could set XLA_FLAGS .*device_count=4"):
+        runtime.start(RuntimeConfig(host_devices=4))
