@@ -60,9 +60,9 @@ def resume(run_dir: str | Path, *changes: str, allow: Sequence[str] = ()) -> Pat
         raise UserError(f"{folder} is not a run: it has no config.json")
     config = _resolve(str(folder / "config.json"), changes)
     runtime.start(config.runtime)
-    from lmjax.run.resume import resume as resume_run
+    from lmjax.run import resume
 
-    return _finished(resume_run(config, folder, allow=allow), folder)
+    return _finished(resume.resume(config, folder, allow=allow), folder)
 
 
 def load(path: str | Path, *, checkpoint: str = "newest") -> "LanguageModel":
@@ -93,10 +93,11 @@ def generate(model: "str | Path | LanguageModel", prompts: str | Sequence[str], 
         UserError: there is no model, or a setting is out of range.
     """
     lm = load(model) if isinstance(model, str | Path) else model
-    from lmjax.inference.generate import generate as continue_texts
+    from lmjax.inference import generate
     from lmjax.inference.sampling import Sampling
 
-    texts = continue_texts(lm, [prompts] if isinstance(prompts, str) else prompts, sampling=Sampling(**settings))
+    several = [prompts] if isinstance(prompts, str) else prompts
+    texts = generate.generate(lm, several, sampling=Sampling(**settings))
     return texts[0] if isinstance(prompts, str) else texts
 
 

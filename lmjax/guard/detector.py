@@ -30,14 +30,16 @@ _NONE = np.finfo(np.float32).max  # no median yet: above all, and finite, since 
 
 @struct.dataclass
 class Window:
-    """What the guard remembers: `losses_W` and `log_norms_W` of accepted updates (zero where there is none yet);
-    how many there were since the last announced change (`count`), the lowest median of the last few losses (`best`),
-    and which stretch between announced changes this is (`stretch`, see `assess`)."""
+    """The values of accepted updates that the guard compares a new batch with."""
 
+    #: Losses and log gradient norms of the last accepted updates; zero where there is none yet.
     losses_W: Array
     log_norms_W: Array
+    #: Accepted updates since the last announced change.
     count: Array
+    #: The lowest median of the last few losses.
     best: Array
+    #: The regime: how many announced changes came before (see `assess`). Checkpoints name this leaf `stretch`.
     stretch: Array
 
 
@@ -77,8 +79,10 @@ def assess(window: Window, loss: Array, log_norm: Array, finite: Array, stretch:
 
 
 def accept(window: Window, loss: Array, log_norm: Array, stretch: Array, config: GuardConfig) -> tuple[Window, Array]:
-    """The window with an accepted batch, and whether the run has diverged: the median of the last few losses is far
-    above the best there was."""
+    """Add an accepted batch to the window; also return whether the run has diverged.
+
+    A run has diverged when the median of the last few losses is far above the lowest such median.
+    """
     fresh = stretch != window.stretch
     count = jnp.where(fresh, 0, window.count) + 1
     best = jnp.where(fresh, jnp.float32(_NONE), window.best)
@@ -96,7 +100,8 @@ def accept(window: Window, loss: Array, log_norm: Array, stretch: Array, config:
 def _z(values_2W: Array, x_2: Array, count: Array, *, floor_2: np.ndarray, floor_share_2: np.ndarray) -> Array:
     """(2,): how far each x lies above the median of its last `count` values, in robust deviations; 0 if there is none.
 
-    Both at once: on a CPU each operation on so little costs more to begin than to do."""
+    Both at once: on a CPU each operation on so little costs more to begin than to do.
+    """
     size = values_2W.shape[1]
     valid_W = jnp.arange(size) >= size - count
     median_2 = _median(jnp.where(valid_W, values_2W, jnp.inf), count)
@@ -110,7 +115,8 @@ def _median(values_W: Array, count: Array | int) -> Array:
     """Of the `count` smallest values along the last axis.
 
     By counting for each value how many are no larger, not by sorting: a few vector operations, where XLA sorts one
-    comparison after the other."""
+    comparison after the other.
+    """
     count = jnp.clip(count, 1, values_W.shape[-1])
     no_larger_W = jnp.sum(values_W[..., :, None] <= values_W[..., None, :], axis=-2, dtype=jnp.float32)
 
@@ -144,8 +150,10 @@ def rule(recent: Sequence[Tried], *, config: GuardConfig, diverged: bool = False
 
 
 def onset(recent: Sequence[Tried], *, fired: str, config: GuardConfig) -> Tried:
-    """The batch with which the trouble began: the first suspect of the chain, or of a divergence the first of the
-    losses whose median is too high."""
+    """The batch with which the spike began.
+
+    It is the first suspect of the chain, or for a divergence the first of the losses whose median is too high.
+    """
     if fired == DIVERGENCE:
         return recent[-config.divergence_window :][0]
     return next((batch for batch in recent[-config.among :] if batch.suspect), recent[-1])
@@ -176,7 +184,7 @@ def _in_a_row(flags: Iterable[bool]) -> int:
 
 
 def log_norm(norm: Array) -> Array:
-    """The logarithm of a gradient norm, also of none at all."""
+    """The logarithm of a gradient norm, also of a norm of 0."""
     return jnp.log(jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
 
 

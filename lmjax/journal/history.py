@@ -42,10 +42,13 @@ class Applied(NamedTuple):
 
 @dataclass
 class History:
-    """path: the applied updates. suspects: the records of batches left out on the path. rollbacks: all there were.
-    expected: what the next updates gave when the run was there before. exclude, cuts: sample ids and learning-rate
-    cuts that rollbacks decided. pending: a rollback announced but not finished. replay: a rollback whose data are
-    being replayed. digests: of the checkpoints begun on the path, by update; saved: those of them known to be whole."""
+    """What the records of a journal say about a run.
+
+    path: the applied updates. suspects: the records of batches left out on the path. rollbacks: all rollbacks.
+    expected: the results of the next updates when the run was there before. exclude, cuts: sample ids and
+    learning-rate cuts that rollbacks decided. pending: a rollback announced but not finished. replay: a rollback whose
+    data are being replayed. digests: of the checkpoints begun on the path, by update. saved: those that are complete.
+    """
 
     path: list[Applied] = field(default_factory=list)
     suspects: list[Record] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """The journal: what happened to a run and why, one record a line, each holding the hash of the line before.
 
 A record is written and synced before the action that it announces begins. Every record also accounts for the updates
-applied since the one before it (`applied`: the number of the first, then the cursor behind each, its loss and gradient
+applied since the previous one (`applied`: the number of the first, then the cursor behind each, its loss and gradient
 norm as `float.hex`), so the whole history of a run can be read, checked and replayed from this file.
 
 A line cut short by a crash is dropped when the journal is opened; any other damage breaks the chain and is reported.

@@ -48,6 +48,7 @@ class RecordsObjective(Objective):
         return " | ".join(text[: 2 * count] for text in records.text_of(self.store, "train", document))
 
     def source_name(self, source: int) -> str:
+        """Return the name of the only source."""
         return self.store.manifest["sources"][0]["name"]
 
     @property

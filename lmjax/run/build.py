@@ -1,4 +1,4 @@
-"""Where the parts are put together: a configuration becomes a run. What notebooks, tests and the doors call."""
+"""Where the parts are put together: a configuration becomes a run. Called by notebooks, tests and the command line."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -148,6 +148,7 @@ def abstract_batch(run: Run) -> dict[str, Any]:
 
 
 def initial(config: Config, task: Objective, optimizer: optax.GradientTransformation) -> State:
+    """Build the state before the first update."""
     inputs, named = task.example()
     microbatches = int(_plan(config).microbatches.max())
     return init_state(

@@ -45,7 +45,7 @@ def absolute(config: Config) -> Config:
 
 
 def _absolute(name: str) -> str:
-    """A path from anywhere; of none, none."""
+    """Absolute form of a path; an empty path stays empty."""
     return os.path.abspath(os.path.expanduser(name)) if name else ""
 
 
@@ -74,7 +74,7 @@ def same_inputs(run: Run, journal: Journal) -> None:
 
 
 def fingerprints(run: Run) -> dict[str, Any]:
-    """What must be equal for a run to go on: the hashes of its tokenizer and its data."""
+    """What must be equal for a resume: the hashes of its tokenizer and its data."""
     return {"tokenizer_sha256": run.store.tokenizer.sha256, "data_sha256": run.store.fingerprint}
 
 

@@ -1,4 +1,4 @@
-"""Starting and resuming a run in its directory, and reporting its end: what the doors call.
+"""Start a run in its directory; show the plan of a run.
 
 Each function returns an exit status: 0 finished (or stopped by a signal, its state saved), 3 given up.
 """
@@ -29,7 +29,7 @@ from lmjax.training.inputs import Position
 
 
 def start(config: Config, run_dir: Path) -> int:
-    """Trains `config` from update 0 into the new directory `run_dir`.
+    """Train `config` from update 0 into the new directory `run_dir`.
 
     UserError: the directory exists, or the configuration does not fit the data or the machine; nothing is left behind.
     """
@@ -37,27 +37,27 @@ def start(config: Config, run_dir: Path) -> int:
     main = processes.is_main()
     if main and run_dir.exists() and (not run_dir.is_dir() or any(path.name != ".lock" for path in run_dir.iterdir())):
         raise UserError(
-            f"{run_dir} exists: go on with it by --resume {run_dir}, or choose another place with --run-dir DIR"
+            f"{run_dir} exists: resume it with --resume {run_dir}, or choose another place with --run-dir DIR"
         )
     config = transfer.adopt(absolute(config))
-    with _console() as console:
+    with open_console() as console:
         if main:
             _make(run_dir)
         try:
             with locked(run_dir) if main else nullcontext():
-                run = _prepare(config, console)
-                return _begin(run, run_dir, console)
+                run = prepare_run(config, console)
+                return begin_run(run, run_dir, console)
         finally:
             if main and not any(run_dir.iterdir()):
                 run_dir.rmdir()
 
 
-def _begin(run: Run, run_dir: Path, console: Console) -> int:
+def begin_run(run: Run, run_dir: Path, console: Console) -> int:
     """A run from its first update; the journal begins once the files that a resume needs are there."""
     if processes.is_main():
         write_text(run_dir / "config.json", codec.to_json(run.config))
         run.store.tokenizer.save(run_dir / "tokenizer.json")
-    journal = _journal(run_dir)
+    journal = open_journal(run_dir)
     if not (run_dir / "config.json").is_file():
         raise UserError(
             f"{run_dir} of process 0 is not seen by process {jax.process_index()}: it must be on a disk of all"
@@ -69,18 +69,18 @@ def _begin(run: Run, run_dir: Path, console: Console) -> int:
     return train_run(run, run_dir, position, journal, console)
 
 
-def _journal(run_dir: Path) -> Journal:
+def open_journal(run_dir: Path) -> Journal:
     """The journal of a run, repaired by its main process before the others read it, and not written before all have."""
     path = run_dir / "journal.jsonl"
     return processes.main_first("journal", lambda: Journal(path, own=processes.is_main()))
 
 
-def _console() -> Console:
+def open_console() -> Console:
     """What a person sees: of the main process only."""
     return Console() if processes.is_main() else Console(io.StringIO())
 
 
-def _prepare(config: Config, console: Console, *, kept: Path | None = None) -> Run:
+def prepare_run(config: Config, console: Console, *, kept: Path | None = None) -> Run:
     """The parts of a run; what is wrong with the configuration is found before the data are read.
 
     kept: the run's own copy of its tokenizer, which is read where the file that the configuration names is gone.

@@ -15,7 +15,7 @@ from lmjax.parallel import processes
 from lmjax.run import build, feed, transfer
 from lmjax.run.build import Run
 from lmjax.run.identity import absolute, allowed_changes, resolved_like, same_inputs, versions
-from lmjax.run.launch import _begin, _console, _journal, _prepare
+from lmjax.run.launch import begin_run, open_console, open_journal, prepare_run
 from lmjax.run.session import FINISHED, train_run
 from lmjax.system.files import locked, write_text
 from lmjax.training import checkpoint, rollback
@@ -23,15 +23,18 @@ from lmjax.training.inputs import Position
 
 
 def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
-    """Goes on with the run in `run_dir` from its newest whole checkpoint, bit for bit.
+    """Resume the run in `run_dir` from its newest complete checkpoint; the result is bit-identical.
 
-    A rollback that was announced but not finished is finished first. The devices may be others than before: the
-    samples are the same then, the losses up to rounding. UserError: `config` differs from the run's in a key that is
-    not in `allow`, nor one of `parallel.*` and `runtime.*`, the tokenizer or data changed, or another process is at
-    work on the run. CheckpointError: the run has checkpoints, but none can be read.
+    A rollback that was announced but not finished is finished first. On other devices than before the samples are the
+    same, and the losses are equal up to rounding. Returns an exit status as `launch.start` does.
+
+    Raises:
+        UserError: `config` differs from the run's in a key that is neither in `allow` nor one of `parallel.*` and
+            `runtime.*`; the tokenizer or the data changed; or another process works on the run.
+        CheckpointError: the run has checkpoints, but none can be read.
     """
     processes.connect(config.parallel)
-    with locked(run_dir) if processes.is_main() else nullcontext(), _console() as console:
+    with locked(run_dir) if processes.is_main() else nullcontext(), open_console() as console:
         saved = codec.from_json((run_dir / "config.json").read_text(), Config)
         config = absolute(config)
         config = resolved_like(config, saved)
@@ -39,15 +42,15 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
         if _complete(run_dir) and not learnt(changed):
             console.event(f"{run_dir} is complete; to train on, add train.updates=N --allow-change train.updates")
             return FINISHED
-        run = _prepare(config, console, kept=run_dir / "tokenizer.json")
-        journal = _journal(run_dir)
+        run = prepare_run(config, console, kept=run_dir / "tokenizer.json")
+        journal = open_journal(run_dir)
         if not journal.records:
             if checkpoint.folders(run_dir / "checkpoints"):
                 raise UserError(
                     f"{run_dir} has checkpoints, but no journal: bring journal.jsonl back, or start a new run"
                 )
             console.event("the run was stopped before its first update: starting it")
-            return _begin(run, run_dir, console)
+            return begin_run(run, run_dir, console)
         same_inputs(run, journal)
         position = _restored(run, run_dir, journal, console)
         if changed and processes.is_main():

@@ -35,7 +35,7 @@ class LoadedRun:
 
 
 def load(run_dir: Path, update: int | None = None) -> LoadedRun:
-    """The newest whole checkpoint of a run, or the one after so many updates.
+    """The newest whole checkpoint of a run, or that of update `update`.
 
     UserError: not a run, or no such checkpoint. CheckpointError: none can be read.
     """

@@ -68,7 +68,7 @@ def train_run(run: Run, run_dir: Path, position: Position, journal: Journal, con
             finish(run, run_dir, summary, params=params, console=console)
     if stopped:
         console.close()
-        console.event(f"stopped by {stopped}, saved after update {position.update}; go on with:")
+        console.event(f"stopped by {stopped}, saved after update {position.update}; resume with:")
         console.event(f"  python train.py --resume {run_dir}")
     return FINISHED
 

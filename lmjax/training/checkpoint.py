@@ -48,7 +48,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Writes the checkpoints of one run: at most one save is in flight while training goes on.
+    """Writes the checkpoints of one run: at most one save is in flight during training.
 
     Only the run that trains may make one: leftovers of a crash are removed. scores: validation losses by update, as
     far as they are known. main: whether this process commits what all have written.
@@ -186,7 +186,7 @@ def load(
     """The newest checkpoint that is whole, its state, and what is wrong with those that were passed over.
 
     abstract: shapes, dtypes and shardings. digests: by update, what the journal says, where it says anything. update:
-    only the checkpoint after so many updates.
+    only the checkpoint of this update.
     CheckpointError: there is none; the message names what is wrong with each.
     """
     problems = []

@@ -20,17 +20,21 @@ from lmjax.training.step import Step
 
 @dataclass(frozen=True)
 class ScheduledBatch:
-    """One batch on the devices: the `update` it is meant for, the cursors before and behind it, its size in
-    sequences, how many announced changes came before it (`regime`), and the share of a whole sample's tokens that its
-    rows have places for."""
+    """One batch on the devices."""
 
+    #: Update that the batch is meant for.
     update: int
+    #: Cursor before the batch.
     before: int
+    #: Cursor after the batch.
     cursor: int
+    #: Size in sequences.
     sequences: int
     learning_rate: float
+    #: Number of announced changes before the batch.
     regime: int
     batch: dict[str, Any]
+    #: Share of a full-length sample's tokens that the rows have places for.
     share: float = 1.0
 
 
@@ -47,17 +51,18 @@ class Position:
 
 @dataclass(frozen=True)
 class LoopInputs:
-    """What the loop is handed; it knows no model, no data and no evaluator.
+    """Everything the loop needs; it knows no model, no data and no evaluator.
 
-    in_turn: an update is sent off when the one before is settled: of two that wait for a CPU both hold their memory.
-    vote: what to add to a batch so that all processes hear of a signal (by number); None for a single process.
-    together: so many updates are sent off at once, at most. step: the jitted update, for as many batches in turn.
-    batches: those from (update, cursor) on, with what a history decided. samples: the ids that stand at positions
-    from..to and are not left out already. evaluate: (state, whole split) -> metrics.
-    autopsy: writes a report of a spike: (state, batch, decision). conclude: adds a line to the report of an update.
-    tokens: trained on after so many updates. sequences: of the whole run. peak_flops: of all devices together.
-    machine: what the bits depend on, as `history.machine_of` tells it; tolerance: by how much, relative, the first loss
-    after a resume may differ from the journal's where that was another machine.
+    in_turn: wait for each update before dispatching the next. On a CPU, two queued updates would both hold their
+        memory.
+    vote: arrays to add to a batch so that all processes learn of a signal (by number); None for a single process.
+    together: maximum number of updates in one dispatch. step: the jitted update, for one dispatch.
+    batches: scheduled batches from (update, cursor) on, with what a history decided. samples: the ids at positions
+        from..to that are not already left out. evaluate: (state, complete split) -> metrics.
+    autopsy: write the report of a spike: (state, batch, decision). conclude: add a line to the report of an update.
+    tokens: number of tokens trained on after an update. sequences: of the complete run. peak_flops: of all devices.
+    machine: what the bits depend on (`history.machine_of`). tolerance: relative difference allowed between the first
+        loss after a resume and the journal's, if that was another machine.
     """
 
     run_dir: Path

@@ -69,7 +69,7 @@ class Recorder:
         for sink in list(self._sinks):
             try:
                 getattr(sink, method)(*arguments)
-            except Exception as error:  # whatever a tracker raises, the run goes on without it
+            except Exception as error:  # whatever a tracker raises, the run continues without it
                 self._sinks.remove(sink)
                 self._report(f"{type(sink).__name__} failed and is off: {first_line(error)}")
 

@@ -6,8 +6,10 @@ from lmjax.training.inputs import LoopInputs
 
 
 def start_profile(parts: LoopInputs, update: int) -> bool:
-    """Traces the updates first..last of `train.profile` (counted from 1), as the main process has them, into
-    `<run>/profile`; whether it begins."""
+    """Start the trace of `train.profile` when its first update is next; return whether it started.
+
+    The main process traces the updates first..last (counted from 1) into `<run>/profile`.
+    """
     begins = bool(parts.train.profile) and update == parts.train.profile[0] - 1 and jax.process_index() == 0
     if begins:
         jax.profiler.start_trace(str(parts.run_dir / "profile"))
@@ -15,7 +17,7 @@ def start_profile(parts: LoopInputs, update: int) -> bool:
 
 
 def stop_profile(parts: LoopInputs, updates: int) -> bool:
-    """Whether the trace has ended."""
+    """Stop the trace after its last update; return whether it stopped."""
     ends = updates >= parts.train.profile[1]
     if ends:
         jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""Saving while training goes on: what is journaled, what is kept, and what happens when a save fails."""
+"""Saves during training: what is journaled, what is kept, and what happens when a save fails."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Saver:
         """
         parts = self.parts
         with parts.console.phase("saving"):
-            self.settle(position)  # what became of the one before is not laid at the door of this one
+            self.settle(position)  # journal the result of the previous save before this one begins
             meta = {
                 "update": position.update,
                 "cursor": position.cursor,
@@ -66,7 +66,7 @@ class Saver:
         write(parts, position, "fallback", problems=[problem])
         if not self.retry and parts.checkpoint.on_failure == "stop":
             raise CheckpointError(f"{problem}; tried {self.failures} times; the older checkpoints stand, resume later")
-        parts.console.event(f"{problem}; {'trying again' if self.retry else 'training goes on without it'}")
+        parts.console.event(f"{problem}; {'trying again' if self.retry else 'training continues without it'}")
 
     def finish(self, position: Position, past: History) -> None:
         """Waits for the save in flight and tries again what failed. CheckpointError: the end could not be saved."""
@@ -81,8 +81,11 @@ class Saver:
             raise CheckpointError(f"update {position.update} could not be saved; the older checkpoints stand")
 
     def _needed(self, position: Position, past: History) -> list[int]:
-        """The two newest checkpoints that a rollback could go back to, however early a trouble seen from now on began,
-        and those that may become such."""
+        """The checkpoints that retention must keep for rollbacks.
+
+        These are the two newest to which a rollback could go back, however early a spike seen from now on began, and
+        those that may become such.
+        """
         config, every = self.parts.guard, self.parts.checkpoint.every
         updates = [int(folder.name) for folder in folders(self.parts.checkpoints.folder)]
         onset = position.update - detector.remembered(config)

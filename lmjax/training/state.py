@@ -15,12 +15,13 @@ from lmjax.guard.detector import Window, empty
 
 @struct.dataclass
 class State:
-    """params and ema: pytrees of the model's parameters (ema: their running average, or None). opt_state:
-    optax's. window: what the guard remembers of accepted updates. carry: what the rows of the next batch go on with
-    (a recurrent model's state), or None.
+    """The training state.
 
-    update: int32, how many updates have been applied. It, with the seed, also stands for the state of the
-    random generator: keys are derived from the two, never stored.
+    update: int32, the number of applied updates. With the seed it also replaces the state of a random generator: keys
+        are derived from the two, never stored.
+    params, ema: pytrees of the model's parameters and of their running average (or None). opt_state: of optax.
+    window: values of accepted updates, for the guard. carry: the recurrent state with which the rows of the next batch
+        continue, or None.
     """
 
     params: Any

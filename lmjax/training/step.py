@@ -38,7 +38,7 @@ def make_update(
     both last.
     batch: `arrays`, a dict of (K, m, ...); `microbatches`, int32 k with 1 <= k <= K: only the first k are
     read, and one compiled program serves every k; `learning_rate`, float32; and, if given, `regime`, int32: how many
-    announced changes came before (the guard starts anew at each), and `update`, int32: the number of applied updates
+    announced changes came before (the guard starts empty at each), and `update`, int32: the number of applied updates
     the batch was made for. A batch made for another moment is not applied: it was sent off before the one ahead of it
     turned out to be suspect.
 
@@ -135,8 +135,11 @@ def chain_updates(update: Update) -> Callable[[State, dict[str, Any], Array], tu
 
 
 def make_step(update: Any, most: int) -> Step:
-    """`(state, batches) -> (state, metrics)` for 1 to `most` batches in turn, of `update`, jitted as it is (`most` = 1)
-    or as `several` makes it. The metrics are scalars or (most), of which as many count as there are batches."""
+    """Make the step `(state, batches) -> (state, metrics)` that applies `update` to 1 to `most` batches in order.
+
+    `update` is jitted, and for `most` > 1 made by `chain_updates`. The metrics are scalars, or (most), of which the
+    first `len(batches)` count.
+    """
 
     def one(state: State, batches: Sequence[dict[str, Any]]) -> tuple[State, dict[str, Array]]:
         (batch,) = batches

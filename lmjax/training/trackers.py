@@ -19,9 +19,14 @@ Report = Callable[[str], None]
 class Sink(Protocol):
     """A tracker: sees every record, and every return of the run to an earlier update."""
 
-    def write(self, record: Record) -> None: ...
-    def rewind(self, update: int) -> None: ...
-    def close(self) -> None: ...
+    def write(self, record: Record) -> None:
+        """Send a record."""
+
+    def rewind(self, update: int) -> None:
+        """Note that the run went back to an earlier update."""
+
+    def close(self) -> None:
+        """Send what is left and close."""
 
 
 def open_trackers(
@@ -62,14 +67,17 @@ class TensorBoard:
         )
 
     def write(self, record: Record) -> None:
+        """Write the numbers of a record."""
         for tag, value in _scalars(record).items():
             self._writer.add_scalar(tag, value, global_step=record["update"])
 
     def rewind(self, update: int) -> None:
+        """Open a new file that replaces the records after `update`."""
         self._writer.close()
         self._open(update)
 
     def close(self) -> None:
+        """Close the file."""
         self._writer.close()
 
 
@@ -77,7 +85,7 @@ class WandB:
     """Weights & Biases. Never asks and never hangs: without a login, or a network, it records offline.
 
     The x axis is the record's own `update`, so a rollback draws its second try over the first. A resumed run
-    goes on under the id kept in `wandb/run_id`.
+    continues under the id kept in `wandb/run_id`.
     """
 
     def __init__(self, run_dir: Path, *, project: str, name: str, settings: Mapping[str, Any], report: Report):
@@ -108,12 +116,14 @@ class WandB:
             report(f"Weights & Biases is offline; upload later with: wandb sync {run_dir / 'wandb'}/offline-run-*")
 
     def write(self, record: Record) -> None:
+        """Send the numbers of a record."""
         self._run.log(_scalars(record) | {"update": record["update"]})
 
     def rewind(self, update: int) -> None:
-        pass
+        """Do nothing: the x axis is the record's own update."""
 
     def close(self) -> None:
+        """End the tracked run."""
         self._run.finish()
 
 
@@ -124,6 +134,7 @@ def _scalars(record: Record) -> dict[str, float]:
 
 
 def first_line(error: Exception) -> str:
+    """The type and the first line of an error."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 

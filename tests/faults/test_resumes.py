@@ -165,7 +165,7 @@ def test_a_second_process_is_refused_while_the_first_is_at_work(short: Config, c
         time.sleep(0.5)
     with pytest.raises(UserError, match=f"is in use by process {first.pid} on .*; wait for it, or stop it first"):
         runs.resume(folder)
-    with pytest.raises(UserError, match="exists: go on with it by --resume"):
+    with pytest.raises(UserError, match="exists: resume it with --resume"):
         runs.start(short, folder)
     assert everything(folder) == before
     done = runs.train_py("--resume", folder)

@@ -58,7 +58,7 @@ def test_the_first_signal_saves_and_says_how_to_go_on(
     *_, told, how = capsys.readouterr().out.splitlines()
     (said,), stopped = runs.records(folder, "signal"), runs.summary(folder)
     newest = checkpoint.folders(folder / "checkpoints")[-1]
-    assert told.endswith(f"stopped by {number}, saved after update {newest.name}; go on with:")
+    assert told.endswith(f"stopped by {number}, saved after update {newest.name}; resume with:")
     assert how.strip() == f"python train.py --resume {folder}"
     assert (said["name"], str(said["update"])) == (number, newest.name)
     assert (stopped["status"], str(stopped["updates"])) == ("stopped", newest.name)

@@ -97,7 +97,7 @@ def test_by_policy_training_goes_on_without_checkpoints_but_not_to_an_unsaved_en
 ) -> None:
     folder = tmp_path / "run"
     assert runs.start(short, folder, "save=full@3-8", "checkpoint.on_failure=continue") == 0
-    assert "training goes on without it" in capsys.readouterr().out
+    assert "training continues without it" in capsys.readouterr().out
     # Three tries after 20 updates, one each after 30, 40 and 50.
     assert [record["update"] for record in runs.records(folder, "checkpoint")] == [0, 10, 60]
     assert runs.digest(folder) == whole

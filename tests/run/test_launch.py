@@ -170,7 +170,7 @@ def test_batch_growth_compiles_nothing_again(tiny: Config, tmp_path: Path) -> No
 def test_an_existing_run_is_never_overwritten(tiny: Config, tmp_path: Path) -> None:
     digest_of(tiny, tmp_path / "run")
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*"))
-    with pytest.raises(UserError, match="exists: go on with it by --resume"):
+    with pytest.raises(UserError, match="exists: resume it with --resume"):
         launch.start(tiny, tmp_path / "run")
     assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*")) == before
 

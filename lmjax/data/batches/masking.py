@@ -34,7 +34,7 @@ _VALIDATION = 1 << 63  # marks the validation split's numbers, which no sample i
 class Facts:
     """The properties of a tokenizer that masking needs.
 
-    continues_V: the pieces that go on with a word. plain_V: the ids that stand for text, of which random tokens are
+    continues_V: the pieces that continue a word. plain_V: the ids that stand for text, of which random tokens are
     drawn. end_of_text: the mark of a document's end in the stream; it may be `sep`.
     """
 
