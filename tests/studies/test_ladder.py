@@ -26,7 +26,7 @@ from lmjax.data.store.preparation import prepare
 from lmjax.data.store.store import Store
 from lmjax.models import ngram, registry
 from lmjax.objectives.registry import objective_without_data
-from lmjax.run import build, launch, saved
+from lmjax.run import build, launch, resume, saved
 from lmjax.studies import ladder, ladder_report
 from lmjax.system import faults
 
@@ -82,8 +82,8 @@ def test_a_ladder_stops_goes_on_and_ends_in_a_table(
     assert "The ladder" in shown
     assert "counting" in shown
 
-    for begin in ("start", "resume"):  # a finished rung is not trained again
-        monkeypatch.setattr(launch, begin, None)
+    monkeypatch.setattr(launch, "start", None)  # a finished rung is not trained again
+    monkeypatch.setattr(resume, "resume", None)
     assert ladder.climb(rungs, out, compute=COMPUTE) == 0
     with pytest.raises(UserError, match=r"nnlm has another configuration \(.*train.updates: .*--out DIR"):
         ladder.climb(rungs, out, compute=2 * COMPUTE)
@@ -197,7 +197,7 @@ def test_pseudo_likelihood_is_that_of_one_masked_token_after_the_other(tiny: Con
     assert ladder.pseudo_bits_per_byte(trained, TEXTS) == pytest.approx(reference(passages), rel=1e-5)
     some = ladder.pseudo_bits_per_byte(trained, TEXTS, limit=2)
     assert some == pytest.approx(reference([passages[0], passages[-1]]), rel=1e-5)
-    with pytest.raises(UserError, match="no tokens"):
+    with pytest.raises(UserError, match="no token that BERT can predict"):
         ladder.pseudo_bits_per_byte(trained, ["€"])
 
 
