@@ -64,11 +64,11 @@ def lmjax(shape: dict[str, int], dtype: str, changes: list[str]) -> Callable[[in
     import jax
 
     from lmjax.parallel import mesh
-    from lmjax.run import build, dispatch
+    from lmjax.run import build
     from lmjax.training.step import fetch
 
     made = build.without_data(config)
-    update, state, together = dispatch.step(made), build.init(made), dispatch.together(made)
+    update, state, dispatch = build.step_function(made), build.init(made), made.dispatch
     inputs, targets = tokens(shape)
     arrays = {"inputs_BT": inputs, "targets_BT": targets, "weights_BT": np.ones(inputs.shape, np.float32)}
     batch: dict[str, Any] = {"arrays": {name: array[None] for name, array in arrays.items()}}
@@ -83,12 +83,12 @@ def lmjax(shape: dict[str, int], dtype: str, changes: list[str]) -> Callable[[in
         loss = math.nan
         while count or on_their_way:
             if count:
-                size = min(together, count)
+                size = min(dispatch.updates_per_dispatch, count)
                 batches = [batch | {"update": np.int32(number + i)} for i in range(size)]
                 state, metrics = update(state, batches)
                 on_their_way.append((metrics, size))
                 number, count = number + size, count - size
-            if len(on_their_way) > (0 if dispatch.large(made) else bool(count)):
+            if len(on_their_way) > (0 if dispatch.serialize else bool(count)):
                 loss = fetch(*on_their_way.pop(0))[-1]["loss"]
         return loss
 

@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 from lmjax.config import presets  # noqa: E402
 from lmjax.config.codec import apply_overrides  # noqa: E402
 from lmjax.parallel import mesh  # noqa: E402
-from lmjax.run import build, plan  # noqa: E402
+from lmjax.run import build  # noqa: E402
 
 FORMS = ("xla", "blockwise")
 
@@ -33,8 +33,8 @@ class Measured:
     def __init__(self, form: str, context: int, tokens: int, words: list[str]) -> None:
         sizes = [f"model.context={context}", f"batch.tokens=((0,{tokens}),)", f"batch.microbatch={tokens // context}"]
         config = apply_overrides(presets.load("long_context"), [*sizes, f"model.attention={form}", *words])
-        run = build.without_data(build.resolve(config, plan.expected_vocabulary(config)))
-        self.update = build.update_function(run).lower(build.abstract(run), build.abstract_batch(run)).compile()
+        run = build.without_data(config)
+        self.update = build.update_function(run).lower(run.abstract_state, run.abstract_batch).compile()
         self.temporaries = self.update.memory_analysis().temp_size_in_bytes
         self._run, self._state, self._done, self.seconds = run, None, 0, list[float]()
 
@@ -53,7 +53,7 @@ class Measured:
 def batch_of(run: Any) -> Any:
     """A batch of random tokens."""
     rng, vocab = np.random.default_rng(0), run.config.model.vocab_size
-    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), build.abstract_batch(run))
+    batch = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), run.abstract_batch)
     for name in ("inputs_BT", "targets_BT"):
         batch["arrays"][name] = rng.integers(0, vocab, batch["arrays"][name].shape, dtype=np.int32)
     batch["arrays"]["weights_BT"] += 1

@@ -42,9 +42,9 @@ from lmjax.display.console import Console  # noqa: E402
 from lmjax.guard import detector  # noqa: E402
 from lmjax.journal.journal import Journal  # noqa: E402
 from lmjax.pytrees import digest  # noqa: E402
-from lmjax.run import build, dispatch, session  # noqa: E402
+from lmjax.run import build, session  # noqa: E402
 from lmjax.run.feed import device_batches  # noqa: E402
-from lmjax.training import checkpoint, loop  # noqa: E402
+from lmjax.training import checkpoint, loop, settle  # noqa: E402
 from lmjax.training.checkpoint import Checkpoints  # noqa: E402
 from lmjax.training.inputs import Position, ScheduledBatch  # noqa: E402
 from lmjax.training.signals import StopRequest  # noqa: E402
@@ -148,17 +148,16 @@ class Turns:
     def __init__(self, made: build.Run, batch: dict[str, Any], *, turn: int) -> None:
         self.differences: list[tuple[float, float]] = []
         self.calls = self.idle = self._sides = 0
-        self._turn, self._together, self._made = turn, dispatch.together(made), 0
-        self._large = dispatch.large(made)
+        self._turn, self._dispatch, self._made = turn, made.dispatch, 0
         self._batch, self._number = batch, 0
-        self._step, self._state = dispatch.step(made), build.init(made)
+        self._step, self._state = build.step_function(made), build.init(made)
         self._last: Any = None
         self._resumed = (0.0, 0.0)
 
     def __call__(self, state: Any, batches: Sequence[dict[str, Any]]) -> Any:
         if self._made >= self._turn or self._last is None:
             self._other_side()
-        elif not self._large and self._last["loss"].is_ready():
+        elif not self._dispatch.serialize and self._last["loss"].is_ready():
             self.idle += 1
         self.calls += 1
         state, self._last = self._step(state, batches)
@@ -167,15 +166,17 @@ class Turns:
 
     def _other_side(self) -> None:
         jax.block_until_ready(self._last)
-        looped, count = self._since(), self._made or 2 * self._together
+        looped, count = self._since(), self._made or 2 * self._dispatch.updates_per_dispatch
         on_its_way: Any = self._last
         # The guard refuses a batch that is not meant for its update.
         batches = [self._batch | {"update": np.int32(self._number + i)} for i in range(count)]
         begun = self._since()
-        for first in range(0, count, self._together):
+        size = self._dispatch.updates_per_dispatch
+        for first in range(0, count, size):
             before, self._state = self._state, None
-            self._state, metrics = self._step(before, batches[first : first + self._together])
-            jax.block_until_ready(metrics if self._large else on_its_way)  # of small ones one is always on its way
+            self._state, metrics = self._step(before, batches[first : first + size])
+            # Of small updates, one is always in flight.
+            jax.block_until_ready(metrics if self._dispatch.serialize else on_its_way)
             on_its_way = metrics
         jax.block_until_ready(on_its_way)
         bare = [now - start for now, start in zip(self._since(), begun, strict=True)]
@@ -215,7 +216,7 @@ def beside(made: build.Run, batch: dict[str, Any], folder: Path, bare: float) ->
 
     position, quiet = Position(build.init(made), 0, 0, 0), Console(io.StringIO())
     journal = Journal(folder / "loop.jsonl")
-    with StopRequest(alone=True) as stop, session._parts(made, folder, position, journal, quiet, stop) as parts:
+    with StopRequest(alone=True) as stop, session._loop_inputs(made, folder, position, journal, quiet, stop) as parts:
         parts = dataclasses.replace(
             parts,
             train=dataclasses.replace(parts.train, evaluate_every=0, profile=()),
@@ -226,7 +227,7 @@ def beside(made: build.Run, batch: dict[str, Any], folder: Path, bare: float) ->
         )
         quiet.start(parts.updates)
         inner = ("_judge", "_record")
-        judge, record = (mock.patch.object(loop, name, timed(name, getattr(loop, name))) for name in inner)
+        judge, record = (mock.patch.object(settle, name, timed(name, getattr(settle, name))) for name in inner)
         with judge, record:
             loop.train(parts, position, stop=stop)
     whole, whole_cpu = (median(pair[i] for pair in step.differences) for i in (0, 1))

@@ -13,7 +13,6 @@ from lmjax.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    GPTConfig,
     ModelConfig,
     NNLMConfig,
     OptimizerConfig,
@@ -21,6 +20,7 @@ from lmjax.config import (
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
+    small_llama,
 )
 
 
@@ -56,20 +56,7 @@ def ladder_gpt() -> Config:
 
     Expect: 1.90 bits per byte after 2e13 FLOPs.
     """
-    model = GPTConfig(
-        layers=4,
-        width=128,
-        heads=4,
-        mlp_width=384,
-        context=256,
-        norm="rmsnorm",
-        positions="rotary",
-        activation="swiglu",
-        bias=False,
-        qk_norm=True,
-        scan=False,
-        dtype="bfloat16",
-    )
+    model = small_llama(layers=4, width=128, heads=4, mlp_width=384, context=256)
     return _rung("ladder_gpt", model, rows=8, updates=1553)
 
 

@@ -5,11 +5,11 @@ from lmjax.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    GPTConfig,
     OptimizerConfig,
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
+    small_llama,
 )
 
 
@@ -22,20 +22,7 @@ def long_context() -> Config:
     return Config(
         name="long_context",
         data=DataConfig(source="docstrings", tokenizer=TokenizerConfig(kind="bytes"), validation_fraction=0.1),
-        model=GPTConfig(
-            layers=2,
-            width=128,
-            heads=2,
-            context=8192,
-            norm="rmsnorm",
-            positions="rotary",
-            activation="swiglu",
-            mlp_width=384,
-            bias=False,
-            qk_norm=True,
-            scan=False,
-            dtype="bfloat16",
-        ),
+        model=small_llama(layers=2, width=128, heads=2, mlp_width=384, context=8192),
         optimizer=OptimizerConfig(name="muon"),
         schedule=ScheduleConfig(peak=3e-3, warmup=0.02),
         batch=BatchConfig(tokens=((0, 8192),), microbatch=1),

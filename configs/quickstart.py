@@ -5,11 +5,11 @@ from lmjax.config import (
     CheckpointConfig,
     Config,
     DataConfig,
-    GPTConfig,
     OptimizerConfig,
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
+    small_llama,
 )
 
 
@@ -28,21 +28,7 @@ def quickstart() -> Config:
             tokenizer=TokenizerConfig(kind="bpe", vocab_size=4096),
             validation_fraction=0.1,
         ),
-        model=GPTConfig(
-            layers=4,
-            width=192,
-            heads=4,
-            mlp_width=512,
-            context=128,
-            norm="rmsnorm",
-            positions="rotary",
-            activation="swiglu",
-            bias=False,
-            qk_norm=True,
-            # Unrolled with bfloat16 products: the fastest form on a CPU that has them.
-            scan=False,
-            dtype="bfloat16",
-        ),
+        model=small_llama(layers=4, width=192, heads=4, mlp_width=512, context=128),
         optimizer=OptimizerConfig(name="muon"),
         schedule=ScheduleConfig(peak=3e-3),
         batch=BatchConfig(tokens=((0, 2048), (300_000, 4096)), microbatch=16),

@@ -41,7 +41,7 @@ def train(config: str | Config = "quickstart", *changes: str, run_dir: str | Pat
 
 
 def resume(run_dir: str | Path, *changes: str, allow: Sequence[str] = ()) -> Path:
-    """Resume a run from its newest checkpoint; the result is bit-identical to an uninterrupted run.
+    """Resume a run from its newest checkpoint; the result is bit-identical.
 
     Args:
         run_dir: the run directory.

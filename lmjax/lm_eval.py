@@ -1,20 +1,23 @@
-"""The command of lm-evaluation-harness with the model `lmjax`: python -m lmjax.lm_eval --model lmjax ..."""
+"""The command of lm-evaluation-harness with the model `lmjax`.
+
+Usage: python -m lmjax.lm_eval --model lmjax ...
+"""
 
 from argparse import Namespace
-from typing import Any
 
-from lmjax.cli.entry import finish, with_jax
+from lmjax.cli.entry import finish, start_jax
 
 
 def main() -> None:
     """Run with the arguments of `lm_eval`; a user's mistake is one line."""
+    finish(Namespace(function=_evaluate))
 
-    def run(_: Any) -> int:
-        from lmjax.serve import harness
 
-        return harness.command()
+def _evaluate(options: Namespace) -> int:
+    start_jax()
+    from lmjax.serve import harness
 
-    finish(Namespace(function=lambda _: with_jax(run)))
+    return harness.command()
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def _mix(h: jax.Array, shift1: int, factor1: int, shift2: int, factor2: int, shi
 
 
 def _bits(x: jax.Array) -> jax.Array:
-    """Return the elements' bits as uint32; a 64-bit element becomes two values on a new last axis."""
+    """Return the elements' bits as uint32; 64 bits become two values on a new last axis."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     if x.dtype.itemsize == 8:

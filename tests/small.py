@@ -34,6 +34,7 @@ from lmjax.config import (
 from lmjax.config.codec import apply_overrides
 from lmjax.data.store import preparation
 from lmjax.objectives.objective import Objective
+from lmjax.objectives.samples import Samples
 from lmjax.run import build as run_build
 
 MODELS: dict[str, ModelConfig] = {
@@ -108,14 +109,14 @@ def build(name: str, corpus: Path, *changes: str) -> run_build.Run:
     return run_build.build(changed, preparation.prepare(changed.data))
 
 
-def rough(task: Objective, seed: int = 0) -> Any:
-    """Parameters of the task's model in which every leaf matters, made without a program to compile."""
-    inputs, named = task.example()
-    shapes: Any = jax.eval_shape(task.model.init, jax.random.key(0), *inputs, **named)
+def rough(objective: Objective, seed: int = 0) -> Any:
+    """Parameters of the objective's model in which every leaf matters, made without a program to compile."""
+    inputs, named = objective.example()
+    shapes: Any = jax.eval_shape(objective.model.init, jax.random.key(0), *inputs, **named)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes["params"])
 
 
-def rows(task: Objective, count: int = 4, cursor: int = 0) -> Mapping[str, np.ndarray]:
+def rows(samples: Samples, count: int = 4, cursor: int = 0) -> Mapping[str, np.ndarray]:
     """The first batch of samples from a position on."""
-    return task.arrays(task.order.take(cursor, count)[0])
+    return samples.arrays(samples.order.take(cursor, count)[0])

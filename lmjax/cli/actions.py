@@ -8,19 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lmjax.config import CausalConfig, UserError
+from lmjax.config import UserError
 from lmjax.display.console import Console
 from lmjax.inference.generate import generate
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
 from lmjax.interop.huggingface.folder import export_model, is_model
+from lmjax.objectives.causal import Causal
 from lmjax.run import build, pretrained, saved
 
 
 def generate_texts(
     path: Path, prompts: Sequence[str], *, checkpoint: str = "newest", dtype: Any, **settings: Any
 ) -> int:
-    """Continue, translate, fill in or classify each prompt, and print the result; one continuation is streamed.
+    """Continue, translate, fill in or classify each prompt, and print the result.
+
+    A single continuation is streamed.
 
     Args:
         path: the model.
@@ -36,9 +39,9 @@ def generate_texts(
     lm = pretrained.foreign(path, dtype=dtype)
     if lm is None:
         run = pretrained.trained(path, checkpoint=checkpoint)
-        if not isinstance(run.config.objective, CausalConfig):
+        if not isinstance(run.objective, Causal):
             for prompt in prompts:
-                print(run.task.answer(run.params, prompt, tokenizer=run.tokenizer, **settings))
+                print(run.objective.answer(run.params, prompt, tokenizer=run.tokenizer, **settings))
             return 0
         lm = LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
     lm = pretrained.causal(lm)
@@ -115,7 +118,7 @@ def _response(sample: Any) -> str:
 
 
 class _Counter:
-    """Shows the number of answered requests on the console, on one changing line where the terminal allows it."""
+    """The number of answered requests, on one changing line if the terminal allows it."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.live, self.last = console, sys.stdout.isatty(), -1
@@ -130,7 +133,7 @@ class _Counter:
 
 
 def compare_evaluations(paths: Sequence[Path], *, plot: Path | None = None) -> int:
-    """Print two results of `evaluate` side by side with paired tests, and draw their curves together."""
+    """Print two results of `evaluate` with paired tests, and draw their curves together."""
     from lmjax.evaluation import compare
     from lmjax.evaluation.report import read_json
     from lmjax.evaluation.shot_curves import draw

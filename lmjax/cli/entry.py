@@ -1,18 +1,19 @@
-"""Common parts of all commands: parse arguments, report errors, and start JAX with its settings."""
+"""Common parts of all commands: parse arguments, report errors, start JAX."""
 
 import argparse
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
 
 from lmjax.config import RuntimeConfig, UserError
 from lmjax.config.errors import RunError
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse arguments like `parse_args`, but accept configuration changes between and after options."""
+    """Parse arguments; configuration changes may be between and after options."""
     options, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or not hasattr(options, "words")]
     if unknown:
@@ -55,15 +56,22 @@ def _has_peers() -> bool:
     return jax is not None and jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def with_jax(call: Callable[[Any], int], config: RuntimeConfig | None = None) -> int:
-    """Call with `lmjax.run.launch`, imported after the settings that must precede the start of JAX."""
+def start_jax(config: RuntimeConfig | None = None) -> None:
+    """Apply the settings that must precede the start of JAX, then import JAX.
+
+    A command calls it once, after it has checked its arguments, and then imports the modules that use JAX.
+
+    Args:
+        config: the settings; default: those of a default configuration.
+
+    Raises:
+        UserError: The environment variable LMJAX_FAULTS is malformed.
+    """
     from lmjax.system import faults, runtime
 
-    runtime.prepare(config)
+    runtime.start(config)
     gc.disable()  # nearly all objects that imports create stay alive: a collection would find no garbage
-    from lmjax.run import launch
-
+    import_module("lmjax.run.launch")
     gc.freeze()
     gc.enable()
     faults.arm(os.environ.get(faults.VARIABLE, ""))
-    return call(launch)

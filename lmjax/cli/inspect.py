@@ -3,9 +3,8 @@
 import argparse
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from lmjax.cli.entry import with_jax
+from lmjax.cli.entry import start_jax
 from lmjax.cli.train import _load, _saved, config_arguments, preset_table
 from lmjax.config import DataConfig, UserError, presets
 from lmjax.config.checks import check
@@ -32,19 +31,19 @@ def _plan(options: argparse.Namespace) -> int:
     config = _load(options.words)
     check(config)
     if not options.topology:
-        return with_jax(lambda launch: launch.show_plan(config), config.runtime)
+        start_jax(config.runtime)
+        from lmjax.run import launch
+
+        return launch.show_plan(config)
     from lmjax.system.runtime import compile_only
     from lmjax.topology import chips
 
     chips.parse(options.topology)
     compile_only()
+    start_jax(config.runtime)
+    from lmjax.topology.compile import show
 
-    def call(launch: Any) -> int:
-        from lmjax.topology.compile import show
-
-        return show(config, options.topology, largest=not options.no_search)
-
-    return with_jax(call, config.runtime)
+    return show(config, options.topology, largest=not options.no_search)
 
 
 def plot_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,16 +84,13 @@ def _audit(options: argparse.Namespace) -> int:
     if options.replay and not (len(words) == 2 and all(word.isdecimal() for word in words)):
         raise UserError(f"--replay {options.replay}: give the first and the last update, as in --replay 100:200")
     updates = (int(words[0]), int(words[1])) if options.replay else None
-
-    def call(launch: Any) -> int:
-        from lmjax.diagnose import audit
-
-        return audit.show(options.run, replay=updates, config_file=options.config)
-
     runtime = None
     with suppress(UserError, OSError):  # the audit itself reports an unreadable configuration
         runtime = presets.load(_saved(options.run)).runtime
-    return with_jax(call, runtime)
+    start_jax(runtime)
+    from lmjax.diagnose import audit
+
+    return audit.show(options.run, replay=updates, config_file=options.config)
 
 
 def rehearse_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,13 +106,10 @@ def rehearse_arguments(parser: argparse.ArgumentParser) -> None:
 def _rehearse(options: argparse.Namespace) -> int:
     config = _load(options.words)
     check(config)
+    start_jax(config.runtime)
+    from lmjax.diagnose import rehearsal
 
-    def call(launch: Any) -> int:
-        from lmjax.diagnose import rehearsal
-
-        return rehearsal.show(config, keep=options.keep)
-
-    return with_jax(call, config.runtime)
+    return rehearsal.show(config, keep=options.keep)
 
 
 def ladder_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,18 +125,16 @@ def ladder_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ladder(options: argparse.Namespace) -> int:
-    def call(launch: Any) -> int:
-        from lmjax.studies import ladder
+    start_jax()
+    from lmjax.studies import ladder
 
-        return ladder.show(
-            options.rungs.split(",") if options.rungs is not None else ladder.ALL,
-            options.out,
-            compute=ladder.COMPUTE if options.compute is None else options.compute,
-            changes=options.words,
-            bert=options.bert,
-        )
-
-    return with_jax(call)
+    return ladder.show(
+        options.rungs.split(",") if options.rungs is not None else ladder.ALL,
+        options.out,
+        compute=ladder.COMPUTE if options.compute is None else options.compute,
+        changes=options.words,
+        bert=options.bert,
+    )
 
 
 def tokenizer_arguments(parser: argparse.ArgumentParser) -> None:

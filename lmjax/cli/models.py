@@ -1,11 +1,9 @@
 """Commands on trained models: generate, evaluate, compare, export."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from lmjax.cli.entry import with_jax
+from lmjax.cli.entry import start_jax
 from lmjax.config import UserError
 
 
@@ -49,18 +47,10 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
 def _generate(options: argparse.Namespace) -> int:
     names = ("checkpoint", "dtype", "max_tokens", "temperature", "top_k", "top_p", "min_p", "past_end", "seed")
     settings = {name: getattr(options, name) for name in (*names, "repetition_penalty")}
-    return _with_commands(
-        lambda commands: commands.generate_texts(options.model, options.prompt, stop=tuple(options.stop), **settings)
-    )
+    start_jax()
+    from lmjax.cli import actions
 
-
-def _with_commands(call: Callable[[Any], int]) -> int:
-    def use(_: Any) -> int:
-        from lmjax.cli import actions
-
-        return call(actions)
-
-    return with_jax(use)
+    return actions.generate_texts(options.model, options.prompt, stop=tuple(options.stop), **settings)
 
 
 def _names(text: str) -> list[str]:
@@ -84,7 +74,7 @@ def evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser)
     _dtype_argument(parser)
     add = parser.add_argument
-    what = "bundled tasks (below), folders, .jsonl/.json/.parquet files, BIG-bench tasks, hub:NAME"
+    what = "bundled tasks (below), folders, tables (.jsonl, .csv, .parquet, ...), BIG-bench tasks, hub:NAME"
     add("--tasks", required=True, type=_names, metavar="A,B", help=what)
     add("--shots", default="0", metavar="0,1,5", help="numbers of examples in the prompt")
     add("--shot-seeds", type=int, default=1, metavar="N", help="draws of the examples, for the spread")
@@ -120,28 +110,36 @@ def _evaluate(options: argparse.Namespace) -> int:
     settings |= {"shots": _numbers(options.shots), "seeds": options.shot_seeds, "described": options.describe}
     settings |= {"mutual_info": options.mutual_info, "calibrated": options.calibrate}
     named = {name: getattr(options, name) for name in ("checkpoint", "dtype", "json", "samples", "plot", "show")}
-    return _with_commands(
-        lambda commands: commands.evaluate_model(
-            options.model, options.tasks, settings=settings, cached=not options.no_cache, **named
-        )
-    )
+    start_jax()
+    from lmjax.cli import actions
+
+    cached = not options.no_cache
+    return actions.evaluate_model(options.model, options.tasks, settings=settings, cached=cached, **named)
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lmjax compare`."""
     parser.add_argument("results", type=Path, nargs=2, metavar="FILE", help="what `lmjax evaluate --json` wrote")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw both curves")
-    parser.set_defaults(
-        function=lambda o: _with_commands(lambda commands: commands.compare_evaluations(o.results, plot=o.plot))
-    )
+    parser.set_defaults(function=_compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    start_jax()
+    from lmjax.cli import actions
+
+    return actions.compare_evaluations(options.results, plot=options.plot)
 
 
 def export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lmjax export`."""
     _model_arguments(parser)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
-    parser.set_defaults(
-        function=lambda o: _with_commands(
-            lambda commands: commands.export_run(o.model, o.folder, checkpoint=o.checkpoint)
-        )
-    )
+    parser.set_defaults(function=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    start_jax()
+    from lmjax.cli import actions
+
+    return actions.export_run(options.model, options.folder, checkpoint=options.checkpoint)

@@ -5,9 +5,9 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
-from lmjax.cli.entry import with_jax
+from lmjax.cli.entry import start_jax
 from lmjax.config import Config, UserError, presets
 from lmjax.config.checks import check
 from lmjax.config.codec import apply_overrides, to_json
@@ -63,13 +63,13 @@ def _key_table() -> str:
         (name if i == 0 else "", member)
         for name, hint in get_type_hints(Config).items()
         for i, member in enumerate(get_args(hint) or (hint,))
-        if is_dataclass(member)
+        if is_dataclass(member) and not getattr(member, "__name__", "").startswith("Custom")  # a base class
     ]
     lines = (
         f"  {name + '.*' if name else '  or':<13} {(inspect.getdoc(hint) or '').splitlines()[0]}"
         for name, hint in groups
     )
-    return "keys (--print-config shows them all, lmjax/config.py explains them):\n" + "\n".join(lines) + "\n"
+    return "keys (--print-config shows them all, lmjax/config explains them):\n" + "\n".join(lines) + "\n"
 
 
 def _load(words: Sequence[str], *, default: str = "quickstart") -> Config:
@@ -102,11 +102,9 @@ def _train(options: argparse.Namespace) -> int:
         print(to_json(config), end="")
         return 0
 
-    def call(launch: Any) -> int:
-        if options.resume is None:
-            return launch.start(config, options.run_dir or Path("runs") / config.name)
-        from lmjax.run.resume import resume
+    start_jax(config.runtime)
+    from lmjax.run import launch, resume
 
-        return resume(config, options.resume, allow=tuple(options.allow_change))
-
-    return with_jax(call, config.runtime)
+    if options.resume is None:
+        return launch.start(config, options.run_dir or Path("runs") / config.name)
+    return resume.resume(config, options.resume, allow=tuple(options.allow_change))

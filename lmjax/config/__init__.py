@@ -8,13 +8,16 @@ from lmjax.config.data import TokenizerConfig as TokenizerConfig
 from lmjax.config.errors import RunError as RunError
 from lmjax.config.errors import UserError as UserError
 from lmjax.config.models import BERTConfig as BERTConfig
+from lmjax.config.models import CustomModelConfig as CustomModelConfig
 from lmjax.config.models import GPTConfig as GPTConfig
 from lmjax.config.models import ModelConfig as ModelConfig
 from lmjax.config.models import NNLMConfig as NNLMConfig
 from lmjax.config.models import RNNConfig as RNNConfig
 from lmjax.config.models import TransformerConfig as TransformerConfig
+from lmjax.config.models import small_llama as small_llama
 from lmjax.config.objectives import CausalConfig as CausalConfig
 from lmjax.config.objectives import ClassificationConfig as ClassificationConfig
+from lmjax.config.objectives import CustomObjectiveConfig as CustomObjectiveConfig
 from lmjax.config.objectives import MaskedConfig as MaskedConfig
 from lmjax.config.objectives import TranslationConfig as TranslationConfig
 from lmjax.config.schema import BatchConfig as BatchConfig

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
+from lmjax.config import extensions, user_files
 from lmjax.config.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -30,11 +31,19 @@ def from_json(text: str, cls: type[T]) -> T:
     Raises:
         UserError: The text is not JSON, a key is unknown or a value has the wrong type.
     """
+    return _decode(parse_json(text), cls, "")
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON text.
+
+    Raises:
+        UserError: The text is not JSON.
+    """
     try:
-        tree = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"not a configuration in JSON: {error}") from None
-    return _decode(tree, cls, "")
 
 
 def differences(old: Any, new: Any) -> list[str]:
@@ -58,6 +67,8 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
         if not equals:
             raise UserError(f"'{override}' is not of the form key.path=value")
         config = _replace(config, key.strip().split("."), value.strip(), key.strip())
+        if key.strip() == "extensions":  # later overrides may name what these files register
+            user_files.load(getattr(config, "extensions", ()))
     return config
 
 
@@ -164,6 +175,8 @@ def _split(text: str) -> list[str]:
 def _decode(value: Any, hint: Any, key: str) -> Any:
     """Convert `value`, as JSON represents it, to the type `hint`, or raise UserError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType) and str in args:  # one of lmjax's names, or a registered one
+        return _decode(value, str, key)
     if origin in (typing.Union, types.UnionType):
         members = _members(args)
         family = value.get("family", next(iter(members))) if isinstance(value, dict) else None
@@ -194,8 +207,12 @@ def _decode(value: Any, hint: Any, key: str) -> Any:
 
 
 def _members(union: Iterable[Any]) -> dict[str, type]:
-    """Return the dataclasses of a union by their `family`."""
-    return {typing.get_args(typing.get_type_hints(member)["family"])[0]: member for member in union}
+    """Return the dataclasses of a union by their `family`, the registered ones included."""
+    members = {}
+    for member in union:
+        names = typing.get_args(typing.get_type_hints(member)["family"])
+        members |= {names[0]: member} if names else extensions.configurations(member)
+    return members
 
 
 def _describe(hint: Any) -> str:

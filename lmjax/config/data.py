@@ -1,7 +1,9 @@
 """The schema of the data: what is read, and how text becomes token ids."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from lmjax.config.ranges import at_least, interval, share, weighted_counts
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,14 @@ class InContextConfig:
     #: Names from `tasks` that are never rendered.
     held_out: tuple[str, ...] = ()
     #: Number of documents.
-    documents: int = 100_000
+    documents: Annotated[int, at_least(1)] = 100_000
     #: Mixture of zero-, one- and few-shot forms, ((examples, weight), ...).
-    shots: tuple[tuple[int, float], ...] = ((0, 1.0), (1, 1.0), (8, 2.0))
+    shots: Annotated[tuple[tuple[int, float], ...], weighted_counts()] = ((0, 1.0), (1, 1.0), (8, 2.0))
     #: Share of documents that begin with the task's description.
-    described: float = 0.5
+    described: Annotated[float, share()] = 0.5
     #: Share of each task's items (for a map: of its pairings) that is never rendered and is reserved for the
     #: evaluation.
-    held_out_share: float = 0.25
+    held_out_share: Annotated[float, interval("[0, 1)")] = 0.25
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,12 @@ class DataConfig:
     #: Selects this member of the union.
     family: Literal["text"] = "text"
     #: `docstrings` (English that comes with Python), `in_context` (tasks with examples, see `in_context`), or
-    #: `hub:NAME` / `hub:NAME:SUBSET` (a dataset of the hub).
+    #: `hub:NAME` / `hub:NAME:SUBSET` (a dataset of the hub), or the name of a registered source.
     source: str = "docstrings"
-    #: Local text, jsonl, json or parquet files, folders or globs, plain or .gz/.zst. If set, `source` is ignored.
+    #: Local files of text, or of tables: jsonl, json, csv, tsv, parquet or arrow. Also folders and globs; all but
+    #: parquet and arrow also as .gz or .zst. If set, `source` is ignored.
     files: tuple[str, ...] = ()
-    #: Column of jsonl, parquet and hub data that holds the text.
+    #: Column of tables and hub data that holds the text.
     text_field: str = "text"
     #: Unit that is one document of a plain text file. Blank lines separate paragraphs.
     document: Literal["paragraph", "line", "file"] = "paragraph"
@@ -79,7 +82,7 @@ class DataConfig:
     #: `hash` assigns a document to validation by a hash of its content; `tail` takes the last tokens of each source.
     validation: Literal["hash", "tail"] = "hash"
     #: Share of the data that is reserved for validation.
-    validation_fraction: float = 0.05
+    validation_fraction: Annotated[float, interval("(0, 1)")] = 0.05
     #: Read the windows of each epoch in a random order; otherwise in the order of the text.
     shuffle: bool = True
     #: Restrict attention to documents (segment ids); otherwise windows cut from the stream attend across documents.
@@ -97,9 +100,9 @@ class RecordsConfig:
     #: Selects this member of the union.
     family: Literal["records"] = "records"
     #: Records to generate when `files` is empty: the pairs `numbers` (words to digits) or `dates` (many forms to one),
-    #: or the labelled texts `docstrings` (which part of Python's library a passage is from).
-    source: Literal["numbers", "dates", "docstrings"] = "dates"
-    #: Jsonl files, or two text files that pair line by line.
+    #: or the labelled texts `docstrings` (which part of Python's library a passage is from), or a registered source.
+    source: Literal["numbers", "dates", "docstrings"] | str = "dates"
+    #: Tables as in `DataConfig`, or two text files that pair line by line.
     files: tuple[str, ...] = ()
     #: Files of the validation split in the same form (empty: select a share of the records by a hash of their content).
     validation_files: tuple[str, ...] = ()
@@ -108,15 +111,15 @@ class RecordsConfig:
     #: Column with the label (empty: none).
     label: str = ""
     #: Number of training records to read from the start (0: all).
-    limit: int = 0
+    limit: Annotated[int, at_least(0)] = 0
     #: Convert every text to lower case.
     lowercase: bool = False
     #: How text becomes token ids.
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     #: Share of the records that is reserved for validation.
-    validation_fraction: float = 0.05
+    validation_fraction: Annotated[float, interval("(0, 1)")] = 0.05
     #: Number of length classes. A batch holds records of one class, which reduces padding.
-    buckets: int = 4
+    buckets: Annotated[int, at_least(1)] = 4
     #: Read the records of each epoch in a random order.
     shuffle: bool = True
     #: Half-open ranges of sample ids that are never trained on.

@@ -1,7 +1,9 @@
 """What a run learns: the configuration of each objective."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from lmjax.config.ranges import at_least, nonnegative, share
 
 
 @dataclass(frozen=True)
@@ -11,13 +13,13 @@ class CausalConfig:
     #: Selects this member of the union.
     family: Literal["causal"] = "causal"
     #: Weight of log(Z)^2, which keeps the logits nearly normalized (PaLM, section 5: 1e-4).
-    z_loss: float = 0.0
+    z_loss: Annotated[float, nonnegative()] = 0.0
     #: Weight of the squared norm of all matrices and embeddings (the regularized likelihood of Bengio et al. 2003,
     #: equation 1).
-    penalty: float = 0.0
+    penalty: Annotated[float, nonnegative()] = 0.0
     #: Number of tokens whose logits are materialized at a time (GPT; 0: the complete microbatch). It bounds the memory
     #: of a large vocabulary.
-    chunk: int = 0
+    chunk: Annotated[int, at_least(0)] = 0
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,17 @@ class MaskedConfig:
     #: Selects this member of the union.
     family: Literal["masked"] = "masked"
     #: Share of tokens that are predicted.
-    rate: float = 0.15
+    rate: Annotated[float, share()] = 0.15
     #: Share of the predicted tokens that become [MASK].
-    masked: float = 0.8
+    masked: Annotated[float, share()] = 0.8
     #: Share of the predicted tokens that become a random token. The rest remain unchanged.
-    random: float = 0.1
+    random: Annotated[float, share()] = 0.1
     #: Mask all pieces of a word together.
     whole_word: bool = False
     #: Share of pairs whose second part actually follows the first.
-    next_sentence: float = 0.5
+    next_sentence: Annotated[float, share()] = 0.5
     #: Share of samples that have a random shorter length.
-    short: float = 0.1
+    short: Annotated[float, share()] = 0.1
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,14 @@ class TranslationConfig:
     #: Selects this member of the union.
     family: Literal["translation"] = "translation"
     #: Share of the probability that is spread over the complete vocabulary (Vaswani et al. 2017, section 5.4).
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, share()] = 0.1
     #: Beam width of the decoding that is scored at the end (1: greedy).
-    beam: int = 4
+    beam: Annotated[int, at_least(0)] = 4
     #: Exponent of the length penalty: scores are divided by ((5 + length) / 6)^length_penalty (Wu et al. 2016, section
     #: 7).
-    length_penalty: float = 0.6
+    length_penalty: Annotated[float, nonnegative()] = 0.6
     #: Number of validation pairs that are decoded and scored at the end (0: all).
-    scored: int = 500
+    scored: Annotated[int, at_least(0)] = 500
 
 
 @dataclass(frozen=True)
@@ -69,4 +71,19 @@ class ClassificationConfig:
     #: Names of the labels (empty: the labels of the data).
     labels: tuple[str, ...] = ()
     #: Share of the probability that is spread over all labels.
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, share()] = 0.0
+
+
+@dataclass(frozen=True)
+class CustomObjectiveConfig:
+    """Base class of the configuration of a registered objective.
+
+    A user adds objectives with `lmjax.register_objective`.
+    A subclass is a frozen dataclass too, and narrows `family` to `Literal["NAME"]`.
+    """
+
+    #: Selects the member of the union.
+    family: str = ""
+
+
+ObjectiveConfig = CausalConfig | MaskedConfig | TranslationConfig | ClassificationConfig | CustomObjectiveConfig

@@ -4,12 +4,13 @@ A configuration file is source code and is executed; a saved `config.json` is da
 """
 
 import ast
-import importlib.util
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from lmjax.config.codec import from_json
+from lmjax.config import extensions, user_files
+from lmjax.config.codec import from_json, parse_json
 from lmjax.config.errors import UserError, nearest
 from lmjax.config.schema import Config
 
@@ -41,7 +42,7 @@ def load(name: str) -> Config:
         UserError: The preset or file does not exist, or the file defines no configuration.
     """
     if name.endswith(".json"):
-        return from_json(_read(Path(name)), Config)
+        return read(Path(name))
     stem, _, function = name.partition(":")
     if stem.endswith(".py") or "/" in stem:
         path = Path(stem)
@@ -58,6 +59,23 @@ def load(name: str) -> Config:
     return _call(_functions(path)[name], path)
 
 
+def read(path: Path, *, exact: bool = False) -> Config:
+    """Read a config.json, after the extensions that it lists.
+
+    Args:
+        path: The file; the copies of extensions that are gone are next to it.
+        exact: Import the extensions of the run also where their files have changed since.
+
+    Raises:
+        UserError: The file is missing or malformed, or an extension cannot be imported.
+    """
+    text = _read(path)
+    tree = parse_json(text)
+    entries = tree.get("extensions", ()) if isinstance(tree, dict) else ()
+    user_files.load(map(str, entries), path.parent / user_files.FOLDER, exact=exact)
+    return from_json(text, Config)
+
+
 def _read(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"no such config file: {path}")
@@ -65,11 +83,7 @@ def _read(path: Path) -> str:
 
 
 def _functions(path: Path) -> dict[str, Callable[[], Config]]:
-    spec = importlib.util.spec_from_file_location(f"lmjax_config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = user_files.import_file(path)
     return {
         name: value
         for name, value in vars(module).items()
@@ -81,4 +95,4 @@ def _call(function: Callable[[], Config], path: Path) -> Config:
     result = function()
     if not isinstance(result, Config):
         raise UserError(f"{path}: {function.__name__}() returned {type(result).__name__}, not a Config")
-    return result
+    return replace(result, extensions=extensions.recorded(result))

@@ -5,35 +5,47 @@ A configuration is complete and typed: every setting is a field below. `lmjax.co
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from lmjax.config.data import DataConfig, RecordsConfig
 from lmjax.config.models import GPTConfig, ModelConfig
-from lmjax.config.objectives import CausalConfig, ClassificationConfig, MaskedConfig, TranslationConfig
+from lmjax.config.objectives import CausalConfig, ObjectiveConfig
+from lmjax.config.ranges import (
+    at_least,
+    compiler_flags,
+    distinct_counts,
+    folder_name,
+    interval,
+    nonnegative,
+    positive,
+    rate_cuts,
+    share,
+    span,
+)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """The optimizer; the defaults are those of GPT-3 (appendix B) and LLaMA (section 2.3)."""
 
-    #: Update rule. Muon updates the matrices; AdamW updates the remaining parameters.
-    name: Literal["adamw", "adam", "lion", "adafactor", "muon"] = "adamw"
+    #: Update rule, or the name of a registered one. Muon updates the matrices; AdamW updates the remaining parameters.
+    name: Literal["adamw", "adam", "lion", "adafactor", "muon"] | str = "adamw"
     #: Decay of the first moment.
-    beta1: float = 0.9
+    beta1: Annotated[float, interval("[0, 1)")] = 0.9
     #: Decay of the second moment.
-    beta2: float = 0.95
+    beta2: Annotated[float, interval("[0, 1)")] = 0.95
     #: Term added to the denominator of the update.
-    epsilon: float = 1e-8
+    epsilon: Annotated[float, positive()] = 1e-8
     #: Decoupled weight decay. Biases, norms and embeddings are exempt, by name.
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, nonnegative()] = 0.1
     #: Maximum global norm of the gradient (0: no clipping).
-    clip: float = 1.0
+    clip: Annotated[float, nonnegative()] = 1.0
     #: Decay of an exponential moving average of the parameters, which evaluation then uses (0: none).
-    ema: float = 0.0
+    ema: Annotated[float, interval("[0, 1)")] = 0.0
     #: Learning rate of Muon's matrices as a multiple of the schedule's rate.
-    muon_learning_rate_ratio: float = 1.0
+    muon_learning_rate_ratio: Annotated[float, positive()] = 1.0
     #: Momentum of Muon's matrices. A run of a few hundred updates learns faster with less.
-    muon_momentum: float = 0.95
+    muon_momentum: Annotated[float, interval("[0, 1)")] = 0.95
     #: Patterns of parameter paths (`blocks/attention/query/kernel`); matching parameters are not updated.
     freeze: tuple[str, ...] = ()
 
@@ -43,20 +55,21 @@ class ScheduleConfig:
     """The learning rate over the run."""
 
     #: Highest learning rate.
-    peak: float = 6e-4
+    peak: Annotated[float, positive()] = 6e-4
     #: Share of the run in which the rate rises linearly to `peak`. The rate of the first update is never zero.
-    warmup: float = 0.005
-    #: Shape after the warmup. `wsd` holds the peak and decays linearly over the last `decay` share of the run.
-    shape: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] = "cosine"
+    warmup: Annotated[float, share()] = 0.005
+    #: Shape after the warmup, or the name of a registered one. `wsd` holds the peak and decays linearly over the last
+    #: `decay` share of the run.
+    shape: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] | str = "cosine"
     #: Rate at the end as a share of the peak (not used by `constant` and `inverse_sqrt`).
-    final: float = 0.1
+    final: Annotated[float, share()] = 0.1
     #: Share of the run in which `wsd` decays.
-    decay: float = 0.2
+    decay: Annotated[float, share()] = 0.2
     #: Unit of progress: updates or tokens. The two differ while the batch grows.
     unit: Literal["updates", "tokens"] = "tokens"
     #: Temporary reductions, ((update, factor, over), ...). At `update` the rate drops to `factor` of the schedule's
     #: rate and returns to the full rate over `over` updates. The guard adds one when skipping data does not help.
-    cuts: tuple[tuple[int, float, int], ...] = ()
+    cuts: Annotated[tuple[tuple[int, float, int], ...], rate_cuts()] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class BatchConfig:
     growth: Literal["steps", "linear"] = "steps"
     #: Sequences computed at a time over all devices. Batch growth changes only the number of accumulated
     #: microbatches, so it never causes a new compilation.
-    microbatch: int = 32
+    microbatch: Annotated[int, at_least(1)] = 32
 
 
 @dataclass(frozen=True)
@@ -77,26 +90,30 @@ class TrainConfig:
     """The length of the run, and its evaluations, logs and samples."""
 
     #: Number of optimizer updates (0: as many as `tokens` need).
-    updates: int = 0
+    updates: Annotated[int, at_least(0)] = 0
     #: Number of training tokens; used if `updates` is 0.
-    tokens: int = 0
+    tokens: Annotated[int, at_least(0)] = 0
     #: Updates between evaluations (0: evaluate at the end only).
-    evaluate_every: int = 0
+    evaluate_every: Annotated[int, at_least(0)] = 0
     #: Microbatches of the validation split per evaluation during the run (0: the complete split).
-    evaluate_batches: int = 0
+    evaluate_batches: Annotated[int, at_least(0)] = 0
     #: Microbatches of the validation split in the last evaluation (0: the complete split).
-    final_batches: int = 0
+    final_batches: Annotated[int, at_least(0)] = 0
     #: Updates between logged lines.
-    log_every: int = 1
+    log_every: Annotated[int, at_least(0)] = 1
     #: Length in tokens of the sample that is generated at the end (0: none).
-    sample_tokens: int = 200
+    sample_tokens: Annotated[int, at_least(0)] = 200
     #: Prompt of the sample.
     sample_prompt: str = ""
     #: Expected results, ((metric, from, to), ...), such as ("val_bits_per_byte", 1.6, 1.8). The report shows them
     #: next to the results of the run.
     expect: tuple[tuple[str, float, float], ...] = ()
     #: First and last update of a `jax.profiler` trace, counted from 1 (empty: no trace).
-    profile: tuple[int, ...] = ()
+    profile: Annotated[tuple[int, ...], span()] = ()
+    #: Registered metrics to compute at each evaluation; each is recorded as `val_NAME`.
+    metrics: tuple[str, ...] = ()
+    #: Registered callbacks to call on updates, evaluations, checkpoints and at the end.
+    callbacks: tuple[str, ...] = ()
     #: Measure the byte unigram and the Kneser-Ney 5-gram on the same split at the end.
     baselines: bool = True
 
@@ -112,9 +129,9 @@ class EvaluateConfig:
     #: Bundled tasks or folders of tasks (empty: no in-context evaluation).
     tasks: tuple[str, ...] = ()
     #: Numbers of examples in the prompt; each is evaluated.
-    shots: tuple[int, ...] = (0, 1, 8)
+    shots: Annotated[tuple[int, ...], distinct_counts()] = (0, 1, 8)
     #: Maximum number of documents of each task.
-    limit: int = 100
+    limit: Annotated[int, at_least(1)] = 100
 
 
 @dataclass(frozen=True)
@@ -125,15 +142,15 @@ class CheckpointConfig:
     """
 
     #: Updates between checkpoints (0: one at the end only).
-    every: int = 0
+    every: Annotated[int, at_least(0)] = 0
     #: Number of most recent checkpoints to retain.
-    keep: int = 3
+    keep: Annotated[int, at_least(1)] = 3
     #: Also retain the checkpoint of every K-th update (0: none).
-    keep_every: int = 0
+    keep_every: Annotated[int, at_least(0)] = 0
     #: Also retain the checkpoint with the lowest validation loss.
     keep_best: bool = True
     #: Number of consecutive failed saves that are tried again, each at the next update.
-    retries: int = 2
+    retries: Annotated[int, at_least(0)] = 2
     #: Action after the last retry: `stop` ends the run with exit status 1 (older checkpoints remain), `continue`
     #: trains on without a checkpoint.
     on_failure: Literal["stop", "continue"] = "stop"
@@ -152,68 +169,68 @@ class GuardConfig:
     #: `off` applies every batch. All three are bit-identical as long as no batch is suspect.
     policy: Literal["rollback", "skip", "off"] = "rollback"
     #: Number of accepted losses and log gradient norms in the window.
-    window: int = 128
+    window: Annotated[int, at_least(0)] = 128
     #: Accepted values needed before a batch can be suspect. The count restarts with each regime.
-    armed: int = 64
+    armed: Annotated[int, at_least(0)] = 64
     #: Accepted values needed before a batch can be a hard suspect. The count restarts with each regime.
-    armed_hard: int = 8
+    armed_hard: Annotated[int, at_least(2)] = 8
     #: z of the loss above which a batch is suspect.
-    loss_z: float = 6.0
+    loss_z: Annotated[float, at_least(0)] = 6.0
     #: Lower bound of the deviation, as a share of the median loss.
-    loss_floor: float = 0.005
+    loss_floor: Annotated[float, at_least(0)] = 0.005
     #: Lower bound of the deviation in nats. Losses near zero, of data that is learned completely, differ by large
     #: factors.
-    loss_floor_nats: float = 0.02
+    loss_floor_nats: Annotated[float, at_least(0)] = 0.02
     #: z of the log gradient norm above which a batch is suspect, if its loss is also above `grad_loss_z`.
-    grad_z: float = 8.0
+    grad_z: Annotated[float, at_least(0)] = 8.0
     #: Lower bound of the deviation of the log gradient norm.
-    grad_floor: float = 0.1
+    grad_floor: Annotated[float, at_least(0)] = 0.1
     #: z of the loss that a suspect gradient norm also needs.
-    grad_loss_z: float = 2.0
+    grad_loss_z: Annotated[float, at_least(0)] = 2.0
     #: z above which a suspect is hard. A suspect whose values are not finite is always hard.
-    hard_z: float = 20.0
+    hard_z: Annotated[float, at_least(0)] = 20.0
     #: Consecutive suspects that trigger a rollback. Parameters that are not finite trigger one immediately.
-    in_a_row: int = 3
+    in_a_row: Annotated[int, at_least(1)] = 3
     #: Consecutive hard suspects that trigger a rollback.
-    hard_in_a_row: int = 2
+    hard_in_a_row: Annotated[int, at_least(1)] = 2
     #: Suspects among the last `among` batches that trigger a rollback.
-    several: int = 4
+    several: Annotated[int, at_least(1)] = 4
     #: Number of last batches in which `several` counts suspects.
-    among: int = 8
+    among: Annotated[int, at_least(0)] = 8
     #: Number of last losses whose median is compared with the best such median.
-    divergence_window: int = 32
+    divergence_window: Annotated[int, at_least(2)] = 32
     #: MADs (each at least `loss_floor_nats`) by which the median must exceed the best one to trigger a rollback.
-    divergence_mads: float = 10.0
+    divergence_mads: Annotated[float, at_least(0)] = 10.0
     #: Share of the best median by which the median must also exceed it.
-    divergence_share: float = 0.1
+    divergence_share: Annotated[float, at_least(0)] = 0.1
     #: Updates before a checkpoint without a suspect that make it healthy. A rollback takes the newest healthy
     #: checkpoint that is at least `margin` updates before the onset.
-    margin: int = 16
+    margin: Annotated[int, at_least(0)] = 16
     #: Updates after a checkpoint without a suspect that make it healthy; at most checkpoint.every.
-    horizon: int = 100
+    horizon: Annotated[int, at_least(0)] = 100
     #: Replay the same data once, and skip it only if the spike recurs.
     attribute: bool = True
     #: Batches to skip before a spike in the first attempt. The second attempt skips everything since the checkpoint;
     #: the third starts from the checkpoint before that.
-    skip_before: int = 8
+    skip_before: Annotated[int, at_least(0)] = 8
     #: Batches to skip after a spike in the first attempt; twice as many in the second, four times in the third.
-    skip_after: int = 8
+    skip_after: Annotated[int, at_least(0)] = 8
     #: Factor of the learning rate in the third attempt.
-    cut: float = 0.5
+    cut: Annotated[float, at_least(0)] = 0.5
     #: Updates over which the learning rate returns to the full rate after a cut.
-    rewarm: int = 100
+    rewarm: Annotated[int, at_least(0)] = 100
     #: Updates after a trigger within which another trigger counts as the next attempt at the same spike.
-    neighbourhood: int = 32
+    neighbourhood: Annotated[int, at_least(0)] = 32
     #: Attempts at the same spike after which the guard stops the run with exit status 3.
-    attempts: int = 3
+    attempts: Annotated[int, at_least(0)] = 3
     #: Attempts in the run after which the guard stops it with exit status 3.
-    attempts_in_run: int = 10
+    attempts_in_run: Annotated[int, at_least(0)] = 10
     #: The guard also stops the run if it would skip more than this share of the samples and `skip_batches` batches.
-    skip_share: float = 0.01
+    skip_share: Annotated[float, at_least(0)] = 0.01
     #: Number of skipped batches up to which `skip_share` is ignored.
-    skip_batches: int = 64
+    skip_batches: Annotated[int, at_least(0)] = 64
     #: Consecutive suspects after which the guard stops a run with `policy=skip`.
-    rejected_in_a_row: int = 10
+    rejected_in_a_row: Annotated[int, at_least(0)] = 10
     #: Refuse a resume whose first loss differs from the loss in the journal.
     canary: bool = True
 
@@ -245,12 +262,12 @@ class ParallelConfig:
     #: `mesh` compiles one program for all devices; `pmap` maps the update over the devices of one process (data only).
     form: Literal["mesh", "pmap"] = "mesh"
     #: Number of devices to use (0: all).
-    devices: int = 0
+    devices: Annotated[int, at_least(0)] = 0
     #: Join the other processes that a cluster (Slurm, Open MPI, Kubernetes, a TPU pod) starts. The processes also join
     #: if the environment has JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     distributed: bool = False
     #: Seconds without a heartbeat of one process after which the others end, too.
-    heartbeat_seconds: int = 100
+    heartbeat_seconds: Annotated[int, at_least(1)] = 100
 
 
 @dataclass(frozen=True)
@@ -266,17 +283,20 @@ class RuntimeConfig:
     #: need less. `system` changes nothing.
     allocator: Literal["pool", "keep", "system"] = "pool"
     #: Number of virtual CPU devices, each with a part of the threads (0: one device).
-    host_devices: int = 0
+    host_devices: Annotated[int, at_least(0)] = 0
     #: Flags of XLA, as in `runtime.xla_flags=[--xla_cpu_max_isa=AVX2]`. XLA ends the process at an unknown flag.
-    xla_flags: tuple[str, ...] = ()
+    xla_flags: Annotated[tuple[str, ...], compiler_flags()] = ()
     #: Flags of XLA for machines with a GPU. The defaults overlap communication with computation, and use Triton's
     #: matrix products where they are faster.
-    gpu_flags: tuple[str, ...] = ("--xla_gpu_enable_latency_hiding_scheduler=true", "--xla_gpu_triton_gemm_any=true")
+    gpu_flags: Annotated[tuple[str, ...], compiler_flags()] = (
+        "--xla_gpu_enable_latency_hiding_scheduler=true",
+        "--xla_gpu_triton_gemm_any=true",
+    )
     #: Folder of compiled programs, which the next start reuses (empty: in the user's cache folder; `off`: none).
     compilation_cache: str = ""
     #: Maximum number of updates dispatched to one CPU at a time (0: up to 8 if they are small). Other devices, and
     #: batches of different shapes (records), always take one.
-    updates_at_once: int = 0
+    updates_at_once: Annotated[int, at_least(0)] = 0
 
 
 @dataclass(frozen=True)
@@ -294,20 +314,21 @@ class Config:
     """A complete run: the configuration, with `seed` and the journal, determines every bit."""
 
     #: Name of the run, and of its folder in `runs/`.
-    name: str = "run"
+    name: Annotated[str, folder_name()] = "run"
     #: Seed of all random numbers: initial parameters, order of the data, dropout.
-    seed: int = 0
+    seed: Annotated[int, at_least(0)] = 0
     #: Initial parameters, copied where the names match: a run, a directory of a Hugging Face model, or a .gguf or
     #: .safetensors file (empty: random).
     init_from: str = ""
+    #: Python files that add model families, objectives, optimizers and the like. A run records each as
+    #: `PATH#sha256=HASH`, together with the files of the same folder that it imports.
+    extensions: tuple[str, ...] = ()
     #: What is read: text or records.
     data: DataConfig | RecordsConfig = field(default_factory=DataConfig)
     #: The model; `model.family` selects its kind.
     model: ModelConfig = field(default_factory=GPTConfig)
     #: What the model learns; `objective.family` selects it.
-    objective: CausalConfig | MaskedConfig | TranslationConfig | ClassificationConfig = field(
-        default_factory=CausalConfig
-    )
+    objective: ObjectiveConfig = field(default_factory=CausalConfig)
     #: The optimizer.
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     #: The learning rate.

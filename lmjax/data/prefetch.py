@@ -53,7 +53,10 @@ class Prefetch(Generic[T]):
             del error  # its traceback references this frame: avoid a cycle
 
     def close(self) -> None:
-        """End the thread and drop its items, after the item in preparation. Repeated calls are allowed."""
+        """End the thread after the item in preparation, and drop its items.
+
+        Repeated calls are allowed.
+        """
         self._finalizer()
 
     def __enter__(self) -> "Prefetch[T]":

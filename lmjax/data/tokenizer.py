@@ -1,4 +1,4 @@
-"""Text to token ids and back: one class around `tokenizers`, whatever the tokenizer's origin.
+"""Tokenizers: one class around `tokenizers` for tokenizers of any origin.
 
 Every tokenizer is saved as one tokenizer.json and is identified by the sha256 of that text. Only lmjax itself writes
 `<|endoftext|>` (or its equivalent in a loaded tokenizer) into a stream: in text, special tokens are plain text.
@@ -193,7 +193,7 @@ class Tokenizer:
 
     @cached_property
     def _lengths(self) -> np.ndarray | None:
-        """UTF-8 bytes of each token (special ones: 0), where tokens are spelled in bytes or characters."""
+        """UTF-8 bytes of each token (0 if special); None unless tokens are bytes or characters."""
         if not (self._by_bytes or self._by_character):
             return None
         lengths = np.zeros(self.vocab_size, np.int64)
@@ -242,7 +242,9 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]])
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Load a tokenizer.json, GPT-2's two files, .tiktoken ranks or a vocab.txt, or a folder of these.
+    """Load a tokenizer from a file, or from a folder that holds it.
+
+    The formats are tokenizer.json, GPT-2's two files, .tiktoken ranks and vocab.txt.
 
     Raises:
         UserError: The path has no valid tokenizer.
@@ -251,10 +253,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def _train_word_pieces(vocab_size: int, texts: Callable[[], Iterator[str]]) -> Backend:
-    """Train a WordPiece vocabulary: BERT's special tokens, characters, and the most frequent merges.
+    """Train a WordPiece vocabulary.
 
-    The library's trainer numbers the characters inside words in the order of a hash map, which differs from run to
-    run, and breaks ties by number. Here they are all numbered before the training.
+    It has BERT's special tokens, characters, and the most frequent merges. The library's trainer numbers the characters
+    inside words in the order of a hash map, which differs from run to run, and breaks ties by number. Here they are
+    all numbered before the training.
     """
     backend = vocabularies.word_pieces()
     normalize, split = backend.normalizer.normalize_str, backend.pre_tokenizer.pre_tokenize_str

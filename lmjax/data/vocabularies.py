@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from lmjax.config import UserError
-from lmjax.data.sources import text
+from lmjax.system import readers
 
 _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 _WORD_PIECES = "vocab.txt"
@@ -38,9 +38,10 @@ _WORDS["llama"] = _WORDS["cl100k"]
 
 @cache
 def byte_of() -> dict[str, int]:
-    """Map each character of a byte-level vocabulary to its byte (Radford et al. 2019, encoder.py).
+    """Map each character of a byte-level vocabulary to its byte.
 
-    Bytes that are visible Latin-1 characters represent themselves; the others map, in order, to U+0100 and above.
+    As in Radford et al. 2019, encoder.py: bytes that are visible Latin-1 characters represent themselves; the others
+    map, in order, to U+0100 and above.
     """
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [byte for byte in range(256) if byte not in visible]
@@ -48,9 +49,10 @@ def byte_of() -> dict[str, int]:
 
 
 def byte_level(vocabulary: dict[str, int] | None = None, merges: list[tuple[str, str]] | None = None) -> Backend:
-    """Create a byte-level BPE that splits words as GPT-2 does; without arguments, for training.
+    """Create a byte-level BPE that splits words as GPT-2 does.
 
-    With a vocabulary without merges the text is not split into words, since that has no effect.
+    Without arguments it is for training. With a vocabulary without merges the text is not split into words, since
+    that has no effect.
     """
     if vocabulary is None:
         backend, split = Backend(models.BPE()), True
@@ -107,7 +109,7 @@ def files(path: Path) -> tuple[Path, ...]:
     """Return the file or the two files of the tokenizer `path`."""
     path = Path(path).expanduser()
     if not path.exists():
-        raise text.missing(path)
+        raise readers.missing(path)
     if path.is_file():
         if path.suffix not in (".json", ".tiktoken") and not path.name.endswith(_WORD_PIECES):
             raise UserError(f"'{path}' is no tokenizer: give a tokenizer.json, a .tiktoken, a vocab.txt, or a folder")
@@ -121,8 +123,8 @@ def files(path: Path) -> tuple[Path, ...]:
     for names in choices:
         if all((path / name).is_file() for name in names):
             return tuple(path / name for name in names)
-    wanted = ", ".join(" + ".join(names) for names in [("tokenizer.json",), *_PAIRS, (_WORD_PIECES,)])
-    raise UserError(f"no tokenizer in the folder '{path}': it has none of {wanted}, *.tiktoken")
+    formats = ", ".join(" + ".join(names) for names in [("tokenizer.json",), *_PAIRS, (_WORD_PIECES,)])
+    raise UserError(f"no tokenizer in the folder '{path}': it has none of {formats}, *.tiktoken")
 
 
 def _vocab_txt(path: Path) -> Backend:

@@ -12,18 +12,19 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from lmjax.config import Config, UserError, codec
+from lmjax.config import Config, UserError, codec, presets
 from lmjax.data import tokenizer
 from lmjax.data.store.preparation import prepare
 from lmjax.diagnose.retrace import Findings, Plan, Walk
 from lmjax.diagnose.story import describe_share, tell_story
 from lmjax.display.console import Console
 from lmjax.journal import journal
-from lmjax.journal.history import MEANS, History, Record, learnt, machine_of
+from lmjax.journal.history import MEANS, Applied, History, Record, learnt, machine_of
 from lmjax.parallel import mesh
 from lmjax.pytrees import digest
-from lmjax.run import build, dispatch, identity
+from lmjax.run import build, identity
 from lmjax.run.build import Run
 from lmjax.run.feed import device_batches, regime_of, sample_ranges
 from lmjax.system.files import write_text
@@ -38,9 +39,9 @@ def show(run_dir: Path, *, replay: tuple[int, int] | None = None, config_file: P
     """Print the history of the run in `run_dir` and everything that is wrong with it.
 
     Args:
-        run_dir: the directory of the run.
-        replay: the first and the last update (from 1) to recompute and compare with the journal, bit for bit.
-        config_file: where to write the configuration of a fresh run that ends with the same bits.
+        run_dir: The directory of the run.
+        replay: The first and the last update (from 1) to recompute and compare with the journal, bit for bit.
+        config_file: Where to write the configuration of a fresh run that ends with the same bits.
 
     Returns:
         The exit status: 0 if the run is in order, 1 if not.
@@ -52,7 +53,7 @@ def show(run_dir: Path, *, replay: tuple[int, int] | None = None, config_file: P
         raise UserError(f"{run_dir} is not a run: it has no config.json")
     if config_file is not None and config_file.suffix != ".json":
         raise UserError(f"--config {config_file}: the name of a configuration ends in .json")
-    config, findings = codec.from_json((run_dir / "config.json").read_text(), Config), Findings()
+    config, findings = presets.read(run_dir / "config.json", exact=True), Findings()
     with Console() as console:
         records, chained = _records(run_dir / "journal.jsonl", findings, console)
         sessions = _sessions(run_dir, config, records, findings, console)
@@ -81,9 +82,12 @@ def show(run_dir: Path, *, replay: tuple[int, int] | None = None, config_file: P
 
 
 def _records(path: Path, findings: Findings, console: Console) -> tuple[list[Record], bool]:
-    """Return the records and whether their chain is intact; of a broken chain, the records before the break."""
+    """Return the records and whether their chain is intact.
+
+    If the chain is broken, only the records before the break.
+    """
     if not path.is_file():
-        raise UserError(f"{path.parent} has no journal: nothing has happened yet")
+        raise UserError(f"{path.parent} has no journal: the run has not started yet")
     content = path.read_bytes()
     try:
         records = journal.read(path)
@@ -99,7 +103,7 @@ def _records(path: Path, findings: Findings, console: Console) -> tuple[list[Rec
 def _sessions(
     run_dir: Path, config: Config, records: Sequence[Record], findings: Findings, console: Console
 ) -> list[Run]:
-    """Rebuild the run of each session (the start and each resume); empty if that is impossible."""
+    """Rebuild the run of each session (the start and each resume); empty if impossible."""
     config = replace(config, parallel=mesh.here(config.parallel, microbatch=config.batch.microbatch))
     try:
         store = prepare(config.data, report=console.report)
@@ -125,7 +129,7 @@ def _sessions(
 
 
 def _before(config: Config, changed: Sequence[str]) -> Config:
-    """Undo the changes of a resume, as `codec.differences` lists them, except those of devices."""
+    """Undo the changes of a resume (as of `codec.differences`), except those of devices."""
     for line in (line for line in changed if not line.startswith(MEANS)):
         key, _, values = line.partition(": ")
         old = ast.literal_eval(values.partition(" -> ")[0])
@@ -147,10 +151,13 @@ def _plan(run: Run) -> Plan:
 def _check_checkpoints(
     root: Path, walk: Walk | None, findings: Findings, *, known: set[str]
 ) -> tuple[dict[int, Checkpoint], int]:
-    """Return the intact checkpoints of the journal's path by update, and the number of checkpoints checked.
+    """Check the checkpoints against the journal.
 
     Without a `walk`, each checkpoint is only compared with its own manifest. `known` names checkpoints that an earlier
     resume reported as damaged.
+
+    Returns:
+        The intact checkpoints of the journal's path by update, and the number of checkpoints checked.
     """
     intact = {}
     quarantined = sorted(path for path in (root / "quarantine").glob("*") if path.name.partition(".")[0].isdecimal())
@@ -178,7 +185,10 @@ def _check_checkpoints(
 
 
 def _check_metrics(path: Path, history: History, findings: Findings) -> None:
-    """Compare the losses in metrics.jsonl with the journal's; a crash loses those that the journal does not have."""
+    """Compare the losses in metrics.jsonl with the journal's.
+
+    Losses that are not in the journal are ignored: a crash loses them.
+    """
     for record in metrics.read(path) if path.is_file() else []:
         update, loss = record["update"], record.get("loss")
         if loss is not None and 0 < update <= len(history.path):
@@ -194,7 +204,10 @@ def _tell(
     run_dir: Path, records: Sequence[Record], history: History, sessions: Sequence[Run], samples: int,
     console: Console, *, complete: bool,
 ) -> None:  # fmt: skip
-    """Print what happened, one line per event. `complete`: the records reach to the end of the run."""
+    """Print the events of the run, one per line.
+
+    `complete`: the records reach to the end of the run.
+    """
     planned = f" of {sessions[-1].plan.updates:,}" if sessions else ""
     tried = max((record["wall_step"] for record in records), default=0)
     console.event(f"{run_dir}: {len(history.path):,}{planned} updates, {tried:,} batches tried")
@@ -220,7 +233,10 @@ def _tell_fresh(
     samples: int,
     console: Console,
 ) -> None:
-    """Print what the run left out, and write the configuration of a run that leaves it out from the start."""
+    """Print what the run left out, and how a fresh run leaves it out from the start.
+
+    With `path`, write the configuration of that fresh run.
+    """
     count = history.skipped()
     cuts = f" and {len(history.cuts)} cuts of the learning rate" if history.cuts else ""
     console.event(f"left out in all: {count:,} samples ({describe_share(count, samples)}){cuts}")
@@ -241,7 +257,9 @@ def _tell_fresh(
 
 
 def _begin(walk: Walk, intact: dict[int, Checkpoint], updates: tuple[int, int]) -> int:
-    """Return the newest checkpoint from which the updates first..last (from 1) can be recomputed.
+    """Return the newest checkpoint from which the updates can be recomputed.
+
+    `updates` is the first and the last of them, from 1.
 
     Raises:
         UserError: There is no such checkpoint, or the journal ends before the last update.
@@ -264,7 +282,7 @@ def _replay(
     findings: Findings,
     console: Console,
 ) -> None:
-    """Recompute the updates after checkpoint `begin` up to `last`, and compare them with the journal."""
+    """Recompute updates `begin` + 1 to `last`, and compare them with the journal."""
     here = machine_of(identity.versions(run))
     machines = {applied.machine for applied in history.path[begin:last]}
     exact = machines == {here}
@@ -287,13 +305,28 @@ def _replay(
     console.event(f"replayed updates {begin + 1} to {last} from checkpoint {begin}: as in the journal, {how}{suspects}")
 
 
+def _difference(values: dict[str, Any], applied: Applied, *, cursor: int, tolerance: float) -> str:
+    """Compare the metrics of a recomputed update with the journal; empty if they agree."""
+    for name, value in (("loss", applied.loss), ("grad_norm", applied.grad_norm)):
+        now, then = values[name], float.fromhex(value)
+        if now.hex() != value and not math.isclose(now, then, rel_tol=tolerance):
+            return f"the {name} is {now}, in the journal {then}"
+    if cursor != applied.cursor:
+        return f"its batch ends at cursor {cursor}, in the journal {applied.cursor}"
+    return ""
+
+
 def _again(
     run: Run, history: History, intact: dict[int, Checkpoint], *, begin: int, last: int, tolerance: float
 ) -> tuple[int, str]:
-    """Return the number of suspects that occurred again, and the first difference (empty if there is none)."""
+    """Recompute updates `begin` + 1 to `last`.
+
+    Returns:
+        The number of suspects that occurred again, and the first difference (empty if there is none).
+    """
     suspects = {record["cursor"] for record in history.suspects}
-    step = dispatch.step(run)
-    state = checkpoint.restore(intact[begin], build.abstract(run))
+    step = build.step_function(run)
+    state = checkpoint.restore(intact[begin], run.abstract_state)
     update, cursor, suspects_seen = begin, intact[begin].meta["cursor"], 0
     while update < last:
         with closing(device_batches(run, update, cursor, history)) as feed:
@@ -313,15 +346,8 @@ def _again(
                     break
                 update += 1
                 applied = history.path[update - 1]
-                for name, value in (("loss", applied.loss), ("grad_norm", applied.grad_norm)):
-                    now, then = values[name], float.fromhex(value)
-                    if now.hex() != value and not math.isclose(now, then, rel_tol=tolerance):
-                        return suspects_seen, f"update {update}: the {name} is {now}, in the journal {then}"
-                if cursor != applied.cursor:
-                    return (
-                        suspects_seen,
-                        f"update {update}: its batch ends at cursor {cursor}, in the journal {applied.cursor}",
-                    )
+                if difference := _difference(values, applied, cursor=cursor, tolerance=tolerance):
+                    return suspects_seen, f"update {update}: {difference}"
                 if not tolerance and update in intact and digest(state) != intact[update].meta["digest"]:
                     return suspects_seen, f"update {update}: the state is not that of its checkpoint"
                 if update == last:

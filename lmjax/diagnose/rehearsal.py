@@ -2,7 +2,7 @@
 
 A rehearsal shows that the real run will survive these faults. Each run is a separate process; the runs execute one
 after the other, and the rehearsing process leaves the devices to them. Two runs are equal if the digests of their last
-states (parameters, optimizer, guard) are.
+states (parameters, optimizer, guard) are equal.
 """
 
 import math
@@ -42,20 +42,20 @@ class Failed(Exception):
     """A failure of a scenario: what happened instead of the expected result.
 
     Args:
-        what: what happened.
-        run: directory of the run.
+        message: What happened.
+        run: Directory of the run.
     """
 
-    def __init__(self, what: str, run: Path):
-        super().__init__(what)
+    def __init__(self, message: str, run: Path):
+        super().__init__(message)
         self.log = _log(run)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The folder of a rehearsal: `copy.json` (the small copy), the runs, and the output of each in NAME.log."""
+    """The stage of a rehearsal."""
 
-    #: The folder itself.
+    #: The folder: it has `copy.json` (the small copy), the runs, and the output of each run in NAME.log.
     folder: Path
     #: Configuration of the small copy.
     config: Config
@@ -87,13 +87,13 @@ class Stage:
         """
         self._call(run, "audit", str(run), *words)
 
-    def same(self, run: Path, other: Path | None = None) -> None:
-        """Compare a run with another one (default: the clean run).
+    def same(self, run: Path, reference: Path | None = None) -> None:
+        """Compare a run with a reference (default: the clean run).
 
         Raises:
             Failed: A run did not finish, or the digests differ.
         """
-        ends = [last(_records(folder), "end") or {} for folder in (run, other or self.folder / "clean")]
+        ends = [last(_records(folder), "end") or {} for folder in (run, reference or self.folder / "clean")]
         _require(all(end.get("status") == "finished" for end in ends), "did not finish", run)
         _require(ends[0]["digest"] == ends[1]["digest"], "another digest", run)
 
@@ -121,17 +121,21 @@ def _log(run: Path) -> Path:
     return run.with_name(f"{run.name}.log")
 
 
-def _told(run: Path, event: str, otherwise: str) -> Record:
-    """Return the newest record of an event; raise Failed if there is none."""
+def _newest_record(run: Path, event: str, message: str) -> Record:
+    """Return the newest record of an event.
+
+    Raises:
+        Failed: There is no such record; `message` says what this means.
+    """
     record = last(_records(run), event)
     if record is None:
-        raise Failed(otherwise, run)
+        raise Failed(message, run)
     return record
 
 
-def _require(true: bool, otherwise: str, run: Path) -> None:
-    if not true:
-        raise Failed(otherwise, run)
+def _require(condition: bool, message: str, run: Path) -> None:
+    if not condition:
+        raise Failed(message, run)
 
 
 # ---- The scenarios: each returns what happened, or raises Failed -----------------------------------------------------
@@ -148,7 +152,7 @@ def clean(stage: Stage) -> str:
 def stopped(stage: Stage) -> str:
     """Stop the run by a signal, as a scheduler does."""
     run = stage.train("stopped", fault=f"update=SIGTERM@{MIDDLE}")
-    _told(run, "signal", "the signal was ignored")
+    _newest_record(run, "signal", "the signal was ignored")
     stage.resume(run)
     return "saved, resumed, same digest"
 
@@ -169,22 +173,23 @@ def torn(stage: Stage) -> str:
     largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
     stage.resume(run)
-    return f"fell back to {_told(run, 'fallback', 'the damage was not noticed')['update']}, same digest"
+    record = _newest_record(run, "fallback", "the damage was not noticed")
+    return f"fell back to {record['update']}, same digest"
 
 
 def not_a_number(stage: Stage) -> str:
     """Set the loss of one batch to NaN, as a hardware fault does."""
     run = stage.train("nan", fault=f"batch=nan@{MIDDLE + 1}")
-    _told(run, "suspect", "the batch was applied")
+    _newest_record(run, "suspect", "the batch was applied")
     losses = [float.fromhex(applied.loss) for applied in fold(_records(run)).path]
     _require(len(losses) == UPDATES and all(map(math.isfinite, losses)), "a loss is not finite", run)
     return "left out, finished, all finite"
 
 
 def transient(stage: Stage) -> str:
-    """Multiply the learning rate of one update by 1,000,000, which causes a spike in any model."""
+    """Multiply the learning rate of one update by 1,000,000: a spike in any model."""
     run = stage.train("spike", fault=f"learning_rate=times:1e6@{spike_update(stage.config)}")
-    _told(run, "rollback", "the spike was not noticed")
+    _newest_record(run, "rollback", "the spike was not noticed")
     _require(any(record.get("reason") == TRANSIENT for record in _records(run)), "not reported as transient", run)
     stage.same(run)
     return "rolled back, replayed, same digest"
@@ -196,8 +201,8 @@ def poisoned(stage: Stage) -> str:
     count = max(stage.config.guard.in_a_row, stage.config.guard.several)
     past = fold(_records(stage.folder / "clean"))
     run = stage.train("poisoned", fault=f"data=random@{past.cursor(begin)}-{past.cursor(begin + count - 1)}!")
-    _told(run, "suspect", "the poison was not noticed")
-    _told(run, "skip", "not skipped")
+    _newest_record(run, "suspect", "the poison was not noticed")
+    _newest_record(run, "skip", "not skipped")
     stage.audit(run, "--config", str(stage.folder / "fresh.json"))
     stage.same(run, stage.train("fresh", config="fresh.json"))
     return "rolled back, skipped, digest of a fresh run without them"
@@ -207,7 +212,7 @@ def full(stage: Stage) -> str:
     """Leave no space on the disk for one checkpoint."""
     stop = stage.config.checkpoint.retries == 0 and stage.config.checkpoint.on_failure == "stop"
     run = stage.train("full", fault=f"save.manifest=full@{SAVES}", status=int(stop))
-    _told(run, "fallback", "the failed save was not noticed")
+    _newest_record(run, "fallback", "the failed save was not noticed")
     (stage.resume if stop else stage.same)(run)
     return f"{'stopped, resumed' if stop else 'trained on'}, same digest"
 
@@ -270,8 +275,8 @@ def show(config: Config, *, keep: Path | None) -> int:
     The data are prepared as the real run needs them.
 
     Args:
-        config: the configuration of the real run.
-        keep: an empty or new folder for the runs. None: a temporary folder, which remains only if something failed.
+        config: The configuration of the real run.
+        keep: An empty or new folder for the runs. None: a temporary folder, which remains only if something failed.
 
     Returns:
         The exit status: 0 if all scenarios passed, 1 if not.
@@ -304,7 +309,9 @@ def show(config: Config, *, keep: Path | None) -> int:
 
 
 def play(stage: Stage, console: Console) -> list[Outcome]:
-    """Play every scenario and return the outcomes; if the clean run fails, the others are not tried.
+    """Play every scenario and return the outcomes.
+
+    If the clean run fails, the other scenarios are not tried.
 
     Raises:
         UserError: The small copy cannot be trained.
@@ -341,8 +348,8 @@ def conclude(outcomes: Sequence[Outcome], console: Console) -> int:
         if outcome.log:
             console.text(f"{outcome.scenario.fault}: {outcome.happened}; the end of {outcome.log}:", _tail(outcome.log))
     tried = sum(outcome.passed is not None for outcome in outcomes)
-    what = "see the failures above" if failed else "this setup survives these faults"
-    console.event(f"{tried - len(failed)} of {tried} passed: {what}")
+    conclusion = "see the failures above" if failed else "this setup survives these faults"
+    console.event(f"{tried - len(failed)} of {tried} passed: {conclusion}")
     return FAILED if failed else PASSED
 
 
@@ -358,7 +365,11 @@ def _tail(log: Path, *, lines: int = 8) -> str:
 
 
 def _refuse(log: Path) -> None:
-    """Raise the error message of a run that did not start as a UserError."""
+    """Raise the error message of a run that did not start.
+
+    Raises:
+        UserError: The last line of the log is an error message.
+    """
     line = _tail(log, lines=1)
     if line.startswith("error: "):
         raise UserError(line.removeprefix("error: "))

@@ -21,9 +21,9 @@ from lmjax.guard.decision import Decision, decide
 from lmjax.guard.detector import Window
 from lmjax.journal.history import ROLLED_BACK, History, Ranges, Record, Tried, advance, learnt
 
-_SEEN = ("loss", "grad_norm", "param_norm", "z_loss", "z_grad_norm")  # of a suspect
+_MEASURED = ("loss", "grad_norm", "param_norm", "z_loss", "z_grad_norm")  # fields of a suspect's record
 _SHOWN = 4  # findings per kind: one mistake often causes many more
-# A z is the same function here and in the update, but compiled alone, which may round otherwise.
+# A z is the same function here and in the update, but a separate compilation may round differently.
 _close = partial(math.isclose, rel_tol=1e-3, abs_tol=1e-3)
 
 
@@ -149,7 +149,7 @@ class Walk:
     def _go_back(self, cursor: int) -> None:
         update = len(self.history.path)
         if (update, cursor) not in {(0, 0)} | {point[:2] for point in self.announced}:
-            text = f"the run goes back to update {update}, cursor {cursor}: no checkpoint was ever there"
+            text = f"the run goes back to update {update}, cursor {cursor}, which never had a checkpoint"
             self.findings.add("journal", text)
         self.cursor, self.fired = cursor, ""
         self.committed = {at for at in self.committed if at <= update}
@@ -180,18 +180,19 @@ class Walk:
 
     def _suspect(self, record: Record) -> None:
         before, update, add = self.cursor, record["update"], self.findings.add
-        seen = {name: float.fromhex(record[name]) for name in _SEEN}
+        measured = {name: float.fromhex(record[name]) for name in _MEASURED}
         if record["samples"] != _plain(self._plan.samples(before, record["cursor"], self.history)):
             add("data plan", f"update {update + 1}: the suspect batch did not hold the samples in the journal")
         if record["batch"] != self._plan.sequences[update]:
             add("data plan", f"update {update + 1}: the suspect batch has {record['batch']} sequences, not as planned")
-        signs = self._try(update, record["cursor"], tuple(np.float32(seen[name]) for name in _SEEN[:3]), record)
+        values = tuple(np.float32(measured[name]) for name in _MEASURED[:3])
+        signs = self._try(update, record["cursor"], values, record)
         for name in ("z_loss", "z_grad_norm"):
             z = float(getattr(signs, name))
-            if not (_close(z, seen[name]) or (math.isnan(z) and math.isnan(seen[name]))):
-                add("guard", f"update {update + 1}: {name} of the suspect is {seen[name]:.4g}, it must be {z:.4g}")
+            if not (_close(z, measured[name]) or (math.isnan(z) and math.isnan(measured[name]))):
+                add("guard", f"update {update + 1}: {name} of the suspect is {measured[name]:.4g}, it must be {z:.4g}")
         journaled = (record["reason"], record["hard"])
-        derived = (detector.reason(seen, self._plan.guard), bool(signs.hard))
+        derived = (detector.reason(measured, self._plan.guard), bool(signs.hard))
         if journaled != derived:
             add(
                 "guard", f"update {update + 1}: the suspect is {journaled} (reason, hard) in the journal, not {derived}"
@@ -209,8 +210,8 @@ class Walk:
         regime = np.int32(self._plan.regime(update, planned))
         signs, window, diverged = _judge(self._window, values, regime, config=config)
         if config.policy != "off" and bool(signs.suspect) != (suspect is not None):
-            what = "applied a batch that is suspect" if suspect is None else "left out a batch that is not suspect"
-            text = f"the run {what}: loss {values[0]:.4g}, z {signs.z_loss:.3g}; gradient norm {values[1]:.4g}"
+            action = "applied a batch that is suspect" if suspect is None else "left out a batch that is not suspect"
+            text = f"the run {action}: loss {values[0]:.4g}, z {signs.z_loss:.3g}; gradient norm {values[1]:.4g}"
             self.findings.add("guard", f"update {update + 1}: {text}")
         hard = suspect is not None and suspect["hard"]
         tried = Tried(update, self.cursor, cursor, suspect is not None, hard)
@@ -313,5 +314,5 @@ class Walk:
 
 
 def _plain(value: Any) -> Any:
-    """A value as it comes back from JSON."""
+    """Return a value as it is after a round trip through JSON."""
     return json.loads(json.dumps(value))

@@ -60,7 +60,10 @@ def shrink(config: Config) -> Config:
 
 
 def _batch(config: Config, context: int, tokens: int) -> tuple[BatchConfig, int]:
-    """Return a batch of one microbatch (two where the real batch grows or has several), and its total tokens."""
+    """Return the batch of the small copy and the copy's total tokens.
+
+    The batch has one microbatch, or two where the real batch grows or has several.
+    """
     batch, devices = config.batch, config.parallel.devices or 1
     shares = batch.microbatch // devices
     fitting = [n for n in range(1, shares + 1) if shares % n == 0 and n * devices <= MICROBATCH]
@@ -76,12 +79,12 @@ def _batch(config: Config, context: int, tokens: int) -> tuple[BatchConfig, int]
 
 
 def _scaled(numbers: Sequence[int], factor: float, step: int) -> list[int]:
-    """Scale increasing numbers by `factor`, and keep them at least `step` apart."""
+    """Scale increasing numbers by `factor`, with differences of at least `step`."""
     return list(accumulate((round(n * factor) for n in numbers), lambda before, now: max(now, before + step)))
 
 
 def spike_update(config: Config) -> int:
-    """Return an update (from 1) at which the guard is armed and `ROOM` updates remain; 0 if there is none."""
+    """Return an update (from 1) with an armed guard and `ROOM` updates after it; 0 if none."""
     plan = batch_plan.batch_plan(config.batch, config.train, registry.tokens(config.model))
     announced = config.data.mixture_changes if isinstance(config.data, DataConfig) else ()
     changes = np.searchsorted(plan.tokens_before, [token for token, _ in announced])

@@ -9,7 +9,10 @@ from lmjax.journal.history import TRANSIENT, Record
 
 
 def tell_story(records: Sequence[Record], samples: int) -> Iterator[tuple[Record, str]]:
-    """Yield the notable events: the (first) record and its text. Consecutive suspects are one event."""
+    """Yield the notable events: the (first) record and its text.
+
+    Consecutive suspects are one event.
+    """
     notable = [record for record in records if record["event"] == "suspect" or _words(record, {}, samples)]
     pairs_of_records = zip([{}, *notable], notable, strict=False)
     for suspects, pairs in groupby(pairs_of_records, lambda pair: pair[1]["event"] == "suspect"):

@@ -1,4 +1,4 @@
-"""Console output of a run: one live line on a terminal, plain lines elsewhere (pipe, log, notebook).
+"""Console output of a run: one live line on a terminal, plain lines elsewhere.
 
 Output errors never stop a run: a closed pipe, a full disk or a narrow character set only loses text.
 """
@@ -17,17 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lmjax.display.format import (
-    _digits,
-    _known,
-    duration,
-    evaluation_line,
-    number,
-    printable,
-    quantity,
-    result_rows,
-    score_rows,
-)
+from lmjax.display.format import duration, evaluation_line, known, number, printable, quantity
 
 SMOOTHING = 0.95  # decay of the displayed loss: an average over about 20 records
 
@@ -107,7 +97,7 @@ class Console:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Show, within the block, the current phase of the run: `compiling`, `evaluating`, `saving`."""
+        """Show the current phase of the run within the block: `compiling`, `saving`."""
         begun = self._clock()
         self._phases.append((name, begun))
         if not self._show() and name not in self._phases_seen:
@@ -158,38 +148,6 @@ class Console:
         for line in printable(body).splitlines() or [""]:
             for part in Text(line).wrap(self._rich, width) or [Text("")]:
                 self._print("  " + part.plain.rstrip())
-
-    def final(
-        self,
-        summary: Mapping[str, Any],
-        *,
-        sample: str = "",
-        plots: Sequence[Any] = (),
-        commands: Sequence[str] = (),
-    ) -> None:
-        """Print the results of a run (the fields of summary.json) and commands to try next."""
-        self.close()
-        parts = [
-            f"{summary.get('status', 'finished')}: {summary.get('updates', 0)} updates",
-            _known(summary.get("tokens"), lambda value: f"{quantity(value)} tokens"),
-            _known(summary.get("seconds"), duration),
-            _known(summary.get("peak_memory_bytes"), lambda value: f"{quantity(value, 'B')} memory"),
-        ]
-        self._print("")
-        self._print(", ".join(part for part in parts if part))
-        rows = result_rows(summary)
-        if rows:
-            self.table("Validation", rows, header=("", "bits per byte", "loss (nats per token)"))
-        rows = score_rows(summary)
-        if rows:
-            self.table("Results", rows, header=("", "this model", "simple baseline", "expected"))
-        if best := summary.get("best"):
-            self._print(f"\nbest checkpoint: update {best['update']}, validation loss {_digits(best['val_loss'])}")
-        if sample:
-            self.text("Sample", sample)
-        for title, lines in (("Plots", plots), ("Next", commands)):
-            for i, line in enumerate(lines):
-                self._print(("\n" if i == 0 else "") + f"{title if i == 0 else '':<7}{line}")
 
     def close(self) -> None:
         """End the live line and print its last state; a second call does nothing."""
@@ -262,7 +220,7 @@ class Progress:
         self._first = self._first or (self._clock(), self._share())
 
     def left(self) -> float | None:
-        """Return the remaining seconds at the average pace since the first record; None if unknown."""
+        """Return the remaining seconds at the average pace so far; None if unknown."""
         share = self._share()
         if self._first is None or share <= self._first[1]:
             speed = self._last.get("tokens_per_second")
@@ -271,22 +229,25 @@ class Progress:
         return (self._clock() - self._first[0]) * max(1 - share, 0) / (share - self._first[1])
 
     def line(self, width: int | None = None) -> str:
-        """Return the progress line in at most `width` columns; the least important fields are dropped first."""
+        """Return the progress line in at most `width` columns.
+
+        The least important fields are dropped first.
+        """
         record = self._last
         left = self.left() if self.update < self.updates else None
         loss = f"{self._loss_sum / self._loss_weight:.3f}" if self._loss_weight else "-"
         fields = [  # (importance, text)
             (9, f"{self.update}/{self.updates}"),
             (8, f"loss {loss}"),
-            (3, _known(record.get("learning_rate"), lambda rate: f"lr {rate:.1e}")),
+            (3, known(record.get("learning_rate"), lambda rate: f"lr {rate:.1e}")),
             (
                 2,
-                _known(record.get("batch_size"), lambda size: f"batch {quantity(size * (self._context or 1))}"),
+                known(record.get("batch_size"), lambda size: f"batch {quantity(size * (self._context or 1))}"),
             ),
-            (5, _known(record.get("tokens_per_second"), lambda speed: f"{quantity(speed)} tok/s")),
-            (4, _known(record.get("mfu"), lambda share: f"{share:.0%} peak")),
+            (5, known(record.get("tokens_per_second"), lambda speed: f"{quantity(speed)} tok/s")),
+            (4, known(record.get("mfu"), lambda share: f"{share:.0%} peak")),
             (6, f"{self._skipped} skipped" if self._skipped else ""),
-            (7, _known(left, lambda seconds: f"{duration(seconds)} left")),
+            (7, known(left, lambda seconds: f"{duration(seconds)} left")),
         ]
         fields = [(rank, text) for rank, text in fields if text]
         while width is not None and len("  ".join(text for _, text in fields)) > width and fields:

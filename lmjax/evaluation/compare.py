@@ -55,9 +55,9 @@ def compare_results(a: Result, b: Result) -> list[Row]:
     rows = []
     for key in (key for key in groups_a if key in groups_b):
         samples_a, samples_b = ({(s.seed, s.id): s for s in groups[key]} for groups in (groups_a, groups_b))
-        both = [at for at in samples_a if at in samples_b]
-        if both and a.tasks[key[0]].kind == b.tasks[key[0]].kind:
-            pair = ([samples_a[at] for at in both], [samples_b[at] for at in both])
+        matched = [at for at in samples_a if at in samples_b]
+        if matched and a.tasks[key[0]].kind == b.tasks[key[0]].kind:
+            pair = ([samples_a[at] for at in matched], [samples_b[at] for at in matched])
             names_b = b.statistics(pair[1])
             common = {name: statistic for name, statistic in a.statistics(pair[0]).items() if name in names_b}
             unmatched = len(samples_a.keys() ^ samples_b.keys())

@@ -159,12 +159,22 @@ def ask(lm: LanguageModel, task: Task, settings: Settings) -> Iterator[Question]
                 if settings.mutual_info and task.config.kind == "choose":
                     asked |= _options(lm, "", document, task.config.separator, "alone of")
                 if settings.calibrated and task.config.kind == "choose":
-                    for i, text in enumerate(CONTENT_FREE):
-                        fields = dict.fromkeys(template.fields(task.config.prompt), text)
-                        empty = replace(document, prompt=template.render(task.config.prompt, fields))
-                        prompt_free = prompt.removesuffix(document.prompt) + empty.prompt  # the examples stay
-                        asked |= _options(lm, prompt_free, empty, task.config.separator, f"content free {i} of")
+                    asked |= _content_free(lm, task, document, prompt)
                 yield Question(task, document, count, seed, prompt, asked)
+
+
+def _content_free(lm: LanguageModel, task: Task, document: Document, prompt: str) -> dict[str, list[Request]]:
+    """Return the requests for the options after content-free questions.
+
+    The examples of the prompt stay.
+    """
+    requests: dict[str, list[Request]] = {}
+    for i, text in enumerate(CONTENT_FREE):
+        fields = dict.fromkeys(template.fields(task.config.prompt), text)
+        empty = replace(document, prompt=template.render(task.config.prompt, fields))
+        prompt_free = prompt.removesuffix(document.prompt) + empty.prompt
+        requests |= _options(lm, prompt_free, empty, task.config.separator, f"content free {i} of")
+    return requests
 
 
 def limited(documents: Sequence[Document], limit: int) -> list[Document]:

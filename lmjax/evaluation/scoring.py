@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lmjax.config import GPTConfig, UserError
+from lmjax.config import CustomModelConfig, GPTConfig, UserError
 from lmjax.inference import incremental
 from lmjax.inference.generate import power_of_two
 from lmjax.inference.language_model import LanguageModel
@@ -120,6 +120,8 @@ def score(
     params = jax.device_put(lm.params, replicated(mesh))
     config, least = lm.model.config, SHORTEST if share else ALONE
     groups = [max(least, power_of_two(len(read))) for read, _ in sequences]
+    if isinstance(config, CustomModelConfig):  # its positions may end at the context
+        groups = [min(size, config.context) for size in groups]
     for group in sorted(set(groups)):
         chosen = [i for i in order if groups[i] == group]
         length, rows = (

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 
 from lmjax.config import UserError
-from lmjax.display.figures import COLOURS, MARKERS, plain, save
+from lmjax.display.figures import MARKERS, REFERENCE, WIDTH, colour, literal, panels, save
 from lmjax.evaluation.results import Result, Score
 from lmjax.evaluation.task_metrics import PRIMARY, has_chance
 
@@ -48,13 +48,12 @@ def figure(results: Sequence[Result]) -> Figure:
         raise UserError("nothing to draw: the results have no samples")
     columns = min(COLUMNS, len(curves))
     rows = -(-len(curves) // columns)
-    picture = Figure(figsize=(0.6 + 2.9 * columns, 0.5 + 2.4 * rows), layout="constrained")
-    panels = picture.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for axes, (name, lines) in zip(panels, curves.items(), strict=False):
+    picture, grid = panels((0.6 + 2.9 * columns, 0.5 + 2.4 * rows), rows, columns)
+    for axes, (name, lines) in zip(grid, curves.items(), strict=False):
         _panel(axes, lines, title=name, metric=PRIMARY[tasks[name].kind], chance=tasks[name].chance)
-    for axes in panels[len(curves) :]:
+    for axes in grid[len(curves) :]:
         axes.set_visible(False)
-    labels = [label(result.model) for result in results]
+    labels = [literal(result.model) for result in results]
     picture.supxlabel("examples in the prompt (bars: one standard error, dotted: chance)", fontsize="small")
     picture.suptitle(labels[0] if len(labels) == 1 else "", fontsize="medium")
     if len(labels) > 1:
@@ -77,20 +76,18 @@ def emergence(columns: Mapping[str, np.ndarray]) -> Figure | None:
             lines.setdefault(match[1], []).append((int(match[2]), values))
     if not lines:
         return None
-    picture = Figure(figsize=(1.5 + 4.5 * len(lines), 3.6), layout="constrained")
-    panels: Any = picture.subplots(1, len(lines), squeeze=False)[0]
-    for axes, (name, curves) in zip(panels, sorted(lines.items()), strict=True):
-        colours = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.05, len(curves)))
-        for colour, (shots, values) in zip(colours, sorted(curves, key=lambda curve: curve[0]), strict=True):
+    picture, row = panels((1.5 + 4.5 * len(lines), 3.6), columns=len(lines))
+    for axes, (name, curves) in zip(row, sorted(lines.items()), strict=True):
+        shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.05, len(curves)))
+        for shade, (shots, values) in zip(shades, sorted(curves, key=lambda curve: curve[0]), strict=True):
             known = np.isfinite(values)
-            axes.plot(columns["update"][known], values[known], color=colour, marker=".", label=f"{shots}")
-        plain(axes)
+            axes.plot(columns["update"][known], values[known], color=shade, marker=".", label=f"{shots}")
         axes.set_ylim(-0.03, 1.03)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_xlabel("update")
-        axes.set_title(label(name), loc="left", fontsize="medium")
+        axes.set_title(literal(name), loc="left", fontsize="medium")
         axes.legend(title="examples", fontsize="small", frameon=False, loc="upper left")
-    panels[0].set_ylabel("accuracy on held-out questions")
+    row[0].set_ylabel("accuracy on held-out questions")
     return picture
 
 
@@ -110,20 +107,13 @@ def _panel(axes: Axes, curves: Sequence[list[tuple[int, Score]]], *, title: str,
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     if has_chance(metric):
         axes.set_ylim(-0.03, 1.03)
-        axes.axhline(chance, color="0.3", linewidth=1.2, linestyle=(0, (1, 1.5)), zorder=1)
-    plain(axes)
-    axes.set_title(label(title), loc="left", fontsize="medium")
+        axes.axhline(chance, linestyle=(0, (1, 1.5)), zorder=1, **REFERENCE)
+    axes.set_title(literal(title), loc="left", fontsize="medium")
     axes.set_ylabel(metric.replace("_", " "), fontsize="small")
     axes.tick_params(labelsize="small")
 
 
 def _style(number: int) -> dict[str, Any]:
     """The line style of a model by its index."""
-    style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-    return style | {"linewidth": 1.6, "markersize": 4}
-
-
-def label(name: str) -> str:
-    """Escape a name for matplotlib: `$` starts no formula, a leading `_` does not hide it."""
-    name = name if len(name) <= 48 else "..." + name[-45:]
-    return (" " * name.startswith("_") + name).replace("$", r"\$")
+    marker = MARKERS[number % len(MARKERS)]
+    return {"color": colour(number), "marker": marker, "linewidth": WIDTH, "markersize": 4}

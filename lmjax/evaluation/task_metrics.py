@@ -51,7 +51,7 @@ def choose(
     unconditional: Sequence[float] | None = None,
     content_free: Sequence[Sequence[float]] = (),
 ) -> dict[str, float]:
-    """Measures of a choice among texts.
+    """Compute the measures of a choice among texts.
 
     Accuracies are 1.0 if the choice with the largest score is `gold`, else 0.0.
 
@@ -183,12 +183,12 @@ def _without_punctuation(text: str) -> str:
 
 
 def _f1(text: str, answer: str) -> float:
-    words, wanted = (
+    words, answer_words = (
         re.sub(r"\b(a|an|the)\b", " ", _without_punctuation(side.lower())).split() for side in (text, answer)
     )
-    if not words or not wanted:
-        return float(words == wanted)
-    return 2 * (Counter(words) & Counter(wanted)).total() / (len(words) + len(wanted))
+    if not words or not answer_words:
+        return float(words == answer_words)
+    return 2 * (Counter(words) & Counter(answer_words)).total() / (len(words) + len(answer_words))
 
 
 # ---- All documents ----------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class Statistic:
     form: Literal["mean", "perplexity", "bits"] = "mean"
 
     def of(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """The statistic from the sums of values and weights (arrays of equal shape)."""
+        """Compute the statistic from the sums of values and weights (arrays of equal shape)."""
         ratio = values / weights
         if self.form == "mean":
             return ratio

@@ -1,7 +1,7 @@
-"""What to do about a spike: how far to go back, which data to leave out, when to give up. Pure functions.
+"""Decisions about a spike: the rollback target, the data to skip, when to give up.
 
-PaLM (Chowdhery et al. 2022, 5.1) went back about 100 steps and left out 200 to 500 batches; GLM-130B and BLOOM did
-alike, by hand. Here the first attempt leaves out little, the next ones more.
+All functions are pure. PaLM (Chowdhery et al. 2022, 5.1) went back about 100 steps and skipped 200 to 500 batches;
+GLM-130B and BLOOM did the same by hand. Here the first attempt skips few samples, and later attempts skip more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,30 +17,35 @@ from lmjax.journal.history import History, Tried
 
 @dataclass(frozen=True)
 class Decision:
-    """A rollback.
+    """A rollback."""
 
-    rule: what triggered it. kind: `replay` the same data (to see whether the spike comes again) or `skip` them.
-    onset, trigger: the batches where the trouble began and where it was noticed. target: the update to go back to, and
-    its cursor. attempt: the how manieth in this neighbourhood; level: of escalation. reproduced: a replay showed the
-    spike again. positions: what a skip leaves out, from (incl.) to (excl.). cut: (update, factor, over) of the
-    learning rate. verdict: why the guard gives up; empty if it does not.
-    """
-
+    #: The rule that triggered it.
     rule: str
+    #: `replay` the same data (the spike may be transient) or `skip` them.
     kind: str
+    #: The batch with which the spike began.
     onset: Tried
+    #: The batch at which the rule fired.
     trigger: Tried
+    #: The update to go back to.
     target: int
+    #: The cursor of the target.
     target_cursor: int
+    #: Number of this attempt in its neighbourhood, from 1.
     attempt: int
+    #: Level of escalation, 1 to 3.
     level: int
+    #: A replay reproduced the spike.
     reproduced: bool
+    #: Half-open range of positions that a skip leaves out.
     positions: tuple[int, int] | None = None
+    #: (update, factor, updates) of a cut of the learning rate.
     cut: tuple[int, float, int] | None = None
+    #: Why the guard gives up; empty if it does not.
     verdict: str = ""
 
     def fields(self) -> dict[str, Any]:
-        """As fields of a journal record; `onset` tells the update and the cursor before it."""
+        """Return the fields of a journal record; `onset` has the update and the cursor before it."""
         fields = asdict(self)
         fields["onset"] = {"update": self.onset.update, "cursor": self.onset.before}
         fields["trigger"] = {"update": self.trigger.update, "cursor": self.trigger.cursor}
@@ -58,10 +63,17 @@ def decide(
     every: int,
     config: GuardConfig,
 ) -> Decision:
-    """What to do now that `rule` has fired on the last of the `recent` batches.
+    """Decide what to do after `rule` has fired on the last of the `recent` batches.
 
-    checkpoints: cursor by update, of those whose files are whole. batch: samples of the last batch (its cursors may lie
-    further apart, over samples left out). samples: of the whole run. every: updates between checkpoints.
+    Args:
+        past: The run's history.
+        recent: The last batches that were tried.
+        rule: The rule that fired.
+        checkpoints: Cursor by update of the checkpoints whose files are intact.
+        batch: Samples of the last batch. The difference of its cursors also counts excluded samples.
+        samples: Samples of the complete run.
+        every: Updates between checkpoints.
+        config: The guard's settings.
     """
     onset, trigger = detector.onset(recent, fired=rule, config=config), recent[-1]
     last = past.rollbacks[-1] if past.rollbacks else None
@@ -70,7 +82,7 @@ def decide(
     if last is not None and reproduced:
         kind, attempt, level = "skip", last["attempt"], last["level"]
     elif last is not None and near:
-        # What did not come again was no fault of the data: it is replayed first this time too.
+        # A spike that a replay did not reproduce has another cause than the data: replay first this time too.
         kind = "replay" if last["kind"] == "replay" else "skip"
         attempt, level = last["attempt"] + 1, last["level"] + (last["kind"] == "skip")
     else:
@@ -110,15 +122,18 @@ def _target(
     every: int,
     config: GuardConfig,
 ) -> int:
-    """The newest healthy checkpoint far enough before the onset, or the healthy one before that."""
-    good = targets(past, checkpoints, onset=onset.update, every=every, config=config)
-    # Nothing healthy and no initial state: the oldest there is, rather than to stay in a spike.
-    good = good or [min(checkpoints)]
-    return good[max(-1 - int(earlier), -len(good))]
+    """Return the newest target of a rollback; with `earlier`, the second newest."""
+    healthy = targets(past, checkpoints, onset=onset.update, every=every, config=config)
+    # Without a healthy checkpoint and without the initial state, the oldest checkpoint is better than the spike.
+    healthy = healthy or [min(checkpoints)]
+    return healthy[max(-1 - int(earlier), -len(healthy))]
 
 
 def targets(past: History, updates: Iterable[int], *, onset: float, every: int, config: GuardConfig) -> list[int]:
-    """The checkpoints, oldest first, to which a rollback can go back from a trouble that began at update `onset`."""
+    """Return the updates that a rollback of a spike can go back to, oldest first.
+
+    These are the healthy checkpoints at least `margin` updates before the onset, and the initial state.
+    """
     suspects = [record["update"] for record in past.suspects]
     return [
         update
@@ -139,7 +154,7 @@ def _verdict(
     samples: int,
     config: GuardConfig,
 ) -> str:
-    """Why the guard must give up, or nothing."""
+    """Return why the guard must give up; empty if it need not."""
     so_far = sum(not record["reproduced"] for record in past.rollbacks) + (not reproduced)
     if attempt > config.attempts:
         return f"{config.attempts} attempts around update {trigger.update} did not help"

@@ -1,8 +1,9 @@
-"""The guard: which batch is suspect (inside the jitted update), and which suspects make a spike (outside). Both pure.
+"""The guard: detection of suspect batches and of spikes.
 
-The update is compared with a window of accepted values that is part of the state, so it goes back with a checkpoint
-and the decisions are as reproducible as the parameters. Rejected values stay out of it: one NaN in a mean would make
-every later batch look normal, or none.
+Suspect batches are detected inside the jitted update, spikes outside; both with pure functions. A batch is compared
+with a window of accepted values. The window is part of the state: a rollback restores it, and the decisions are as
+reproducible as the parameters. Rejected values do not enter it. With one NaN in a mean, every later batch or none would
+look normal.
 
 Shapes: W values in the window, newest last.
 """
@@ -21,8 +22,8 @@ from lmjax.journal.history import Tried
 NOT_FINITE, LOSS, GRADIENT = "not finite", "loss", "gradient norm"
 PARAMETERS, DIVERGENCE = "parameters not finite", "divergence"
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
-_TINY = 1e-12  # a deviation, where all values are the same and zero
-_NONE = np.finfo(np.float32).max  # no median yet: above all, and finite, since a checkpoint must be
+_TINY = 1e-12  # the smallest deviation, for equal values of zero
+_NONE = np.finfo(np.float32).max  # no median yet: larger than all others, and finite, as a checkpoint requires
 
 
 # ---- Inside the update ----------------------------------------------------------------------------------------------
@@ -32,8 +33,9 @@ _NONE = np.finfo(np.float32).max  # no median yet: above all, and finite, since 
 class Window:
     """The values of accepted updates that the guard compares a new batch with."""
 
-    #: Losses and log gradient norms of the last accepted updates; zero where there is none yet.
+    #: Losses of the last accepted updates; zero before the first of them.
     losses_W: Array
+    #: Logarithms of their gradient norms.
     log_norms_W: Array
     #: Accepted updates since the last announced change.
     count: Array
@@ -45,24 +47,36 @@ class Window:
 
 @struct.dataclass
 class Signs:
-    """What is said of one batch: robust z of its loss and log gradient norm, and whether it is suspect, hard too."""
+    """Assessment of one batch."""
 
+    #: Robust z of the loss.
     z_loss: Array
+    #: Robust z of the log gradient norm.
     z_grad_norm: Array
+    #: The batch is suspect.
     suspect: Array
+    #: The batch exceeds the thresholds of a hard suspect, or is not finite.
     hard: Array
 
 
 def empty(config: GuardConfig) -> Window:
-    """The window before the first update."""
+    """Return the window before the first update."""
     zeros_W = jnp.zeros(config.window, jnp.float32)
     return Window(zeros_W, jnp.zeros_like(zeros_W), jnp.int32(0), jnp.float32(_NONE), jnp.int32(0))
 
 
 def assess(window: Window, loss: Array, log_norm: Array, finite: Array, stretch: Array, config: GuardConfig) -> Signs:
-    """Judges a batch by the values accepted so far in its `stretch`: none, right after an announced change.
+    """Assess a batch by the accepted values of its regime.
 
-    finite: whether loss, gradient and the parameters after the update are.
+    Right after an announced change, the regime has no accepted value.
+
+    Args:
+        window: The accepted values.
+        loss: Loss of the batch.
+        log_norm: Logarithm of its gradient norm.
+        finite: Whether loss, gradient and the updated parameters are finite.
+        stretch: The batch's regime.
+        config: The guard's settings.
     """
     count = jnp.where(stretch == window.stretch, window.count, 0)
     z_loss, z_norm = _z(
@@ -98,9 +112,10 @@ def accept(window: Window, loss: Array, log_norm: Array, stretch: Array, config:
 
 
 def _z(values_2W: Array, x_2: Array, count: Array, *, floor_2: np.ndarray, floor_share_2: np.ndarray) -> Array:
-    """(2,): how far each x lies above the median of its last `count` values, in robust deviations; 0 if there is none.
+    """Return the robust z of each x, (x - median) / deviation of its last `count` values.
 
-    Both at once: on a CPU each operation on so little costs more to begin than to do.
+    It is 0 if `count` is 0. One call computes both, since on a CPU the fixed cost of an operation dominates for such
+    small arrays.
     """
     size = values_2W.shape[1]
     valid_W = jnp.arange(size) >= size - count
@@ -112,10 +127,10 @@ def _z(values_2W: Array, x_2: Array, count: Array, *, floor_2: np.ndarray, floor
 
 
 def _median(values_W: Array, count: Array | int) -> Array:
-    """Of the `count` smallest values along the last axis.
+    """Return the median of the `count` smallest values along the last axis.
 
-    By counting for each value how many are no larger, not by sorting: a few vector operations, where XLA sorts one
-    comparison after the other.
+    It counts for each value how many values are no larger. These are a few vector operations, whereas XLA's sort
+    executes its comparisons one after the other.
     """
     count = jnp.clip(count, 1, values_W.shape[-1])
     no_larger_W = jnp.sum(values_W[..., :, None] <= values_W[..., None, :], axis=-2, dtype=jnp.float32)
@@ -126,13 +141,17 @@ def _median(values_W: Array, count: Array | int) -> Array:
     return (at((count - 1) // 2) + at(count // 2)) / 2
 
 
-# ---- Outside --------------------------------------------------------------------------------------------------------
+# ---- Outside the update ---------------------------------------------------------------------------------------------
 
 
 def rule(recent: Sequence[Tried], *, config: GuardConfig, diverged: bool = False, broken: bool = False) -> str:
-    """The rule by which the last of the `recent` batches triggers a rollback; empty if none does.
+    """Return the rule by which the last batch triggers a rollback; empty if none.
 
-    diverged: what `accept` said. broken: the parameters are not finite.
+    Args:
+        recent: The last batches that were tried.
+        config: The guard's settings.
+        diverged: Whether the run has diverged, as returned by `accept`.
+        broken: Whether the parameters are not finite.
     """
     if broken:
         return PARAMETERS
@@ -150,9 +169,9 @@ def rule(recent: Sequence[Tried], *, config: GuardConfig, diverged: bool = False
 
 
 def onset(recent: Sequence[Tried], *, fired: str, config: GuardConfig) -> Tried:
-    """The batch with which the spike began.
+    """Return the batch with which the spike began.
 
-    It is the first suspect of the chain, or for a divergence the first of the losses whose median is too high.
+    It is the first suspect of the chain; for a divergence, the first batch of the losses whose median is too high.
     """
     if fired == DIVERGENCE:
         return recent[-config.divergence_window :][0]
@@ -160,14 +179,21 @@ def onset(recent: Sequence[Tried], *, fired: str, config: GuardConfig) -> Tried:
 
 
 def remembered(config: GuardConfig) -> int:
-    """How many of the last batches `rule` and `onset` look at."""
+    """Return the number of last batches that `rule` and `onset` consider."""
     return max(config.among, config.divergence_window)
 
 
 def healthy(update: int, *, suspects: Iterable[int], now: float, every: int, config: GuardConfig) -> bool:
-    """Whether a checkpoint at `update` is healthy as seen at update `now`.
+    """Whether a checkpoint at `update` is healthy, judged at update `now`.
 
-    suspects: the applied updates before each suspect batch. every: updates between checkpoints. The initial state is.
+    The initial state always is.
+
+    Args:
+        update: Update of the checkpoint.
+        suspects: Number of applied updates before each suspect batch.
+        now: The current update.
+        every: Updates between checkpoints.
+        config: The guard's settings.
     """
     horizon = min(config.horizon, every or config.horizon)
     clear = all(not update - config.margin <= suspect <= update + horizon for suspect in suspects)
@@ -184,12 +210,12 @@ def _in_a_row(flags: Iterable[bool]) -> int:
 
 
 def log_norm(norm: Array) -> Array:
-    """The logarithm of a gradient norm, also of a norm of 0."""
+    """Return the logarithm of a gradient norm; finite for a norm of 0."""
     return jnp.log(jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
 
 
 def reason(values: dict[str, float], config: GuardConfig) -> str:
-    """What made a batch suspect, from its metrics."""
+    """Return why a batch is suspect, from its metrics."""
     if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "param_norm")):
         return NOT_FINITE
     return LOSS if values["z_loss"] > config.loss_z else GRADIENT

@@ -113,11 +113,17 @@ def beam_search(
 class _Beams(NamedTuple):
     """State of a beam search; a score or sum of minus infinity marks an empty slot."""
 
+    #: Number of tokens of the unfinished hypotheses.
     place: Array
-    ids_BKT: Array  # unfinished
-    sums_BK: Array  # of their log-probabilities
-    done_BKT: Array  # finished, best first
+    #: Unfinished hypotheses.
+    ids_BKT: Array
+    #: Sums of their log-probabilities.
+    sums_BK: Array
+    #: Finished hypotheses, best first.
+    done_BKT: Array
+    #: Their scores.
     scores_BK: Array
+    #: Cache of the model.
     cache: Any
 
 

@@ -42,15 +42,17 @@ def generate(
     """
     texts, shown = [""] * len(prompts), [0] * len(prompts)
     ids = [lm.ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-    held = max((len(stop) for stop in sampling.stop), default=1) - 1  # a stop may have started at the end of the text
+    withheld = (
+        max((len(stop) for stop in sampling.stop), default=1) - 1
+    )  # a stop may have started at the end of the text
 
     def cut(row: int, new: list[int], ended: bool) -> bool:
-        """Update the text of a row; returns whether it contains a stop."""
+        """Update the text of a row and return whether it contains a stop."""
         text = lm.tokenizer.decode(new)
         stops = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
         texts[row] = text[: min(stops)] if stops else text
         ended = ended or bool(stops)
-        settled = len(texts[row]) if ended else len(text.rstrip("\ufffd")) - held
+        settled = len(texts[row]) if ended else len(text.rstrip("\ufffd")) - withheld
         if show is not None and settled > shown[row]:
             show(row, texts[row][shown[row] : settled])
             shown[row] = settled
@@ -143,10 +145,10 @@ class Window:
     room: int
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], context: int | None, wanted: int) -> "Window":
-        """Align prompts for up to `wanted` new tokens within `context` positions."""
+    def of(cls, prompts: Sequence[Sequence[int]], context: int | None, max_tokens: int) -> "Window":
+        """Align prompts for up to `max_tokens` new tokens within `context` positions."""
         longest = max(map(len, prompts))
-        room = wanted if context is None else min(wanted, context - longest + 1)
+        room = max_tokens if context is None else min(max_tokens, context - longest + 1)
         T = max(16, power_of_two(longest))
         T = T if context is None or context >= T else longest
         first_B = np.array([T - len(ids) for ids in prompts], np.int32)
@@ -154,10 +156,10 @@ class Window:
         return cls(ids_BT, first_B, room)
 
     def size(self, new: int) -> int:
-        """The number of positions of a state that holds `new` new tokens.
+        """Return the number of positions of a state that holds `new` new tokens.
 
-        With several rows the state grows on demand, since every token reads all positions. A single row gets its
-        final size at once: reading it costs less than compiling another size.
+        With several rows the state grows on demand, since every token reads all positions. A single row has its
+        final size from the start: reading it costs less than compiling another size.
         """
         rows, T = self.ids_BT.shape
         largest = T + max(CHUNK, power_of_two(self.room))
@@ -169,7 +171,10 @@ class Window:
 
 
 def power_of_two(count: int) -> int:
-    """The smallest power of two that is at least `count`; it limits the number of array sizes."""
+    """Return the smallest power of two that is at least `count`.
+
+    It limits the number of array sizes.
+    """
     return 1 << max(0, count - 1).bit_length()
 
 

@@ -1,7 +1,8 @@
 """Incremental decoding: extend a text token by token with a cached state.
 
 Rows of different lengths are right-aligned: row b of T positions has its first token at position first_B[b]. The state
-of a GPT holds keys and values, that of a recurrent network its hidden state, that of the NNLM the last tokens.
+of a GPT holds keys and values, that of a recurrent network its hidden state, that of the NNLM the last tokens. A model
+family that a user adds computes all tokens of its context again for each new one.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from lmjax.config import GPTConfig, ModelConfig, NNLMConfig, RNNConfig
+from lmjax.config import CustomModelConfig, GPTConfig, ModelConfig, NNLMConfig, RNNConfig
 from lmjax.inference import one_row
 from lmjax.models import gpt, rnn
 from lmjax.models.attention.module import Attention
@@ -25,7 +26,7 @@ State = Any
 
 def limit(config: ModelConfig) -> int | None:
     """The maximum number of tokens of a state; None: unlimited."""
-    return config.context if isinstance(config, GPTConfig) else None
+    return config.context if isinstance(config, GPTConfig | CustomModelConfig) else None
 
 
 # ---- The products of single tokens --------------------------------------------------------------------------------
@@ -97,6 +98,9 @@ def prepared_state(config: ModelConfig, state: State) -> State:
 
 def grown(config: ModelConfig, state: State, size: int) -> State:
     """Enlarge a state of `prepared_state` to `size` tokens in total, if its size is limited."""
+    if isinstance(config, CustomModelConfig):
+        more = min(size, config.context) - state["ids_BT"].shape[1]
+        return state | {"ids_BT": jnp.pad(state["ids_BT"], ((0, 0), (0, max(0, more))))}
     ends = limit(config) is not None
     return _grown(state, size) if ends and state["layers"][0]["keys"].shape[1] < size else state
 
@@ -140,6 +144,12 @@ def read(model: Any, params: Any, prompts_BT: Array, *, first_B: Array, size: in
         last_B1 = jnp.full((len(first_B), 1), T - 1)
         logits_B1V, state = model.apply({"params": params}, prompts_BT, cache=state, places_BN=last_B1)
         return logits_B1V[:, 0], state
+    if isinstance(config, CustomModelConfig):
+        # Left-aligned: a causal model sees nothing of what follows the last token of a row.
+        places_BT = jnp.minimum(first_B[:, None] + jnp.arange(T), T - 1)
+        room = max(0, min(size, config.context) - T)
+        ids_BT = jnp.pad(jnp.take_along_axis(prompts_BT, places_BT, axis=1), ((0, 0), (0, room)))
+        return _after_last(model, params, {"ids_BT": ids_BT, "length_B": T - first_B})
     padding_BT = jnp.arange(T) < first_B[:, None]
     if isinstance(config, RNNConfig):
         state, segments_BT = rnn.begin(config, len(first_B)), jnp.where(padding_BT, 0, 1)
@@ -158,6 +168,16 @@ def extend(model: Any, params: Any, tokens_B: Array, state: State) -> tuple[Arra
     if isinstance(config, NNLMConfig):
         ids_BT = jnp.concatenate([state[:, 1:], tokens_B1], axis=1)
         return model.apply({"params": params}, ids_BT)[:, -1], ids_BT
+    if isinstance(config, CustomModelConfig):
+        rows_B = jnp.arange(len(tokens_B))
+        ids_BT = state["ids_BT"].at[rows_B, state["length_B"]].set(tokens_B)
+        return _after_last(model, params, {"ids_BT": ids_BT, "length_B": state["length_B"] + 1})
     name = "cache" if isinstance(config, GPTConfig) else "carry"
     logits_B1V, state = model.apply({"params": params}, tokens_B1, **{name: state})
     return logits_B1V[:, 0], state
+
+
+def _after_last(model: Any, params: Any, state: State) -> tuple[Array, State]:
+    """The logits (B, V) after the last token of each row, and the state."""
+    logits_BTV = model.apply({"params": params}, state["ids_BT"])
+    return logits_BTV[jnp.arange(len(logits_BTV)), state["length_B"] - 1], state

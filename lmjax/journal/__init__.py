@@ -1,1 +1,1 @@
-"""The journal of a run and the history that it tells."""
+"""The journal of a run, and the history derived from it."""

@@ -1,7 +1,7 @@
-"""What a journal says: where the run stands, which way it came, what it has decided. A fold over the records; pure.
+"""The history of a run: a pure fold over the records of its journal.
 
-A run that resumes, rolls back or falls back leaves the way it had come. Its *path* is what counts: the updates and
-suspects that led to the present state. What was left behind stays in the journal, and says what to expect again.
+Resume, rollback and fallback each discard part of the recorded updates. The *path* of a run is the updates and suspects
+that led to its present state. Discarded updates remain in the journal; their repetition must have the same results.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,83 +13,100 @@ Ranges = tuple[tuple[int, int], ...]
 
 # Reasons of `boundary` records.
 TRANSIENT, ROLLED_BACK, SAVING = "transient: the spike did not come again", "rolled back", "saving"
-# What must be equal for the bits to be.
+# Properties of a record that must be equal for bit-identical results.
 MACHINE = ("jax", "devices", "processes", "platform", "mesh", "form", "xla_flags", "updates_at_once")
-_UNTOLD = {"updates_at_once": 1}  # by a run of before; there may also be no flags
-# The keys of how a run is computed, which do not change what is learnt.
+_DEFAULTS = {"updates_at_once": 1}  # in journals of earlier versions, which lack the key; they may also lack flags
+# Prefixes of the keys that select how a run is computed and do not change what is learnt.
 MEANS = ("parallel.", "runtime.")
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A batch that was tried: the updates applied before it, the cursor before and behind it, and its signs."""
+    """A batch that was tried."""
 
+    #: Number of updates applied before it.
     update: int
+    #: Cursor before the batch.
     before: int
+    #: Cursor after the batch.
     cursor: int
+    #: The batch was suspect.
     suspect: bool = False
+    #: The batch was a hard suspect.
     hard: bool = False
 
 
 class Applied(NamedTuple):
-    """An applied update: the cursor behind its batch, its loss and gradient norm in hexadecimal, on which machine."""
+    """An applied update."""
 
+    #: Cursor after its batch.
     cursor: int
+    #: Loss, as `float.hex`.
     loss: str
+    #: Gradient norm, as `float.hex`.
     grad_norm: str
+    #: The machine that computed it, as `machine_of` returns it.
     machine: tuple[Any, ...]
 
 
 @dataclass
 class History:
-    """What the records of a journal say about a run.
+    """The state of a run according to its journal."""
 
-    path: the applied updates. suspects: the records of batches left out on the path. rollbacks: all rollbacks.
-    expected: the results of the next updates when the run was there before. exclude, cuts: sample ids and
-    learning-rate cuts that rollbacks decided. pending: a rollback announced but not finished. replay: a rollback whose
-    data are being replayed. digests: of the checkpoints begun on the path, by update. saved: those that are complete.
-    """
-
+    #: The applied updates.
     path: list[Applied] = field(default_factory=list)
+    #: Records of the suspect batches on the path, which were left out.
     suspects: list[Record] = field(default_factory=list)
+    #: Records of all rollbacks.
     rollbacks: list[Record] = field(default_factory=list)
+    #: Results of the next updates, by number, if the run has applied them before.
     expected: dict[int, Applied] = field(default_factory=dict)
+    #: Ranges of sample ids that rollbacks excluded.
     exclude: Ranges = ()
+    #: Cuts of the learning rate that rollbacks decided: (update, factor, updates).
     cuts: tuple[tuple[int, float, int], ...] = ()
+    #: The rollback that was announced but not finished.
     pending: Record | None = None
+    #: The rollback whose data are being replayed.
     replay: Record | None = None
+    #: Digests of the checkpoints begun on the path, by update.
     digests: dict[int, str] = field(default_factory=dict)
+    #: Updates of the complete checkpoints on the path.
     saved: set[int] = field(default_factory=set)
+    #: The machine of the current session, as `machine_of` returns it.
     machine: tuple[Any, ...] = ()
 
     def cursor(self, update: int) -> int:
-        """The cursor behind the last of `update` applied updates."""
+        """Return the cursor after the first `update` applied updates."""
         return self.path[update - 1].cursor if update else 0
 
     def recent(self, count: int, *, cursor: int) -> tuple[Tried, ...]:
-        """The last `count` batches tried on the path, up to `cursor`."""
-        first = max(len(self.path) - count - 1, 0)  # one more, to know where the next began
-        tried = [(one.cursor, update, False, False) for update, one in enumerate(self.path[first:], first)]
+        """Return the last `count` batches tried on the path, up to `cursor`."""
+        first = max(len(self.path) - count - 1, 0)  # one more update: its cursor is where the next batch begins
+        tried = [(applied.cursor, update, False, False) for update, applied in enumerate(self.path[first:], first)]
         tried += [(record["cursor"], record["update"], True, record["hard"]) for record in self.suspects[-count - 1 :]]
         tried = sorted(item for item in tried if item[0] <= cursor)
         pairs = zip([0, *(item[0] for item in tried)], tried, strict=False)
         return tuple(Tried(update, before, at, suspect, hard) for before, (at, update, suspect, hard) in pairs)[-count:]
 
     def left_out(self, *, cursor: int | None = None) -> Ranges:
-        """Ranges of sample ids that a fresh run must exclude to take this path (up to `cursor`) from the start."""
+        """Return the ranges of sample ids that a fresh run must exclude to take this path.
+
+        With `cursor`, the path up to there.
+        """
         suspects = (record for record in self.suspects if cursor is None or record["cursor"] <= cursor)
         return (*self.exclude, *(tuple(pair) for record in suspects for pair in record["samples"]))
 
     def skipped(self, *, cursor: int | None = None) -> int:
-        """How many samples that is."""
+        """Count the samples of `left_out`."""
         return sum(stop - start for start, stop in self.left_out(cursor=cursor))
 
     def _go_back(self, update: int, cursor: int, *, until: int | None = None) -> None:
-        """Leaves the path after `update`; what was applied up to cursor `until` is expected to come again."""
-        left = dict(enumerate(self.path[update:], update + 1))
+        """Discard the path after `update`; expect these updates up to cursor `until` again."""
+        discarded = dict(enumerate(self.path[update:], update + 1))
         self.expected = {
             number: applied
-            for number, applied in {**self.expected, **left}.items()
+            for number, applied in {**self.expected, **discarded}.items()
             if number > update and (until is None or applied.cursor <= until)
         }
         del self.path[update:]
@@ -99,7 +116,7 @@ class History:
 
 
 def fold(records: Iterable[Record]) -> History:
-    """The history that these records, oldest first, tell."""
+    """Return the history of these records, oldest first."""
     history = History()
     for record in records:
         advance(history, record)
@@ -107,7 +124,7 @@ def fold(records: Iterable[Record]) -> History:
 
 
 def advance(history: History, record: Record) -> None:
-    """Adds the next record to what `history` knows."""
+    """Add the next record to `history`."""
     _applied(history, record)
     match record["event"]:
         case "start":
@@ -117,7 +134,7 @@ def advance(history: History, record: Record) -> None:
             history.machine = machine_of(record)
             if learnt(record.get("changed", ())):
                 history.expected = {}
-        case "fallback":  # where a rollback had to go back further; after a save that failed this changes nothing
+        case "fallback":  # a rollback went back further; after a failed save this changes nothing
             history._go_back(record["update"], record["cursor"])
         case "suspect":
             history.suspects.append(record)
@@ -138,14 +155,15 @@ def advance(history: History, record: Record) -> None:
 
 
 def machine_of(record: Record) -> tuple[Any, ...]:
-    """What a record says about the machine, as far as it decides about bits."""
-    return tuple(record.get(name) or _UNTOLD.get(name) for name in MACHINE)
+    """Return the properties of a record's machine that determine the bits of results."""
+    return tuple(record.get(name) or _DEFAULTS.get(name) for name in MACHINE)
 
 
 def learnt(changed: Iterable[str]) -> list[str]:
-    """The changes of a resume, as `typed.differences` tells them, that change what is learnt: not those of devices.
+    """Select the changes of a resume that change what is learnt.
 
-    The form does, where there is dropout: `pmap` draws it for each device apart.
+    They are listed as by `codec.differences`. Changes of devices do not change it. `parallel.form` does if there is
+    dropout, since `pmap` draws dropout per device.
     """
     return [line for line in changed if not line.startswith(MEANS) or line.startswith("parallel.form:")]
 
@@ -155,7 +173,7 @@ def _applied(history: History, record: Record) -> None:
     if not applied:
         return
     number = applied["first"]
-    # A record tells of updates after a point that a kill kept it from announcing: its resume record went before.
+    # A gap means that a resume is missing: after a kill, its record precedes all updates that repeat lost ones.
     assert number == len(history.path) + 1, (number, len(history.path))
     for cursor, loss, norm in zip(applied["cursors"], applied["losses"], applied["grad_norms"], strict=True):
         history.path.append(Applied(cursor, loss, norm, history.machine))
@@ -176,5 +194,5 @@ def _rollback(history: History, record: Record) -> None:
 
 
 def last(records: Sequence[Record], event: str) -> Record | None:
-    """The newest record of an event."""
+    """Return the newest record of an event."""
     return next((record for record in reversed(records) if record["event"] == event), None)

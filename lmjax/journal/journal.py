@@ -1,10 +1,11 @@
-"""The journal: what happened to a run and why, one record a line, each holding the hash of the line before.
+"""The journal: the events of a run and their causes, one record per line.
 
-A record is written and synced before the action that it announces begins. Every record also accounts for the updates
-applied since the previous one (`applied`: the number of the first, then the cursor behind each, its loss and gradient
-norm as `float.hex`), so the whole history of a run can be read, checked and replayed from this file.
+Each record holds the hash of the previous line. It is written and synced before the action that it announces begins.
+Every record also lists the updates applied since the previous record (`applied`: the number of the first, then the
+cursor after each, its loss and gradient norm as `float.hex`). The complete history of a run can thus be read, checked
+and replayed from this file.
 
-A line cut short by a crash is dropped when the journal is opened; any other damage breaks the chain and is reported.
+A line truncated by a crash is dropped when the journal is opened; any other damage breaks the chain and is reported.
 """
 
 import hashlib
@@ -18,16 +19,21 @@ from lmjax.config.errors import RunError, UserError
 from lmjax.system import faults
 
 EVENTS = ("start", "resume", "checkpoint", "suspect", "rollback", "skip", "boundary", "signal", "fallback", "end")
-PATIENCE = 5.0  # seconds that an applied update may wait to be written
+PATIENCE = 5.0  # maximum number of seconds between an applied update and its record
 _FIRST = "0" * 64
 
 Record = dict[str, Any]
 
 
 class Journal:
-    """An append-only journal file. UserError: the file was edited (its hash chain is broken).
+    """An append-only journal file.
 
-    own: whether this process writes the file, or only keeps its own copy of the records.
+    Args:
+        path: The file.
+        own: Whether this process writes the file; otherwise it only holds its own copy of the records.
+
+    Raises:
+        UserError: The file was edited (its hash chain is broken).
     """
 
     def __init__(self, path: Path, *, own: bool = True) -> None:
@@ -51,7 +57,7 @@ class Journal:
         return max((record["wall_step"] for record in self._records), default=0)
 
     def note(self, *, update: int, cursor: int, loss: float, grad_norm: float) -> None:
-        """An update was applied: the next record will tell. update: as counted after it."""
+        """Note an applied update for the next record; `update` is the number of updates after it."""
         if self._applied is None:
             self._applied = {"first": update, "cursors": [], "losses": [], "grad_norms": []}
         assert update == self._applied["first"] + len(self._applied["cursors"])
@@ -60,11 +66,15 @@ class Journal:
         self._applied["grad_norms"].append(grad_norm.hex())
 
     def behind(self, *, patience: float = PATIENCE) -> bool:
-        """Whether applied updates have waited for a record longer than that (seconds)."""
+        """Whether applied updates have waited for a record longer than `patience` seconds."""
         return self._applied is not None and time.monotonic() - self._written > patience
 
     def write(self, event: str, /, *, wall_step: int, update: int, cursor: int, **details: Any) -> None:
-        """Appends one record and syncs it to the disk. RunError: it cannot be written; the file is as before."""
+        """Append one record and sync it to the disk.
+
+        Raises:
+            RunError: The record cannot be written; the file is unchanged.
+        """
         assert event in EVENTS, event
         faults.reach("journal.write")
         record = {"wall_step": wall_step, "update": update, "cursor": cursor, "event": event, **details}
@@ -76,14 +86,18 @@ class Journal:
             if self._own:
                 _append(self.path, line)
         except OSError as error:
-            raise RunError(f"cannot write {self.path}: {error.strerror}; mend it, then resume the run") from error
+            raise RunError(f"cannot write {self.path}: {error.strerror}; correct this, then resume the run") from error
         self._records.append(json.loads(line))
         self._previous, self._applied, self._written = _hash(line), None, time.monotonic()
         faults.reach("journal.written")
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a journal file, its chain checked. UserError: missing, or edited."""
+    """Return the records of a journal file after a check of its hash chain.
+
+    Raises:
+        UserError: The file is missing or was edited.
+    """
     if not path.is_file():
         raise UserError(f"no journal at {path}")
     return _read(path)[0]
@@ -105,7 +119,7 @@ def _append(path: Path, line: bytes) -> None:
 
 
 def _read(path: Path) -> tuple[list[Record], int]:
-    """The records, and the bytes that whole lines take."""
+    """Return the records and the number of bytes of complete lines."""
     records: list[Record] = []
     previous, good_bytes = _FIRST, 0
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else [], 1):

@@ -227,12 +227,12 @@ def init_params(model: BERT, seed: int | Array) -> dict[str, Any]:
 @partial(jax.jit, static_argnums=0)
 def _init_params(c: BERTConfig, seed: Array) -> dict[str, Any]:
     outer_key, blocks_key = jax.random.split(jax.random.key(seed))
-    one = jnp.zeros((1, 1), jnp.int32)
+    ones_11 = jnp.zeros((1, 1), jnp.int32)
     without_blocks = BERT(dataclasses.replace(c, layers=0, scan=False))
-    outer: Any = without_blocks.init(outer_key, one, kinds_BT=one, real_BT=one)["params"]
+    outer: Any = without_blocks.init(outer_key, ones_11, kinds_BT=ones_11, real_BT=ones_11)["params"]
 
     def block(layer: Array) -> Any:
-        inputs = jnp.zeros((1, 1, c.width)), None, one
+        inputs = jnp.zeros((1, 1, c.width)), None, ones_11
         return Block(c).init(jax.random.fold_in(blocks_key, layer), *inputs)["params"]
 
     params = outer | {"blocks": jax.vmap(block)(jnp.arange(c.layers))}
@@ -248,25 +248,11 @@ def resolve(config: BERTConfig) -> BERTConfig:
 
 
 def check(config: BERTConfig) -> None:
-    """Check that a model can be built from the configuration; `vocab_size` may still be 0.
+    """Check the rules between the fields of a configuration; `vocab_size` may still be 0.
 
     Raises:
-        UserError: A setting is out of range; the message names it.
+        UserError: Two values contradict each other; the message names them.
     """
-    for key in ("layers", "width", "heads", "norm_epsilon"):
-        if getattr(config, key) <= 0:
-            raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
-    for key in ("mlp_width", "vocab_size", "init_std"):
-        if getattr(config, key) < 0:
-            raise UserError(f"model.{key}={getattr(config, key)} must not be negative")
-    if config.context < masking.SHORTEST:
-        raise UserError(
-            f"model.context={config.context} must be at least {masking.SHORTEST}: [CLS] and [SEP] take three tokens"
-        )
-    if config.segments < 2:
-        raise UserError(f"model.segments={config.segments} must be at least 2: a row has two parts")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"model.dropout={config.dropout} must be at least 0 and less than 1")
     if config.width % config.heads:
         raise UserError(
             f"model.width={config.width} does not divide among model.heads={config.heads}; change one of them"

@@ -19,19 +19,11 @@ def resolve_gpt(config: GPTConfig) -> GPTConfig:
 
 
 def check_gpt(config: GPTConfig) -> None:
-    """Check that a model can be built from the configuration; `vocab_size` may still be 0.
+    """Check the rules between the fields of a configuration; `vocab_size` may still be 0.
 
     Raises:
-        UserError: A setting is out of range; the message names it.
+        UserError: Two values contradict each other; the message names them.
     """
-    for key in ("layers", "width", "heads", "context", "norm_epsilon", "rope_theta"):
-        if getattr(config, key) <= 0:
-            raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
-    for key in ("key_heads", "head_dim", "mlp_width", "vocab_size", "init_std"):
-        if getattr(config, key) < 0:
-            raise UserError(f"model.{key}={getattr(config, key)} must not be negative")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"model.dropout={config.dropout} must be at least 0 and less than 1")
     if not config.head_dim and config.width % config.heads:
         raise UserError(
             f"model.width={config.width} does not divide among model.heads={config.heads}; change one of them, or set "
@@ -125,7 +117,7 @@ def flops_per_token(config: GPTConfig, *, whole_square: bool = False) -> float:
 def _keys(config: GPTConfig) -> float:
     """The average number of keys for which a query's scores are computed."""
     T = config.context
-    return sum((end - start) * seen for start, end, seen in query_blocks(T, T, True)) / T
+    return sum((end - start) * keys_seen for start, end, keys_seen in query_blocks(T, T, True)) / T
 
 
 def activation_bytes(config: GPTConfig) -> float:

@@ -36,6 +36,7 @@ from flax import linen as nn
 from jax import Array
 
 from lmjax.config import GPTConfig, UserError
+from lmjax.config.ranges import check_ranges
 from lmjax.models import costs
 from lmjax.models.attention.attend import Place
 from lmjax.models.attention.module import Attention, Cache
@@ -251,6 +252,7 @@ def init_params(model: GPT, seed: int | Array) -> dict[str, Any]:
     The function is traceable: under `jax.eval_shape` it costs nothing, and under `jit` with `out_shardings` no leaf is
     materialized unsharded.
     """
+    check_ranges(model.config, "model")
     check_gpt(model.config)
     return _init_params(resolve_gpt(model.config), seed)
 

@@ -11,9 +11,9 @@ _FALLBACK = (0.5, 1.0, 1.5)
 
 def unigram_bits_per_byte(train: bytes, held_out: bytes) -> float:
     """Bits per byte of `held_out` under the add-one smoothed byte frequencies of `train`."""
-    seen, measured = (np.bincount(np.frombuffer(text, np.uint8), minlength=256) for text in (train, held_out))
-    assert measured.any()
-    return float(-measured @ np.log2((seen + 1) / (seen.sum() + 256)) / measured.sum())
+    train_counts, counts = (np.bincount(np.frombuffer(text, np.uint8), minlength=256) for text in (train, held_out))
+    assert counts.any()
+    return float(-counts @ np.log2((train_counts + 1) / (train_counts.sum() + 256)) / counts.sum())
 
 
 def kneser_ney(

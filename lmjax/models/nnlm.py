@@ -39,6 +39,7 @@ LOGICAL_AXES = {
 class NNLM(nn.Module):
     """Token ids to logits; `config.vocab_size` must be known."""
 
+    #: The configuration.
     config: NNLMConfig
 
     @nn.compact
@@ -106,21 +107,11 @@ def one_hot_features(embedding_VD: Array, ids: Array) -> Array:
 
 
 def check(config: NNLMConfig) -> None:
-    """Check that a model can be built from the configuration; `vocab_size` may still be 0.
+    """Check the rules between the fields of a configuration; `vocab_size` may still be 0.
 
     Raises:
-        UserError: A setting is out of range; the message names it.
+        UserError: Two values contradict each other; the message names them.
     """
-    if config.order < 2:
-        raise UserError(f"model.order={config.order} must be at least 2; a token is predicted from order - 1 others")
-    for key in ("width", "context"):
-        if getattr(config, key) <= 0:
-            raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
-    for key in ("hidden", "vocab_size", "init_std"):
-        if getattr(config, key) < 0:
-            raise UserError(f"model.{key}={getattr(config, key)} must not be negative")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"model.dropout={config.dropout} must be at least 0 and less than 1")
     if not config.hidden and not config.direct:
         raise UserError("model.hidden=0 disconnects the output; set model.direct=true, or model.hidden above 0")
 

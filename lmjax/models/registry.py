@@ -1,14 +1,30 @@
 """Model families by name, and functions of their records: shardings, sizes and memory."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
-from lmjax.config import GPTConfig, ModelConfig, NNLMConfig, OptimizerConfig, RNNConfig, UserError
-from lmjax.models import costs
+from lmjax.config import (
+    CustomModelConfig,
+    GPTConfig,
+    ModelConfig,
+    NNLMConfig,
+    OptimizerConfig,
+    RNNConfig,
+    UserError,
+    extensions,
+)
+from lmjax.config.ranges import check_ranges
+from lmjax.models import costs, counting
 from lmjax.models.family import Family
+from lmjax.optim.optimizer import make_optimizer
+from lmjax.parallel import axes
 
 _CLASSIFIER = {"classifier/kernel": ("embed", "classes"), "classifier/bias": ("classes",)}
 
@@ -26,7 +42,20 @@ def family(config: ModelConfig) -> Family:
             from lmjax.models.transformer import FAMILY
         case "bert":
             from lmjax.models.bert import FAMILY
+        case _:
+            return _registered(config)
     return FAMILY
+
+
+def _registered(config: ModelConfig) -> Family:
+    """The record of a user's family."""
+    extension = extensions.get("model.family", config.family)
+    if extension is None:
+        raise UserError(f"model.family: '{config.family}' is unknown; import the file that registers it")
+    record = extension[1]
+    if not isinstance(record, Family):
+        raise UserError(f"register_family '{config.family}': give a Family record, not {type(record).__name__}")
+    return record
 
 
 def build(config: ModelConfig) -> nn.Module:
@@ -36,7 +65,8 @@ def build(config: ModelConfig) -> nn.Module:
 
 def logical_axes(config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
     """The logical axes of every parameter, including a classifier (`lmjax.parallel.axes`)."""
-    return {**family(config).axes, **_CLASSIFIER}
+    replicated = {axes.OTHERS: ()} if isinstance(config, CustomModelConfig) else {}
+    return {**family(config).axes, **_CLASSIFIER, **replicated}
 
 
 def check_mesh(config: ModelConfig, sizes: Mapping[str, int]) -> None:
@@ -76,7 +106,23 @@ def check(config: ModelConfig) -> None:
     Raises:
         UserError: A setting is out of range; the message names it.
     """
+    check_ranges(config, "model")
     family(config).check(config)
+
+
+def check_packing(config: ModelConfig, packed: bool) -> None:
+    """Check that a user's model can restrict itself to the documents of packed rows.
+
+    Raises:
+        UserError: It cannot.
+    """
+    if packed and isinstance(config, CustomModelConfig):
+        parameters = inspect.signature(family(config).module.__call__).parameters
+        if "segments_BT" not in parameters or "positions_BT" not in parameters:
+            raise UserError(
+                f"data.packed=true: the model of model.family={config.family} takes no segments_BT and positions_BT; "
+                "add them to its __call__, or set data.packed=false"
+            )
 
 
 def tokens(config: ModelConfig) -> int:
@@ -86,12 +132,26 @@ def tokens(config: ModelConfig) -> int:
 
 def parameters(config: ModelConfig) -> dict[str, int]:
     """The number of parameters of each part, and their `total`."""
-    return family(config).parameters(config)
+    closed_form = family(config).parameters
+    return closed_form(config) if closed_form else counting.parameters(build(config))
 
 
 def flops_per_token(config: ModelConfig) -> float:
     """Training FLOPs per token of a sample: products of the forward and backward pass."""
-    return family(config).flops_per_token(config)
+    closed_form = family(config).flops_per_token
+    # The backward pass computes two products, of the same size, for each one of the forward pass.
+    return closed_form(config) if closed_form else 3 * _products(config).flops / config.context
+
+
+def activation_bytes(config: ModelConfig) -> float:
+    """Bytes that the backward pass keeps for each position; an estimate."""
+    closed_form = family(config).activation_bytes
+    return closed_form(config) if closed_form else _products(config).input_bytes / config.context
+
+
+@cache
+def _products(config: ModelConfig) -> counting.Products:
+    return counting.products(build(config), config.context)
 
 
 def memory(
@@ -115,14 +175,14 @@ def memory(
         chunk: Number of tokens whose logits are materialized at a time (0: all).
     """
     record, optimizer = family(config), optimizer or OptimizerConfig()
-    sizes = record.parameters(config)
+    sizes = parameters(config)
     count, places = sizes["total"], microbatch * tokens(config)
     parts: dict[str, float] = {
         "parameters": 4.0 * count,
         "gradients": 4.0 * count * (1 + accumulate),
         "optimizer": 4.0 * _optimizer_values(config, sizes, optimizer),
         "average": 4.0 * count * (optimizer.ema > 0),
-        "activations": places * record.activation_bytes(config),
+        "activations": places * activation_bytes(config),
         "logits": min(places, chunk or places) * 8.0 * config.vocab_size * record.predicted(config),
     }
     return {name: size for name, size in parts.items() if size} | {"total": sum(parts.values())}
@@ -135,9 +195,21 @@ def _optimizer_values(config: ModelConfig, sizes: dict[str, int], optimizer: Opt
             return sizes["total"]
         case "adafactor":  # one value a row and a column of each matrix
             return 2 * sizes["total"] / config.width
+        case "adamw" | "adam":
+            return 2 * sizes["total"]
         case "muon":  # one moment for the matrices of the blocks, Adam's two for the rest
             return 2 * sizes["total"] - sizes.get("attention", 0) - sizes.get("mlp", 0)
-    return 2 * sizes["total"]
+    return sizes["total"] * _values_per_parameter(optimizer)
+
+
+def _values_per_parameter(optimizer: OptimizerConfig) -> float:
+    """The number of float32 values in a registered optimizer's state for each parameter.
+
+    It is that of a matrix of 128 x 128.
+    """
+    matrix = {"layer": {"kernel": jax.ShapeDtypeStruct((128, 128), jnp.float32)}}
+    state = jax.eval_shape(make_optimizer(optimizer).init, matrix)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)) / 4 / 128**2
 
 
 # ---- A small copy ---------------------------------------------------------------------------------------------------
@@ -148,7 +220,12 @@ LAYERS, WIDTH, HEADS, HEAD_DIM, CONTEXT = 2, 32, 2, 32, 64  # maximum sizes
 def shrink(config: ModelConfig) -> ModelConfig:
     """Copy a configuration with reduced sizes, so that the model trains in seconds."""
     config = replace(config, context=min(config.context, CONTEXT))
+    record = family(config)
+    if record.shrink is not None:
+        return record.shrink(config)
     match config:
+        case CustomModelConfig():
+            return config
         case NNLMConfig():
             return replace(config, width=min(config.width, WIDTH), hidden=min(config.hidden, WIDTH))
         case RNNConfig():

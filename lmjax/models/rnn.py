@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from lmjax.config import RNNConfig, UserError
+from lmjax.config import RNNConfig
 from lmjax.models.family import Family
 from lmjax.models.layers import Dense, Embedding, dropout, product, weight
 
@@ -182,7 +182,7 @@ def _orthogonal_gates(key: Array, shape: tuple[int, int]) -> Array:
 
 
 class Layer(nn.Module):
-    """A layer of cells: the input's product over all steps at once, then the recurrence."""
+    """A layer of cells: one product of the inputs of all steps, then the recurrence."""
 
     #: The configuration.
     config: RNNConfig
@@ -261,7 +261,7 @@ def begin(config: RNNConfig, rows: int) -> Carry:
 
 
 def _continued(segments_BT: Array) -> Array:
-    """(T, B): whether a position continues the previous segment; true for the first position."""
+    """Whether a position (T, B) continues the previous segment; true for the first position."""
     return jnp.pad(segments_BT[:, 1:] == segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=True).T
 
 
@@ -291,23 +291,6 @@ def gradient_by_lag(model: RNN, params: Any, inputs_BT: Array, *, targets_B: Arr
 
 
 # ---- Closed forms -----------------------------------------------------------------------------------------------
-
-
-def check(config: RNNConfig) -> None:
-    """Check that a model can be built from the configuration; `vocab_size` may still be 0.
-
-    Raises:
-        UserError: A setting is out of range; the message names it.
-    """
-    for key in ("layers", "width", "context"):
-        if getattr(config, key) <= 0:
-            raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
-    if config.vocab_size < 0:
-        raise UserError(f"model.vocab_size={config.vocab_size} must not be negative")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"model.dropout={config.dropout} must be at least 0 and less than 1")
-    if not math.isfinite(config.forget_bias):
-        raise UserError(f"model.forget_bias={config.forget_bias} must be a finite number")
 
 
 def parameters(config: RNNConfig) -> dict[str, int]:
@@ -347,7 +330,6 @@ def activation_bytes(config: RNNConfig) -> float:
 FAMILY = Family(
     module=RNN,
     axes=LOGICAL_AXES,
-    check=check,
     parameters=parameters,
     flops_per_token=flops_per_token,
     activation_bytes=activation_bytes,

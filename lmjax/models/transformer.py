@@ -236,19 +236,11 @@ def resolve(config: TransformerConfig) -> TransformerConfig:
 
 
 def check(config: TransformerConfig) -> None:
-    """Check that a model can be built from the configuration; `vocab_size` may still be 0.
+    """Check the rules between the fields of a configuration; `vocab_size` may still be 0.
 
     Raises:
-        UserError: A setting is out of range; the message names it.
+        UserError: Two values contradict each other; the message names them.
     """
-    for key in ("layers", "width", "heads", "context", "norm_epsilon"):
-        if getattr(config, key) <= 0:
-            raise UserError(f"model.{key}={getattr(config, key)} must be greater than 0")
-    for key in ("mlp_width", "vocab_size"):
-        if getattr(config, key) < 0:
-            raise UserError(f"model.{key}={getattr(config, key)} must not be negative")
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"model.dropout={config.dropout} must be at least 0 and less than 1")
     if config.width % config.heads:
         raise UserError(
             f"model.width={config.width} does not divide among model.heads={config.heads}; change one of them"
@@ -287,7 +279,7 @@ def flops_per_token(config: TransformerConfig) -> float:
 def _causal_keys(config: TransformerConfig) -> float:
     """The average number of keys with a computed score in the decoder's self-attention."""
     T = config.context
-    return sum((end - start) * seen for start, end, seen in query_blocks(T, T, True)) / T
+    return sum((end - start) * keys_seen for start, end, keys_seen in query_blocks(T, T, True)) / T
 
 
 def activation_bytes(config: TransformerConfig) -> float:

@@ -1,77 +1,83 @@
-"""Next-token prediction."""
+"""Next-token prediction, with and without a recurrent state carried between windows."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lmjax.config import CausalConfig, Config
-from lmjax.data.batches.windows import predicted, unpredicted, validation_windows, window_rows
-from lmjax.data.store.store import Store
+from lmjax.config import CausalConfig, Config, RNNConfig, UserError
+from lmjax.data.batches.windows import predicted, unpredicted
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.inference.generate import generate
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
-from lmjax.models import ngram, registry
+from lmjax.models import ngram, rnn
 from lmjax.objectives import losses
-from lmjax.objectives.objective import Batch, Loss
-from lmjax.objectives.text import BASELINE_TOKENS, TextObjective, data_of, sample_order
+from lmjax.objectives.objective import Loss, Objective
+from lmjax.objectives.text_samples import CarriedSamples, TextSamples
+
+BASELINE_TOKENS = 20_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class Causal(TextObjective):
-    """Next-token prediction (GPT, NNLM, RNN)."""
+class Causal(Objective):
+    """Next-token prediction (GPT, NNLM, RNN).
+
+    An objective with another loss over the same windows overrides `loss`, and `by_row` if rows are to be compared by
+    that loss and not by their cross-entropy.
+    """
+
+    samples: TextSamples
+
+    samples_type = TextSamples
 
     @classmethod
-    def build(cls, config: Config, store: Store) -> "Causal":
-        """Build the objective from a resolved configuration and its prepared data."""
-        return cls(config, store, registry.build(config.model), sample_order(config, store))
+    def variant(cls, config: Config) -> type[Objective]:
+        """Return `Carried` for a recurrent model with `model.carried`.
 
-    def arrays(self, ids: np.ndarray) -> Batch:
-        """Return the rows (B, ...) of the samples `ids`."""
-        context = self.config.model.context
-        return window_rows(self.store.sources, *self._begin(ids), context=context, **self._packing())
-
-    def blank(self, rows: int) -> Batch:
-        """Return rows of zeros with the names, shapes and types of `arrays`."""
-        shape = rows, self.config.model.context
-        names = ["inputs_BT", "targets_BT"] + ["segments_BT", "positions_BT"] * data_of(self.config).packed
-        return {name: np.zeros(shape, np.int32) for name in names} | {"weights_BT": np.zeros(shape, np.float32)}
+        Raises:
+            UserError: A subclass with another loss would have to carry the state.
+        """
+        carried = isinstance(config.model, RNNConfig) and config.model.carried
+        if carried and cls is not Causal and not issubclass(cls, Carried):
+            raise UserError(
+                f"model.carried=true is for objective.family=causal, not {config.objective.family}; set "
+                "model.carried=false"
+            )
+        return Carried if carried and cls is Causal else cls
 
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
         """Return the loss sum, the weight sum and further sums of a batch."""
-        objective = self._objective(train)
-        return Loss(*losses.causal(self.model, params, batch, rng=rng, config=objective, train=train))
+        return Loss(*losses.causal(self.model, params, batch, rng=rng, config=self._settings(train), train=train))
 
     def by_row(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        """Return the loss sum (B) and the weight (B) of each row, without regularisation."""
-        return losses.causal_by_row(self.model, params, batch, chunk=self._objective(False).chunk)
+        """Return the cross-entropy sum (B) and the weight (B) of each row."""
+        return losses.causal_by_row(self.model, params, batch, chunk=self._settings(False).chunk)
 
-    def _objective(self, train: bool) -> CausalConfig:
-        """Return the objective; regularisation is off for measurements."""
-        found = self.config.objective
-        assert isinstance(found, CausalConfig)
-        return found if train else CausalConfig(chunk=found.chunk)
-
-    def validation(self) -> Iterator[Batch]:
-        """Yield the complete validation split as microbatches."""
-        context, rows = self.config.model.context, self.config.batch.microbatch
-        return validation_windows(self.store.validation, context=context, microbatch=rows, **self._packing())
+    def _settings(self, train: bool) -> CausalConfig:
+        """Return the configuration of the loss; regularization is off for measurements."""
+        settings = self.config.objective
+        if not isinstance(settings, CausalConfig):  # of a user's objective
+            return CausalConfig()
+        return settings if train else CausalConfig(chunk=settings.chunk)
 
     def scores(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """Return `val_loss` and further metrics from the sums over the validation split."""
+        """Return `val_loss` and `val_bits_per_byte` from the sums over the validation split."""
         loss = totals["loss"] / totals["weight"]
         return {"val_loss": loss, "val_bits_per_byte": self.bits_per_byte(loss)}
 
     def bits_per_byte(self, nats_per_token: float) -> float:
         """Convert a validation loss to bits per byte of text, comparable across tokenizers."""
-        tokens, packing = self.store.validation, self._packing()
-        text = self.store.tokenizer.decode(tokens.ids[unpredicted(tokens, **packing)])
+        store, packing = self.samples.store, self.samples.packing
+        tokens = store.validation
+        text = store.tokenizer.decode(tokens.ids[unpredicted(tokens, **packing)])
         nats = nats_per_token * predicted(tokens, **packing)
         return nats / math.log(2) / (tokens.bytes - len(text.encode()))
 
@@ -81,9 +87,10 @@ class Causal(TextObjective):
         The baselines are a byte unigram and an interpolated Kneser-Ney 5-gram. Both count at most `BASELINE_TOKENS`
         training tokens, the same number from the start of each source.
         """
-        tokenizer, sources = self.store.tokenizer, self.store.sources
+        store = self.samples.store
+        tokenizer, sources = store.tokenizer, store.sources
         training = [np.asarray(tokens.ids[: BASELINE_TOKENS // len(sources)]) for tokens in sources]
-        validation, end = np.asarray(self.store.validation.ids), tokenizer.end_of_text
+        validation, end = np.asarray(store.validation.ids), tokenizer.end_of_text
 
         def text(ids: np.ndarray) -> bytes:
             return tokenizer.decode(ids[ids != end] if end is not None else ids).encode()
@@ -97,7 +104,7 @@ class Causal(TextObjective):
 
     def sample(self, params: Any) -> str:
         """Continue `train.sample_prompt` (empty: the beginning of a document)."""
-        train, tokenizer = self.config.train, self.store.tokenizer
+        train, tokenizer = self.config.train, self.samples.store.tokenizer
         settings = {"max_tokens": train.sample_tokens, "temperature": 0.8, "seed": self.config.seed}
         return self.answer(params, train.sample_prompt, tokenizer=tokenizer, past_end=True, **settings)
 
@@ -106,5 +113,37 @@ class Causal(TextObjective):
         lm = LanguageModel(self.model, params, tokenizer)
         return prompt + generate(lm, [prompt], sampling=Sampling(**settings))[0]
 
-    def _packing(self) -> dict[str, Any]:
-        return {"packed": data_of(self.config).packed, "end_of_text": self.store.tokenizer.end_of_text}
+
+@dataclass(frozen=True, eq=False)
+class Carried(Causal):
+    """Next-token prediction in which each row starts from the state after its previous window.
+
+    A row whose window does not follow its previous window (a new epoch, excluded data) starts from a zero state.
+    """
+
+    samples: CarriedSamples
+
+    samples_type = CarriedSamples
+
+    def begin(self, rows: tuple[int, ...]) -> Any:
+        """Return the initial carry of the rows of the first batch."""
+        model = self.config.model
+        assert isinstance(model, RNNConfig)
+        count = math.prod(rows)
+        carry = {"state": rnn.begin(model, count), "place": jnp.full(count, -1, jnp.int32)}
+        return jax.tree.map(lambda leaf: leaf.reshape(*rows, *leaf.shape[1:]), carry)
+
+    def loss(
+        self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
+    ) -> Loss:
+        """Return the loss sum, the weight sum and further sums of a batch, and the carry."""
+        if carry is None:
+            carry = self.begin((len(batch["inputs_BT"]),))
+        follows_B = carry["place"] == batch["follows_B"]
+        state = jax.tree.map(
+            lambda x: jnp.where(follows_B.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)), carry["state"]
+        )
+        loss, weight, sums, state = losses.causal(
+            self.model, params, batch, rng=rng, carry=state, config=self._settings(train), train=train
+        )
+        return Loss(loss, weight, sums, {"state": jax.lax.stop_gradient(state), "place": batch["place_B"]})

@@ -1,4 +1,4 @@
-"""Training objectives: a model, its parameters and a batch to sums of losses and of weights.
+"""Losses: sums over a batch as functions of a model, its parameters and the batch.
 
 Shapes: B rows, S positions of a source, T positions, P places that are predicted, V vocabulary, C classes, D width;
 N chunks, each of E positions from each of J parts of a row.
@@ -20,10 +20,13 @@ Batch = Mapping[str, Array]
 
 
 class Read(NamedTuple):
-    """What is read off logits: log Z, the target's logit, and whether that is the largest."""
+    """Values that the loss needs of the logits (B, T, V)."""
 
+    #: log Z of the softmax.
     log_z_BT: Array
+    #: Logit of the target.
     target_BT: Array
+    #: Whether the target's logit is the largest.
     hits_BT: Array
 
 
@@ -37,18 +40,28 @@ def causal(
     config: CausalConfig,
     train: bool,
 ) -> tuple[Any, ...]:
-    """Next-token prediction: (loss sum, weight sum, metric sums), float32 scalars, and the carry, if one is given.
+    """Compute the loss of next-token prediction.
 
-    batch: `inputs_BT`, `targets_BT` int32, `weights_BT` float32, and for packed rows `segments_BT`,
-    `positions_BT`. Each token adds weight * (cross-entropy in nats + z_loss * log(Z)^2) (PaLM, section 5).
-    The metrics are the same weighted sums of `cross_entropy` alone and of `accuracy` (the target's logit is
-    the largest). `rng` is for dropout, used only when `train`. `carry`: initial state of a recurrent model.
-    With `config.chunk` (GPT), the logits of at most `chunk` tokens are materialized at a time; the gradient
-    recomputes them.
+    Each token adds weight * (cross-entropy in nats + z_loss * log(Z)^2) (PaLM, section 5).
+
+    Args:
+        model: A causal language model.
+        params: Its parameters.
+        batch: `inputs_BT`, `targets_BT` int32, `weights_BT` float32, and for packed rows `segments_BT`,
+            `positions_BT`.
+        rng: Key for dropout, used only with `train`.
+        carry: Initial state of a recurrent model.
+        config: Settings of the loss. With `chunk` (GPT), the logits of at most `chunk` tokens are materialized at a
+            time; the gradient recomputes them.
+        train: Use dropout.
+
+    Returns:
+        (loss sum, weight sum, metric sums), float32 scalars, and the carry, if one is given. The metrics are the
+        weighted sums of `cross_entropy` alone and of `accuracy` (the target's logit is the largest).
     """
-    found, carry = _read(model, params, batch, rng=rng, train=train, carry=carry, chunk=config.chunk)
+    read, carry = _read(model, params, batch, rng=rng, train=train, carry=carry, chunk=config.chunk)
     with jax.named_scope("loss"):
-        weights_BT, (log_z_BT, target_BT, hits_BT) = batch["weights_BT"], found
+        weights_BT, (log_z_BT, target_BT, hits_BT) = batch["weights_BT"], read
         entropy_sum = loss_sum = jnp.sum(weights_BT * (log_z_BT - target_BT))
         if config.z_loss:
             loss_sum += config.z_loss * jnp.sum(weights_BT * jnp.square(log_z_BT))
@@ -59,13 +72,13 @@ def causal(
 
 
 def squared_norm(params: Any) -> Array:
-    """The sum of the squares of all matrices and embeddings."""
+    """Return the sum of the squares of all matrices and embeddings."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return sum((jnp.sum(x * x) for path, x in leaves if path[-1].key in ("kernel", "embedding")), jnp.float32(0))
 
 
 def causal_by_row(model: nn.Module, params: Any, batch: Batch, *, chunk: int = 0) -> tuple[Array, Array]:
-    """Cross-entropy sums (B) and weight sums (B) of each row, without dropout; batch and chunk are `causal`'s."""
+    """Return cross-entropy sums (B) and weight sums (B) of each row; batch as in `causal`."""
     (log_z_BT, target_BT, _), _ = _read(model, params, batch, rng=None, train=False, chunk=chunk)
     weights_BT = batch["weights_BT"]
     return jnp.sum(weights_BT * (log_z_BT - target_BT), axis=-1), jnp.sum(weights_BT, axis=-1)
@@ -81,7 +94,7 @@ def _read(
     carry: Any = None,
     chunk: int = 0,
 ) -> tuple[Read, Any]:
-    """What is read off the logits of the targets, and the carry after them if one is given."""
+    """Return what the loss needs of the logits, and the carry after the batch if one is given."""
     settings: dict[str, Any] = {name: batch[name] for name in ("segments_BT", "positions_BT") if name in batch}
     if carry is not None:
         settings["carry"] = carry
@@ -104,10 +117,10 @@ def _read_off(logits_BTV: Array, targets_BT: Array) -> Read:
 
 
 def _read_in_chunks(model: gpt.GPT, params: Any, x_BTD: Array, targets_BT: Array, *, chunk: int) -> Read:
-    """The same of a model's features, for about `chunk` tokens at a time, at least one of each row.
+    """Compute `_read_off` from features, for about `chunk` tokens and all rows at a time.
 
     A chunk takes positions of all rows, and of every part into which a mesh divides them, so that each device computes
-    with what it has. Where parameters are divided (FSDP), each chunk gathers the output layer again.
+    with its own positions. With sharded parameters (FSDP), each chunk gathers the output layer again.
     """
     layout, (B, T) = axes.current(), targets_BT.shape
     J = 1 if layout is None or T % layout.size("sequence") else layout.size("sequence")
@@ -122,8 +135,8 @@ def _read_in_chunks(model: gpt.GPT, params: Any, x_BTD: Array, targets_BT: Array
     def join(x_NBJE: Array) -> Array:
         return jnp.moveaxis(x_NBJE, 0, 2).reshape(B, J, -1)[:, :, : T // J].reshape(B, T)
 
-    def read(given: tuple[Array, Array]) -> Read:
-        x_BJED, targets_BJE = given
+    def read(chunk_arrays: tuple[Array, Array]) -> Read:
+        x_BJED, targets_BJE = chunk_arrays
         logits_BJEV = gpt.logits(model.config, params, x_BJED)
         return _read_off(axes.constrain(logits_BJEV, "batch", "length", None, "vocab"), targets_BJE)
 
@@ -131,7 +144,7 @@ def _read_in_chunks(model: gpt.GPT, params: Any, x_BTD: Array, targets_BT: Array
 
 
 def apply(model: nn.Module, params: Any, *inputs: Array, rng: Array | None, train: bool, **settings: Any) -> Any:
-    """The model's answer; `rng` is for dropout, used only when `train`."""
+    """Apply the model; `rng` is for dropout, used only with `train`."""
     rngs = {"dropout": rng} if train and rng is not None else None
     return model.apply({"params": params}, *inputs, train=train, rngs=rngs, **settings)
 
@@ -143,12 +156,22 @@ def _wide(logits: Array) -> Array:
 def masked(
     model: nn.Module, params: Any, batch: Batch, *, rng: Array | None = None, train: bool
 ) -> tuple[Array, Array, dict[str, Array]]:
-    """Masked tokens and the next sentence (Devlin et al. 2019, section 3.1): (loss sum, weight sum, further sums).
+    """Compute the loss of masked tokens and of the next sentence.
 
-    batch: as made by `lmjax.data.batches.masking`. The weight counts predicted tokens. The next-sentence loss of a
-    row is added once for each place of the row: the quotient of the sums is then the paper's sum of two means (a
-    little more where rows are short), and rows may be computed in any portions. Sums: `masked_loss`,
-    `masked_accuracy`; and `next_loss`, `next_accuracy`, which are means of this batch times its weight.
+    As in Devlin et al. 2019, section 3.1. The weight counts predicted tokens. The next-sentence loss of a row is added
+    once for each place of the row: the quotient of the sums is then the paper's sum of two means (a little more if rows
+    are short), and rows may be computed in any portions.
+
+    Args:
+        model: BERT.
+        params: Its parameters.
+        batch: Arrays of `lmjax.data.batches.masking`.
+        rng: Key for dropout, used only with `train`.
+        train: Use dropout.
+
+    Returns:
+        (loss sum, weight sum, further sums). The further sums are `masked_loss`, `masked_accuracy`, and `next_loss`,
+        `next_accuracy`, which are means of this batch times its weight.
     """
     outputs = apply(
         model,
@@ -184,11 +207,19 @@ def translation(
     label_smoothing: float,
     train: bool,
 ) -> tuple[Array, Array, dict[str, Array]]:
-    """Each target token from the source and the target before it: (loss sum, weight sum, further sums).
+    """Compute the loss of target tokens, predicted from the source and the preceding targets.
 
-    batch: `source_BS`, `inputs_BT`, `targets_BT` int32, `source_mask_BS`, `weights_BT` float32. The target has the
-    probability 1 - label_smoothing, which all V entries share evenly (Szegedy et al. 2016, section 7; Vaswani et al.
-    2017, section 5.4). Sums: `cross_entropy` without smoothing, `accuracy`.
+    Args:
+        model: An encoder-decoder Transformer.
+        params: Its parameters.
+        batch: `source_BS`, `inputs_BT`, `targets_BT` int32, `source_mask_BS`, `weights_BT` float32.
+        rng: Key for dropout, used only with `train`.
+        label_smoothing: Share of the probability that is spread evenly over all V entries; the target has the rest
+            (Szegedy et al. 2016, section 7; Vaswani et al. 2017, section 5.4).
+        train: Use dropout.
+
+    Returns:
+        (loss sum, weight sum, further sums). The further sums are `cross_entropy` without smoothing, and `accuracy`.
     """
     source_BS, inputs_BT = batch["source_BS"], batch["inputs_BT"]
     mask_BS = batch["source_mask_BS"]
@@ -206,14 +237,14 @@ def translation(
 
 
 def masked_by_row(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array]:
-    """Cross-entropy sums (B) of the masked tokens and weight sums (B) of each row, without dropout."""
+    """Return cross-entropy sums (B) and weight sums (B) of the masked tokens of each row."""
     named = {name: batch[name] for name in ("kinds_BT", "real_BT", "places_BP")}
     outputs = apply(model, params, batch["inputs_BT"], rng=None, train=False, **named)
     return _by_row(outputs.logits_BPV, batch["targets_BP"], batch["weights_BP"])
 
 
 def translation_by_row(model: nn.Module, params: Any, batch: Batch) -> tuple[Array, Array]:
-    """Cross-entropy sums (B) of the target tokens and weight sums (B) of each row, without dropout and smoothing."""
+    """Return cross-entropy sums (B) and weight sums (B) of each row, without smoothing."""
     inputs, mask_BS = (batch["source_BS"], batch["inputs_BT"]), batch["source_mask_BS"]
     logits_BTV = apply(model, params, *inputs, rng=None, train=False, source_mask_BS=mask_BS)
     return _by_row(logits_BTV, batch["targets_BT"], batch["weights_BT"])
@@ -227,7 +258,10 @@ def _by_row(logits_BTV: Array, targets_BT: Array, weights_BT: Array) -> tuple[Ar
 def classified(
     logits_BC: Array, labels_B: Array, weights_B: Array, *, label_smoothing: float = 0.0
 ) -> tuple[Array, Array]:
-    """Cross-entropy sum in nats (smoothed as in `translation`) and the weight sum of correctly classified rows."""
+    """Return the cross-entropy sum in nats, and the sum of the weights of the correct rows.
+
+    Labels are smoothed as in `translation`.
+    """
     logits_BC = _wide(logits_BC)
     log_BC = jax.nn.log_softmax(logits_BC)
     target_B = jnp.take_along_axis(log_BC, labels_B[:, None], axis=-1)[:, 0]

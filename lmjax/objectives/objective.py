@@ -1,21 +1,21 @@
-"""Interface between a run and its objective."""
+"""Interface between a run and its objective: loss, measurements and use of the model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import Array
 
-from lmjax.config import Config
-from lmjax.data.order.order import Order
+from lmjax.config import Config, UserError
 from lmjax.data.store.store import Store
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.models import registry
+from lmjax.objectives.samples import Samples
 
-Batch = dict[str, np.ndarray]
 Sums = dict[str, Array]
 
 
@@ -36,18 +36,45 @@ class Loss(NamedTuple):
 class Objective(ABC):
     """Training objective of a resolved configuration.
 
-    All methods are pure functions of the prepared data, the seed and the parameters.
+    All methods are pure functions of the prepared data, the seed and the parameters. A subclass needs `samples_type`
+    and `loss`; the other methods have defaults.
     """
 
     config: Config
-    store: Store
     #: Linen module whose `init` takes the arrays of `example()`.
     model: nn.Module
-    #: Maps positions to samples.
-    order: Order
+    samples: Samples
 
-    #: Whether a row of `arrays` is independent of the other rows, so that each process can build its own rows.
-    apart: ClassVar[bool] = True
+    #: Class of the samples that the objective reads.
+    samples_type: ClassVar[type[Samples]]
+    #: Example of a prompt for `answer`, shown at the end of a run.
+    prompt: ClassVar[str] = "Return the"
+
+    # ---- Construction ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def variant(cls, config: Config) -> "type[Objective]":
+        """Return the class to build: this one, or a subclass that a setting selects."""
+        return cls
+
+    @classmethod
+    def model_of(cls, config: Config) -> nn.Module:
+        """Build the model of a resolved configuration."""
+        return registry.build(config.model)
+
+    @classmethod
+    def build(cls, config: Config, store: Store) -> Self:
+        """Build the objective of a resolved configuration and its prepared data.
+
+        Raises:
+            UserError: The settings contradict each other or the data.
+        """
+        return cls(config, cls.model_of(config), cls.samples_type.build(config, store))
+
+    @classmethod
+    def without_data(cls, config: Config) -> Self:
+        """Build the objective to load and use parameters; its samples read no data."""
+        return cls(config, cls.model_of(config), cls.samples_type.without_data(config))
 
     # ---- Training ----------------------------------------------------------------------------------------------
 
@@ -56,29 +83,30 @@ class Objective(ABC):
         return (jnp.zeros((1, 1), jnp.int32),), {}
 
     @abstractmethod
-    def arrays(self, ids: np.ndarray) -> Batch:
-        """Return the rows (B, ...) of the samples `ids`."""
-
-    @abstractmethod
-    def blank(self, rows: int) -> Batch:
-        """Return rows of zeros with the names, shapes and types of `arrays`.
-
-        Reads no data. Records have the length of the context.
-        """
-
-    def share(self, rows: Batch) -> float:
-        """Return the share of a full-length sample's tokens that these rows have places for."""
-        return 1.0
-
-    @abstractmethod
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
-        """Return the sums of a batch: loss, weight, and further sums to divide by the weight."""
+        """Return the sums of a batch: loss, weight, and further sums to divide by the weight.
 
-    @abstractmethod
+        Args:
+            params: Parameters of the model.
+            batch: Arrays (B, ...) of `samples`.
+            rng: Key for dropout, used only with `train`.
+            carry: State after the previous batch, if `begin` returns one.
+            train: Use dropout and regularization; otherwise measure.
+        """
+
     def by_row(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        """Return loss sums (B) and weights (B) per row, without dropout and regularisation."""
+        """Return loss sums (B) and weights (B) per row, without dropout and regularization.
+
+        The default computes `loss` row by row; override it to compute all rows at once.
+        """
+
+        def one_row(row: Mapping[str, Array]) -> tuple[Array, Array]:
+            sums = self.loss(params, {name: array[None] for name, array in row.items()}, train=False)
+            return sums.loss, sums.weight
+
+        return jax.lax.map(one_row, dict(batch))
 
     def begin(self, rows: tuple[int, ...]) -> Any:
         """Return the carry of the first batch: a tree of arrays (*rows, ...), or None."""
@@ -86,14 +114,10 @@ class Objective(ABC):
 
     # ---- Measuring ---------------------------------------------------------------------------------------------
 
-    @abstractmethod
-    def validation(self) -> Iterator[Batch]:
-        """Yield the complete validation split as microbatches."""
-
     def measure(self, params: Any, batch: Mapping[str, Array], carry: Any) -> tuple[Sums, Any]:
         """Return sums over a validation microbatch, for `scores`, and the next carry."""
-        found = self.loss(params, batch, carry=carry, train=False)
-        return {"loss": found.loss, "weight": found.weight, **found.sums}, found.carry
+        sums = self.loss(params, batch, carry=carry, train=False)
+        return {"loss": sums.loss, "weight": sums.weight, **sums.sums}, sums.carry
 
     def scores(self, totals: Mapping[str, float]) -> dict[str, float]:
         """Return metrics named `val_...` from the sums over the split.
@@ -110,26 +134,12 @@ class Objective(ABC):
         """Return the scores of simple baselines on the validation split, by metric name."""
         return {}
 
+    # ---- Using -------------------------------------------------------------------------------------------------
+
     def sample(self, params: Any) -> str:
         """Return sample outputs of the model, for inspection."""
         return ""
 
-    @property
-    def epoch(self) -> int:
-        """Number of training tokens in an epoch."""
-        return sum(len(tokens.ids) for tokens in self.store.sources)
-
-    def describe(self) -> list[str]:
-        """Describe the prepared data, one line per fact."""
-        store = self.store
-        tokens = f"{self.epoch:,} for training, {len(store.validation.ids):,} for validation"
-        return [f"tokens: {tokens}, {store.tokenizer.vocab_size:,} in the vocabulary"]
-
-    # ---- Using -------------------------------------------------------------------------------------------------
-
-    prompt: ClassVar[str] = "Return the"  # an example for `answer`
-
-    @abstractmethod
     def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
         """Return the output of the trained model for a prompt; reads no training data.
 
@@ -138,29 +148,9 @@ class Objective(ABC):
             prompt: Input text.
             tokenizer: Tokenizer of the run.
             **settings: Sampling settings, as for `generate`.
+
+        Raises:
+            UserError: The prompt does not suit the model, or the objective answers no prompts.
         """
-
-    # ---- Where samples come from -------------------------------------------------------------------------------
-
-    @abstractmethod
-    def row_text(self, rows: Batch, row: int) -> str:
-        """Decode a row of a batch to text."""
-
-    @abstractmethod
-    def documents_of(self, sample: int) -> list[tuple[int, int]]:
-        """Return (source, document) of every document that a sample reads.
-
-        Documents are counted from 0 in the training split.
-        """
-
-    @abstractmethod
-    def place(self, sample: int) -> str:
-        """Describe the documents of a sample."""
-
-    @abstractmethod
-    def beginning(self, source: int, document: int, count: int) -> str:
-        """Return the first `count` tokens of a document as text."""
-
-    def source_name(self, source: int) -> str:
-        """Return the name of a source in the store."""
-        return self.store.manifest["sources"][source]["name"]
+        family = self.config.objective.family
+        raise UserError(f"objective.family={family} answers no prompts; define `answer` in {type(self).__name__}")

@@ -1,28 +1,32 @@
-"""Registry of objectives."""
+"""Registry of objectives: `objective.family` and its class."""
 
-from typing import Any
+from collections.abc import Mapping
 
-from lmjax.config import Config, RNNConfig
+from lmjax.config import Config, UserError, extensions
 from lmjax.data.store.store import Store
-from lmjax.models import registry
-from lmjax.objectives.carried import Carried
 from lmjax.objectives.causal import Causal
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.masked import Masked
 from lmjax.objectives.objective import Objective
 from lmjax.objectives.translation import Translation
 
+OBJECTIVES: Mapping[str, type[Objective]] = {
+    "causal": Causal,
+    "masked": Masked,
+    "translation": Translation,
+    "classification": Classification,
+}
 
-def _kind(config: Config) -> Any:
-    match config.objective.family:
-        case "causal":
-            return Carried if isinstance(config.model, RNNConfig) and config.model.carried else Causal
-        case "masked":
-            return Masked
-        case "translation":
-            return Translation
-        case "classification":
-            return Classification
+
+def _variant(config: Config) -> type[Objective]:
+    family = config.objective.family
+    extension = extensions.get("objective.family", family)
+    if extension is None and family not in OBJECTIVES:
+        raise UserError(f"objective.family: '{family}' is unknown; import the file that registers it")
+    objective = OBJECTIVES[family] if extension is None else extension[1]
+    if not (isinstance(objective, type) and issubclass(objective, Objective)):
+        raise UserError(f"register_objective '{family}': give a subclass of Objective, not {objective}")
+    return objective.variant(config)
 
 
 def build_objective(config: Config, store: Store) -> Objective:
@@ -31,12 +35,15 @@ def build_objective(config: Config, store: Store) -> Objective:
     Raises:
         UserError: The settings contradict each other or the data.
     """
-    return _kind(config).build(config, store)
+    objective = _variant(config)
+    if config.evaluate.tasks and not issubclass(objective, Causal):
+        raise UserError(
+            f"evaluate.tasks needs an objective that predicts the next token, not objective.family="
+            f"{config.objective.family}; leave evaluate.tasks empty"
+        )
+    return objective.build(config, store)
 
 
 def objective_without_data(config: Config) -> Objective:
-    """Build the objective with its model only, to load and use parameters; it reads no samples."""
-    kind = _kind(config)
-    model = Classification.model_of(config) if kind is Classification else registry.build(config.model)
-    nothing: Any = None
-    return kind(config, nothing, model, nothing)
+    """Build the objective to load and use parameters; its samples read no data."""
+    return _variant(config).without_data(config)

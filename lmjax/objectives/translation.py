@@ -8,31 +8,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lmjax.config import Config, TranslationConfig, UserError
-from lmjax.data.batches import records
-from lmjax.data.store.store import Store
+from lmjax.config import TranslationConfig, UserError
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.inference.beam import translate
-from lmjax.models import registry
 from lmjax.objectives import losses
-from lmjax.objectives.objective import Batch, Loss
-from lmjax.objectives.pairs import SHOWN, RecordsObjective
+from lmjax.objectives.objective import Loss, Objective
+from lmjax.objectives.record_samples import PairSamples
+
+SHOWN = 5  # pairs of the sample
 
 
 @dataclass(frozen=True, eq=False)
-class Translation(RecordsObjective):
+class Translation(Objective):
     """Source text to target text (Vaswani et al. 2017)."""
 
+    samples: PairSamples
+
+    samples_type = PairSamples
     prompt = "3 March 1987"
 
-    @classmethod
-    def build(cls, config: Config, store: Store) -> "Translation":
-        """Build the objective from a resolved configuration and its prepared data."""
-        order, plan = cls._parts(config, store)
-        return cls(config, store, registry.build(config.model), order, plan)
-
     @property
-    def _objective(self) -> TranslationConfig:
+    def _settings(self) -> TranslationConfig:
         assert isinstance(self.config.objective, TranslationConfig)
         return self.config.objective
 
@@ -41,26 +37,16 @@ class Translation(RecordsObjective):
         one = jnp.zeros((1, 1), jnp.int32)
         return (one, one), {}
 
-    def arrays(self, ids: np.ndarray) -> Batch:
-        """Return the rows (B, ...) of the samples `ids`."""
-        return records.pairs(self.store, ids, order=self.order, plan=self.buckets)
-
-    def blank(self, rows: int) -> Batch:
-        """Return rows of zeros with the names, shapes and types of `arrays`."""
-        shape, kinds = (rows, self.config.model.context), {"source_mask_BS": np.float32, "weights_BT": np.float32}
-        names = ("source_BS", "source_mask_BS", "inputs_BT", "targets_BT", "weights_BT")
-        return {name: np.zeros(shape, kinds.get(name, np.int32)) for name in names}
-
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
     ) -> Loss:
         """Return the loss sum, the weight sum and further sums of a batch."""
-        smoothing = self._objective.label_smoothing if train else 0.0  # measured without
-        found = losses.translation(self.model, params, batch, rng=rng, label_smoothing=smoothing, train=train)
-        return Loss(*found)
+        smoothing = self._settings.label_smoothing if train else 0.0  # measured without
+        sums = losses.translation(self.model, params, batch, rng=rng, label_smoothing=smoothing, train=train)
+        return Loss(*sums)
 
     def by_row(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        """Return the loss sum (B) and the weight (B) of each row, without regularisation."""
+        """Return the loss sum (B) and the weight (B) of each row, without regularization."""
         return losses.translation_by_row(self.model, params, batch)
 
     def scores(self, totals: Mapping[str, float]) -> dict[str, float]:
@@ -68,43 +54,35 @@ class Translation(RecordsObjective):
         return super().scores(totals) | {"val_accuracy": totals["accuracy"] / totals["weight"]}
 
     def finish(self, params: Any) -> dict[str, float]:
-        """Return `val_exact`, the share of exact translations, and sacrebleu's `val_bleu` (0 to 100)."""
+        """Return `val_exact` (share of exact translations) and sacrebleu's `val_bleu` (0 to 100)."""
         import sacrebleu
 
-        found = list(self._translated(params, self._objective.scored))
-        exact = sum(made == target for _, target, made in found) / len(found)
-        made, targets = [made for *_, made in found], [target for _, target, _ in found]
-        return {"val_exact": exact, "val_bleu": sacrebleu.corpus_bleu(made, [targets]).score}
+        _, targets, outputs = zip(*self._translated(params, self._settings.scored), strict=True)
+        exact = sum(output == target for output, target in zip(outputs, targets, strict=True)) / len(targets)
+        return {"val_exact": exact, "val_bleu": sacrebleu.corpus_bleu(list(outputs), [list(targets)]).score}
 
     def sample(self, params: Any) -> str:
         """Return sample outputs of the model as text, for inspection."""
-        lines = [f"{source}\n  -> {made}\n  ({target})" for source, target, made in self._translated(params, SHOWN)]
-        return "\n".join(lines)
-
-    def row_text(self, rows: Batch, row: int) -> str:
-        """Return a row of a batch as text."""
-        source = rows["source_BS"][row][rows["source_mask_BS"][row] > 0]
-        target = rows["targets_BT"][row][rows["weights_BT"][row] > 0]
-        return " -> ".join(self._text(ids) for ids in (source, target))
+        translated = self._translated(params, SHOWN)
+        return "\n".join(f"{source}\n  -> {output}\n  ({target})" for source, target, output in translated)
 
     def _translated(self, params: Any, most: int) -> Iterator[tuple[str, str, str]]:
-        """Yield (source, target, translation) of validation records: all, or `most` of them evenly spread."""
-        count = int(sum(map(len, self.buckets.validation)))
+        """Yield (source, target, translation) of validation records: `most` of them, or all if 0."""
+        samples = self.samples
+        count = int(sum(map(len, samples.buckets.validation)))
         wanted = set(np.linspace(0, count - 1, min(most, count) or count).astype(int).tolist()) if most else None
-        number, end = 0, self.store.tokenizer.end_of_text or 0
-        for batch in self.validation():
+        number, end = 0, samples.store.tokenizer.end_of_text or 0
+        for batch in samples.validation():
             rows = [row for row in range(len(batch["source_BS"])) if batch["weights_BT"][row].any()]
             if wanted is None or wanted & set(range(number, number + len(rows))):
                 ids_BT = self._decode(params, batch["source_BS"], batch["source_mask_BS"], end)
                 for row in rows:
                     if wanted is None or number + row in wanted:
-                        target = batch["targets_BT"][row][batch["weights_BT"][row] > 0]
-                        source = batch["source_BS"][row][batch["source_mask_BS"][row] > 0]
-                        yield self._text(source), self._text(target), self._text(ids_BT[row])
+                        yield *samples.texts(batch, row), samples.decode(ids_BT[row])
             number += len(rows)
 
     def _decode(self, params: Any, source_BS: np.ndarray, mask_BS: np.ndarray, end: int) -> np.ndarray:
-        objective = self._objective
+        settings = self._settings
         return translate(
             self.model,
             params,
@@ -113,8 +91,8 @@ class Translation(RecordsObjective):
             begin=end,
             end=end,
             max_length=self.config.model.context,
-            beams=objective.beam,
-            length_penalty=objective.length_penalty,
+            beams=settings.beam,
+            length_penalty=settings.length_penalty,
         )
 
     def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
@@ -123,13 +101,10 @@ class Translation(RecordsObjective):
         Raises:
             UserError: The prompt is longer than `model.context`.
         """
-        end, text = tokenizer.end_of_text or 0, prompt.lower() if self._lowercase else prompt
-        ids = [*tokenizer.encode(text), end]
+        end = tokenizer.end_of_text or 0
+        ids = [*tokenizer.encode(self.samples.normalize(prompt)), end]
         if len(ids) > self.config.model.context:
             raise UserError(f"the prompt has {len(ids)} tokens, model.context is {self.config.model.context}")
         source_BS = np.asarray([ids], np.int32)
-        made_T = self._decode(params, source_BS, np.ones(source_BS.shape, np.float32), end)[0]
-        return tokenizer.decode(made_T[made_T != end])
-
-    def _text(self, ids: np.ndarray) -> str:
-        return self.store.tokenizer.decode(ids[ids != self.store.tokenizer.end_of_text])
+        output_T = self._decode(params, source_BS, np.ones(source_BS.shape, np.float32), end)[0]
+        return tokenizer.decode(output_T[output_T != end])

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from lmjax.config import BatchConfig, TrainConfig, UserError
+from lmjax.config.ranges import check_ranges
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ def batch_plan(batch: BatchConfig, train: TrainConfig, context: int) -> BatchPla
 
 
 def _levels(batch: BatchConfig, unit: int) -> list[tuple[int, int]]:
-    """[(from_token, microbatches), ...]: the steps of the batch size, rounded half up."""
+    """Return the steps of the batch size, [(from_token, microbatches), ...], rounded half up."""
     levels = [(0, _microbatches(batch.tokens[0][1], unit))]
     for (t0, b0), (t1, b1) in pairwise(batch.tokens):
         k0, k1 = _microbatches(b0, unit), _microbatches(b1, unit)
@@ -108,13 +109,10 @@ def _microbatches(tokens: int, unit: int) -> int:
 
 def _check_batch(batch: BatchConfig, train: TrainConfig, unit: int) -> None:
     points = batch.tokens
-    for key, value in (("train.updates", train.updates), ("train.tokens", train.tokens)):
-        if value < 0:
-            raise UserError(f"{key} = {value} must not be negative")
+    check_ranges(batch, "batch")
+    check_ranges(train, "train")
     if train.updates == train.tokens == 0:
         raise UserError("train.updates and train.tokens are both 0; set train.updates or train.tokens")
-    if batch.microbatch < 1:
-        raise UserError(f"batch.microbatch = {batch.microbatch} must be at least 1 sequence")
     if not points:
         raise UserError("batch.tokens is empty; give ((0, tokens), ...)")
     if points[0][0] != 0:

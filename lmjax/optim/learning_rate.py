@@ -1,10 +1,9 @@
 """The learning rate of every update."""
 
-import math
-
 import numpy as np
 
-from lmjax.config import ScheduleConfig, UserError
+from lmjax.config import ScheduleConfig, UserError, extensions
+from lmjax.config.ranges import check_ranges
 from lmjax.optim.batch_plan import BatchPlan
 
 
@@ -44,6 +43,8 @@ def learning_rates(schedule: ScheduleConfig, plan: BatchPlan) -> np.ndarray:
             share = np.sqrt(np.minimum(warmup / ends, 1))
         case "constant":
             share = 1.0
+        case _:
+            share = _registered_shape(schedule, ends / total, warmup / total)
     rates = schedule.peak * np.minimum(ends / warmup, 1) * share
     for at, factor, over in schedule.cuts:
         since = np.arange(plan.updates) - at
@@ -51,19 +52,20 @@ def learning_rates(schedule: ScheduleConfig, plan: BatchPlan) -> np.ndarray:
     return rates.astype(np.float32)
 
 
+def _registered_shape(schedule: ScheduleConfig, progress: np.ndarray, warmup: float) -> np.ndarray:
+    """The share of the peak of each update, by a user's function."""
+    extensions.check_name("schedule.shape", schedule.shape, extensions.OWN_SHAPES)
+    share = np.asarray(extensions.get("schedule.shape", schedule.shape)(progress, float(warmup), schedule), float)
+    if share.shape != progress.shape or not (np.isfinite(share) & (share >= 0)).all():
+        raise UserError(
+            f"schedule.shape = {schedule.shape}: the registered function must return {len(progress)} finite numbers "
+            f">= 0, one for each update; it returned an array of shape {share.shape}"
+        )
+    return share
+
+
 def _check_schedule(schedule: ScheduleConfig) -> None:
-    if not (math.isfinite(schedule.peak) and schedule.peak > 0):
-        raise UserError(f"schedule.peak = {schedule.peak} must be a positive number")
-    for key in ("warmup", "decay"):
-        if not 0 <= getattr(schedule, key) <= 1:
-            raise UserError(f"schedule.{key} = {getattr(schedule, key)} is a share of the run, from 0 to 1")
-    if not 0 <= schedule.final <= 1:
-        raise UserError(f"schedule.final = {schedule.final} is a share of the peak, from 0 to 1")
-    for at, factor, over in schedule.cuts:
-        if at < 0 or not 0 < factor <= 1 or over < 1:
-            raise UserError(
-                f"schedule.cuts: {(at, factor, over)} is not (update, factor in (0, 1], updates to rise over)"
-            )
+    check_ranges(schedule, "schedule")
     if schedule.shape == "wsd" and schedule.warmup + schedule.decay > 1 + 1e-9:  # .1 + .9 may round above 1
         raise UserError(
             f"schedule.warmup = {schedule.warmup} and schedule.decay = {schedule.decay} together exceed the "

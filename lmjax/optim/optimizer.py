@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import optax
 
-from lmjax.config import OptimizerConfig, UserError
+from lmjax.config import OptimizerConfig, UserError, extensions
+from lmjax.config.ranges import check_ranges
 from lmjax.pytrees import path_name
 
 
@@ -39,7 +40,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     Raises:
         UserError: A setting is out of range; or, at `init`, a pattern of `freeze` matches no parameter.
     """
-    _check_optimizer(config)
+    check_ranges(config, "optimizer")
     if config.freeze:
         moving = make_optimizer(dataclasses.replace(config, freeze=()))
         return optax.partition({"moving": moving, "frozen": optax.set_to_zero()}, partial(_frozen, config.freeze))
@@ -65,20 +66,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
                 _scale_by_muon(config.muon_momentum), decay, optax.scale(config.muon_learning_rate_ratio)
             )
             return optax.chain(clip, optax.partition({"muon": muon, "adamw": optax.chain(adam, decay)}, _muon_labels))
-
-
-def _check_optimizer(config: OptimizerConfig) -> None:
-    for key in ("beta1", "beta2", "ema", "muon_momentum"):
-        if not 0 <= getattr(config, key) < 1:
-            raise UserError(f"optimizer.{key} = {getattr(config, key)} must be at least 0 and below 1")
-    for key in ("epsilon", "muon_learning_rate_ratio"):
-        value = getattr(config, key)
-        if not (math.isfinite(value) and value > 0):
-            raise UserError(f"optimizer.{key} = {value} must be a positive number")
-    for key in ("weight_decay", "clip"):
-        value = getattr(config, key)
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"optimizer.{key} = {value} must be a finite number, 0 (off) or more")
+        case _:
+            extensions.check_name("optimizer.name", config.name, extensions.OWN_OPTIMIZERS)
+            return optax.chain(clip, extensions.get("optimizer.name", config.name)(config))
 
 
 def _frozen(patterns: Sequence[str], params: Any) -> Any:

@@ -28,6 +28,7 @@ STORAGE: Rules = {**_TENSOR, "embed": "fsdp"}
 COMPUTE: Rules = {**_TENSOR, "batch": ROWS, "length": "sequence"}
 
 Table = Mapping[str, tuple[str, ...]]  # "parent/leaf", or "leaf" under any other parent -> a name for each axis
+OTHERS = "*"  # in a table: all parameters that it does not name
 
 
 class Held(NamedTuple):
@@ -158,8 +159,8 @@ def shardings(tree: Any, params: Any, *, mesh: Mesh, table: Table) -> Any:
 
 
 def _names(path: str, table: Table) -> tuple[str, ...]:
-    parent_and_leaf = "/".join(path.split("/")[-2:])
-    return table[parent_and_leaf] if parent_and_leaf in table else table[path.split("/")[-1]]
+    keys = "/".join(path.split("/")[-2:]), path.split("/")[-1], OTHERS
+    return table[next((key for key in keys if key in table), keys[0])]
 
 
 def _size(mesh: Mesh, part: str | tuple[str, ...] | None) -> int:

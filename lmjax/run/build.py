@@ -1,10 +1,11 @@
-"""Where the parts are put together: a configuration becomes a run. Called by notebooks, tests and the command line."""
+"""Build a run: a configuration becomes model, data, optimizer and compiled update."""
 
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,50 +17,180 @@ from lmjax.config import ClassificationConfig, Config, DataConfig, InContextConf
 from lmjax.data.batches.records import labels
 from lmjax.data.order.order import Order
 from lmjax.data.store.store import Store
+from lmjax.data.tokenizer import load_tokenizer
 from lmjax.evaluation import in_training
 from lmjax.models import registry
 from lmjax.objectives.objective import Objective
 from lmjax.objectives.registry import build_objective, objective_without_data
-from lmjax.optim import batch_plan, learning_rate
+from lmjax.objectives.samples import Samples
+from lmjax.optim.batch_plan import BatchPlan, batch_plan
+from lmjax.optim.learning_rate import learning_rates
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.parallel import axes
 from lmjax.parallel.mesh import make_mesh, replicated, row_sharding
 from lmjax.parallel.pmap import pmap_update
+from lmjax.run.dispatch import choose_dispatch
 from lmjax.system import machine
-from lmjax.training import step
+from lmjax.training.dispatch import Dispatch, make_step
 from lmjax.training.state import State, init_state
+from lmjax.training.step import Step, chain_updates, make_update
 
 
 @dataclass(frozen=True)
 class Run:
-    """A configuration with everything it determines; nothing has happened yet.
+    """A configuration and everything that follows from it; building it trains nothing."""
 
-    `config` is resolved (every 0 that means "take it from elsewhere" is filled in).
-    """
-
+    #: The configuration; values that the data or the tokenizer determine are filled in.
     config: Config
     store: Store
-    task: Objective
+    objective: Objective
     optimizer: optax.GradientTransformation
-    plan: batch_plan.BatchPlan
+    #: Size of the batch of every update.
+    plan: BatchPlan
+    #: Learning rate of every update.
     rates: np.ndarray
     mesh: Mesh
 
     @property
+    def samples(self) -> Samples:
+        """The samples of the objective."""
+        return self.objective.samples
+
+    @property
     def order(self) -> Order:
-        """Which sample stands at which position."""
-        return self.task.order
+        """The order of the samples."""
+        return self.samples.order
 
     @property
     def model(self) -> Any:
         """The Linen module that is trained."""
-        return self.task.model
+        return self.objective.model
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        """Training FLOPs of a token (closed form)."""
+        return registry.flops_per_token(self.config.model)
+
+    @cached_property
+    def peak_flops(self) -> float:
+        """FLOP/s of all devices of the run together."""
+        return machine.peak_flops(self.config.model.dtype, devices=list(self.mesh.devices.flat))
+
+    @cached_property
+    def tokens_per_epoch(self) -> int:
+        """Number of training tokens in an epoch; 0 for a run without data."""
+        return 0 if self.store is None else self.samples.epoch
+
+    @cached_property
+    def dispatch(self) -> Dispatch:
+        """How the updates are dispatched to the devices."""
+        return choose_dispatch(
+            self.config,
+            self.plan,
+            self.mesh,
+            flops_per_token=self.flops_per_token,
+            rows_independent=self.samples.rows_independent,
+        )
+
+    @cached_property
+    def abstract_state(self) -> State:
+        """Shapes, dtypes and shardings of the state, to compile and to restore."""
+        shapes = jax.eval_shape(partial(initial, self.config, self.objective, self.optimizer))
+        table = registry.logical_axes(self.config.model)
+        shardings = axes.shardings(shapes, shapes.params, mesh=self.mesh, table=table)
+        carry = jax.tree.map(lambda _: row_sharding(self.mesh, leading=1), shapes.carry)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            shardings.replace(carry=carry),
+        )
+
+    @cached_property
+    def abstract_batch(self) -> dict[str, Any]:
+        """Shapes, dtypes and shardings of the batch of an update (`ScheduledBatch.batch`)."""
+        dtypes = {"microbatches": np.int32, "learning_rate": np.float32, "update": np.int32, "regime": np.int32}
+        rows, everywhere = row_sharding(self.mesh, leading=1), replicated(self.mesh)
+        most = int(self.plan.microbatches.max())
+        arrays = {
+            name: jax.ShapeDtypeStruct((most, *blank.shape), blank.dtype, sharding=rows)
+            for name, blank in self.samples.blank(self.config.batch.microbatch).items()
+        }
+        scalars = {name: jax.ShapeDtypeStruct((), dtype, sharding=everywhere) for name, dtype in dtypes.items()}
+        return {"arrays": arrays, **scalars}
+
+    @cached_property
+    def shardings(self) -> State:
+        """Sharding of every leaf of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    def tokens_after(self, update: int) -> int:
+        """Return the number of tokens trained on after `update` updates."""
+        return self.plan.tokens if update == self.plan.updates else int(self.plan.tokens_before[update])
+
+
+# ---- From a configuration to a run ----------------------------------------------------------------------------------
+
+
+def build(config: Config, store: Store) -> Run:
+    """Build the run of a configuration and its prepared data.
+
+    Raises:
+        UserError: Settings contradict each other, the data or the devices.
+    """
+    config = _with_labels(resolve(config, store.tokenizer.vocab_size), store)
+    return Run(config=config, store=store, objective=build_objective(config, store), **_parts(config))
+
+
+def without_data(config: Config, devices: Sequence[Any] | None = None) -> Run:
+    """Build a run that can be compiled and planned, but reads no data.
+
+    An unknown size of the vocabulary is estimated.
+
+    Args:
+        config: the configuration.
+        devices: default: the devices of this process. To compile for other devices, they need not exist.
+
+    Raises:
+        UserError: Settings contradict each other or the devices.
+    """
+    registry.check(config.model)
+    config, store = resolve(config, expected_vocabulary(config)), _NO_STORE
+    return Run(config=config, store=store, objective=objective_without_data(config), **_parts(config, devices))
+
+
+_NO_STORE: Any = None
+
+
+def _parts(config: Config, devices: Sequence[Any] | None = None) -> dict[str, Any]:
+    """Return the parts of a run that depend on neither its data nor its vocabulary."""
+    plan = _plan(config)
+    rates, optimizer = learning_rates(config.schedule, plan), make_optimizer(config.optimizer)
+    mesh = make_mesh(config.parallel, microbatch=config.batch.microbatch, devices=devices)
+    registry.check_mesh(config.model, mesh.shape)
+    return {"plan": plan, "rates": rates, "optimizer": optimizer, "mesh": mesh}
+
+
+def _plan(config: Config) -> BatchPlan:
+    return batch_plan(config.batch, config.train, registry.tokens(config.model))
+
+
+def check(config: Config) -> None:
+    """Check a configuration against devices and evaluation tasks, before data are read.
+
+    Raises:
+        UserError: Settings that cannot work, whatever the data are.
+    """
+    registry.check(config.model)
+    registry.check_packing(config.model, isinstance(config.data, DataConfig) and config.data.packed)
+    _parts(config)
+    in_training.load(config.evaluate.tasks, trained_in_context(config))
 
 
 def resolve(config: Config, vocab_size: int) -> Config:
-    """The configuration with the tokenizer's vocabulary filled in.
+    """Fill in the size of the vocabulary, that of the tokenizer.
 
-    UserError: the model's vocabulary is smaller than the tokenizer's.
+    Raises:
+        UserError: The vocabulary of the model is smaller than that of the tokenizer.
     """
     model = config.model
     if 0 < model.vocab_size < vocab_size:
@@ -70,179 +201,129 @@ def resolve(config: Config, vocab_size: int) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(model, vocab_size=model.vocab_size or vocab_size))
 
 
-def build(config: Config, store: Store) -> Run:
-    """Puts the parts together. UserError: settings that do not fit each other, the data or the devices."""
-    config = _with_labels(resolve(config, store.tokenizer.vocab_size), store)
-    return _put_together(config, store, build_objective(config, store))
-
-
-def without_data(config: Config, devices: Sequence[Any] | None = None) -> Run:
-    """A run of a resolved configuration that can be compiled (`abstract`, `update_function`), but reads nothing.
-
-    devices: default those of this process; others, for which a program may be compiled, need not be there.
-    """
-    nothing: Any = None
-    return _put_together(config, nothing, objective_without_data(config), devices)
-
-
-def _put_together(config: Config, store: Store, task: Objective, devices: Sequence[Any] | None = None) -> Run:
-    plan = _plan(config)
-    mesh = make_mesh(config.parallel, microbatch=config.batch.microbatch, devices=devices)
-    registry.check_mesh(config.model, mesh.shape)
-    return Run(
-        config=config,
-        store=store,
-        task=task,
-        optimizer=make_optimizer(config.optimizer),
-        plan=plan,
-        rates=learning_rate.learning_rates(config.schedule, plan),
-        mesh=mesh,
-    )
+def expected_vocabulary(config: Config) -> int:
+    """Return the size of the vocabulary before text is read (an estimate for characters)."""
+    choice = config.data.tokenizer
+    if config.model.vocab_size:
+        return config.model.vocab_size
+    if choice.kind == "file":
+        return load_tokenizer(Path(choice.path)).vocab_size
+    return {"bytes": 257, "characters": 100}.get(choice.kind, choice.vocab_size)
 
 
 def _with_labels(config: Config, store: Store) -> Config:
-    """The labels of the data filled in. UserError: the configuration has others."""
+    """Fill in the labels of the data.
+
+    Raises:
+        UserError: The configuration has other labels.
+    """
     objective = config.objective
     if not isinstance(objective, ClassificationConfig):
         return config
-    found = labels(store)
-    if objective.labels not in ((), found):
+    data_labels = labels(store)
+    if objective.labels not in ((), data_labels):
         raise UserError(
-            f"the labels of the data are {', '.join(found)}, those of objective.labels others: leave it out"
+            f"objective.labels={','.join(objective.labels)}, but the labels of the data are {', '.join(data_labels)}; "
+            "leave objective.labels out to take those of the data"
         )
-    return dataclasses.replace(config, objective=dataclasses.replace(objective, labels=found))
+    return dataclasses.replace(config, objective=dataclasses.replace(objective, labels=data_labels))
+
+
+def trained_in_context(config: Config) -> InContextConfig | None:
+    """Return the settings of the task documents that a run is trained on, or None."""
+    data = config.data
+    if not isinstance(data, DataConfig):
+        return None
+    sources = [source.source for source in data.mixture if not source.files] or [data.source] * (not data.files)
+    return data.in_context if "in_context" in sources else None
+
+
+# ---- State ----------------------------------------------------------------------------------------------------------
 
 
 def init(run: Run) -> State:
-    """The state before update 0: a function of the configuration and the seed."""
+    """Return the state before the first update, a function of the configuration and the seed."""
     return init_function(run)()
 
 
 def init_function(run: Run) -> Any:
-    """What `init` calls, jitted: every leaf is made where it is kept, and never exists whole on one device."""
-    make = partial(initial, run.config, run.task, run.optimizer)
-    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract(run)))
+    """Return the jitted function of `init`, which creates each leaf with its sharding."""
+    return jax.jit(partial(initial, run.config, run.objective, run.optimizer), out_shardings=run.shardings)
 
 
-def abstract(run: Run) -> State:
-    """The shapes, dtypes and shardings of the state: what restoring a checkpoint needs. Nothing is computed."""
-    shapes = jax.eval_shape(partial(initial, run.config, run.task, run.optimizer))
-    places = axes.shardings(shapes, shapes.params, mesh=run.mesh, table=registry.logical_axes(run.config.model))
-    places = places.replace(carry=jax.tree.map(lambda _: row_sharding(run.mesh, leading=1), shapes.carry))
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
-    )
-
-
-def abstract_batch(run: Run) -> dict[str, Any]:
-    """The same of what an update is fed (`Fed.batch`)."""
-    microbatch, most = run.config.batch.microbatch, int(_plan(run.config).microbatches.max())
-    kinds = {"microbatches": np.int32, "learning_rate": np.float32, "update": np.int32, "regime": np.int32}
-    rows, whole = row_sharding(run.mesh, leading=1), replicated(run.mesh)
-    arrays = {
-        name: jax.ShapeDtypeStruct((most, *blank.shape), blank.dtype, sharding=rows)
-        for name, blank in run.task.blank(microbatch).items()
-    }
-    scalars = {name: jax.ShapeDtypeStruct((), kind, sharding=whole) for name, kind in kinds.items()}
-    return {"arrays": arrays, **scalars}
-
-
-def initial(config: Config, task: Objective, optimizer: optax.GradientTransformation) -> State:
-    """Build the state before the first update."""
-    inputs, named = task.example()
+def initial(config: Config, objective: Objective, optimizer: optax.GradientTransformation) -> State:
+    """Return the state before the first update, to be traced."""
+    inputs, named = objective.example()
     microbatches = int(_plan(config).microbatches.max())
     return init_state(
-        task.model,
+        objective.model,
         optimizer,
         seed=config.seed,
         ema=config.optimizer.ema > 0,
         guard=config.guard,
         inputs=inputs,
         named=named,
-        carry=task.begin((microbatches, config.batch.microbatch)),
+        carry=objective.begin((microbatches, config.batch.microbatch)),
     )
 
 
-def _plan(config: Config) -> batch_plan.BatchPlan:
-    return batch_plan.batch_plan(config.batch, config.train, registry.tokens(config.model))
-
-
-def update_function(run: Run, *, at_once: bool = False) -> Any:
-    """The pure update `(state, batch) -> (state, metrics)`, compiled for the mesh of the run, its state donated.
-
-    at_once: that of several batches in turn, as `step.several` has it.
-    """
-    config, mapped = run.config, run.config.parallel.form == "pmap"
-
-    def loss(params: Any, microbatch: Any, rng: jax.Array, *carry: Any) -> tuple[Any, ...]:
-        with nullcontext() if mapped else on_mesh(run):
-            found = run.task.loss(params, microbatch, rng=rng, carry=carry[0] if carry else None, train=True)
-        return found if carry else found[:3]
-
-    def place(gradients: Any) -> Any:
-        return jax.lax.with_sharding_constraint(gradients, places.params) if several else gradients
-
-    several, places = run.mesh.size > 1 and not mapped, jax.tree.map(lambda leaf: leaf.sharding, abstract(run))
-    settings: Any = {"guard": config.guard, "ema": config.optimizer.ema, "seed": config.seed, "place": place}
-    update = step.make_update(loss, run.optimizer, axis="data" if mapped else None, **settings)
-    if mapped:
-        update = pmap_update(update, run.mesh)
-    update = step.chain_updates(update) if at_once else update
-    return jax.jit(update, donate_argnums=0, out_shardings=(places, None))
-
-
-def on_mesh(run: Run) -> AbstractContextManager[None]:
-    """While a function of the model is traced: for the devices of the run."""
-    return axes.on(run.mesh, registry.logical_axes(run.config.model))
-
-
-def check(config: Config) -> None:
-    """UserError: settings that cannot work whatever the data are."""
-    registry.check(config.model)
-    plan = _plan(config)
-    learning_rate.learning_rates(config.schedule, plan)
-    make_optimizer(config.optimizer)
-    mesh = make_mesh(config.parallel, microbatch=config.batch.microbatch)
-    registry.check_mesh(config.model, mesh.shape)
-    in_training.load(config.evaluate.tasks, trained_in_context(config))
-
-
-def tokens_after(run: Run, update: int) -> int:
-    """Tokens trained on after `update` updates."""
-    plan = run.plan
-    return plan.tokens if update == plan.updates else int(plan.tokens_before[update])
-
-
-def describe_data(run: Run) -> list[str]:
-    """What is read, a line each: every source with the hash of its documents, then what the task makes of them."""
-    sources = run.store.manifest["sources"]
-    lines = [f"{s['name']}: {s['documents']:,} documents, sha256 {s['documents_sha256']}" for s in sources]
-    return [*lines, *run.task.describe()]
-
-
-# ---- Data to devices ------------------------------------------------------------------------------------------------
-
-
-# ---- The configuration and the devices of a run ---------------------------------------------------------------------
-
-
-def trained_in_context(config: Config) -> InContextConfig | None:
-    """What the documents of tasks were, if these are what the run reads."""
-    data = config.data
-    if not isinstance(data, DataConfig):
-        return None
-    named = [source.source for source in data.mixture if not source.files] or [data.source] * (not data.files)
-    return data.in_context if "in_context" in named else None
-
-
 def averaged(state: State) -> Any:
-    """The parameters to measure and to use: their moving average where there is one."""
+    """Return the parameters to measure and to use: their moving average, if there is one."""
     return state.params if state.ema is None else state.ema
 
 
-def peak_flops(run: Run) -> float:
-    """What the devices of the run can do together, in FLOP/s."""
-    return machine.peak_flops(run.config.model.dtype, devices=list(run.mesh.devices.flat))
+# ---- Update ---------------------------------------------------------------------------------------------------------
 
 
-# ---- A trained model ------------------------------------------------------------------------------------------------
+def update_function(run: Run, *, chained: bool = False) -> Any:
+    """Return the update `(state, batch) -> (state, metrics)`, jitted for the mesh.
+
+    It donates the state.
+
+    Args:
+        run: the run.
+        chained: return the function of `chain_updates`, which applies several updates.
+    """
+    config, mapped = run.config, run.config.parallel.form == "pmap"
+    sharded, shardings = run.mesh.size > 1 and not mapped, run.shardings
+
+    def loss(params: Any, microbatch: Any, rng: jax.Array, *carry: Any) -> tuple[Any, ...]:
+        with nullcontext() if mapped else on_mesh(run):
+            sums = run.objective.loss(params, microbatch, rng=rng, carry=carry[0] if carry else None, train=True)
+        return sums if carry else sums[:3]
+
+    def place(gradients: Any) -> Any:
+        return jax.lax.with_sharding_constraint(gradients, shardings.params) if sharded else gradients
+
+    update = make_update(
+        loss,
+        run.optimizer,
+        guard=config.guard,
+        ema=config.optimizer.ema,
+        seed=config.seed,
+        place=place,
+        axis="data" if mapped else None,
+    )
+    if mapped:
+        update = pmap_update(update, run.mesh)
+    return jax.jit(chain_updates(update) if chained else update, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def step_function(run: Run) -> Step:
+    """Return the step that the training loop calls: the updates of one dispatch."""
+    return make_step(update_function(run, chained=run.dispatch.updates_per_dispatch > 1), run.dispatch)
+
+
+def on_mesh(run: Run) -> AbstractContextManager[None]:
+    """Context in which functions of the model are traced for the devices of the run."""
+    return axes.on(run.mesh, registry.logical_axes(run.config.model))
+
+
+# ---- Data -----------------------------------------------------------------------------------------------------------
+
+
+def describe_data(run: Run) -> list[str]:
+    """Describe the data: a line for each source with its hash, then the samples."""
+    sources = run.store.manifest["sources"]
+    lines = [f"{s['name']}: {s['documents']:,} documents, sha256 {s['documents_sha256']}" for s in sources]
+    return [*lines, *run.samples.describe()]

@@ -17,16 +17,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator, PercentFormatter
 
 from lmjax.config import UserError
-from lmjax.display.figures import COLOURS, plain, save
-from lmjax.evaluation.shot_curves import emergence, label
+from lmjax.display.figures import COLOURS, FAINT, LINES, REFERENCE, WIDTH, colour, literal, panels, save
+from lmjax.evaluation.shot_curves import emergence
 from lmjax.training.metrics import read
 
-LINES = ("-", "--", ":", "-.")
 BASELINES = (
     ("kneser_ney_5gram_bits_per_byte", "Kneser-Ney 5-gram", (0, (6, 2))),
     ("unigram_bits_per_byte", "byte unigram", (0, (1, 1.5))),
 )
-FAINT = {"linewidth": 0.8, "alpha": 0.3, "linestyle": "-"}  # the raw values of a smoothed curve
 POINTS = 4000  # largest number of points drawn of a noisy curve
 
 
@@ -60,8 +58,8 @@ def draw(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> list[
     A single run that was evaluated in context also gets `shots.png`.
 
     Args:
-        run_dirs: the run directories.
-        out: default: `plots/` of the run; for several runs, `plots/` of the working directory.
+        run_dirs: The run directories.
+        out: Default: `plots/` of the run; for several runs, `plots/` of the working directory.
 
     Returns:
         The paths of the files.
@@ -125,7 +123,7 @@ def _columns(records: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _rejected(journal: Path, train: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the updates with a rejected batch, from the journal or else from the records' `skipped`."""
+    """Return the updates with a rejected batch, from the journal or else from `skipped`."""
     if journal.exists():
         lines = [_parse(line) for line in journal.read_bytes().splitlines()]
         return np.array([r["update"] for r in lines if r.get("event") == "suspect" and _finite(r.get("update"))])
@@ -153,10 +151,10 @@ def _finite(value: Any) -> bool:
 
 
 def loss_figure(runs: Sequence[Run]) -> Figure:
-    """Plot training and validation loss against tokens, with batch size and learning rate below.
+    """Plot loss, batch size and learning rate against tokens.
 
-    The axes show nats per token on the left and bits per byte on the right. If the runs' tokenizers differ, nats per
-    token are not comparable, and the axis shows only bits per byte.
+    The loss axes show nats per token on the left and bits per byte on the right. If the runs' tokenizers differ, nats
+    per token are not comparable, and the axis shows only bits per byte.
     """
     figure, (loss, batch, rate) = _panels((4, 1, 1), runs)
     ratios = [run.nats for run in runs if run.nats]
@@ -190,14 +188,21 @@ def _draw_loss(axes: Axes, run: Run, style: dict[str, Any], *, scale: float, sev
     axes.plot(*thin(tokens, losses), **style | FAINT)
     axes.plot(tokens, smooth(losses), **style)
     if "val_loss" in run.validation:
-        colour = style["color"] if several else COLOURS[1]
-        points: dict[str, Any] = {"color": colour, "marker": "o", "markeredgecolor": "white", "zorder": 4}
+        points: dict[str, Any] = {
+            "color": style["color"] if several else COLOURS[1],
+            "marker": "o",
+            "markeredgecolor": "white",
+            "zorder": 4,
+        }
         thinner = style | {"linewidth": 0.8, "markersize": 5}
         axes.plot(run.validation["tokens"], run.validation["val_loss"] * scale, **thinner | points)
 
 
 def _limit(axes: Axes) -> None:
-    """Limit the axis to the range from the lowest point to the first, so that a spike does not flatten the curves."""
+    """Limit the axis to the range from the lowest point to the first point.
+
+    A spike thus does not flatten the curves.
+    """
     lines = [np.asarray(line.get_ydata(), np.float64) for line in axes.get_lines()]
     lines = [line[np.isfinite(line)] for line in lines]
     lines = [line for line in lines if len(line)]
@@ -208,7 +213,10 @@ def _limit(axes: Axes) -> None:
 
 
 def _draw_baselines(axes: Axes, runs: Sequence[Run], nats: float) -> list[Line2D]:
-    """Draw the baselines of the first run that has them, and return their legend; off the scale, only the legend."""
+    """Draw the baselines of the first run that has them, and return their legend.
+
+    A baseline above the scale appears only in the legend.
+    """
     baselines = next((run.baselines for run in runs if run.baselines), {})
     handles = []
     for key, name, dashes in BASELINES:
@@ -217,7 +225,7 @@ def _draw_baselines(axes: Axes, runs: Sequence[Run], nats: float) -> list[Line2D
         value, (low, high) = baselines[key] * nats, axes.get_ylim()
         if value < low:
             axes.set_ylim(bottom=value - 0.05 * (high - value))
-        style = {"color": "0.3", "linewidth": 1.2, "linestyle": dashes}
+        style: dict[str, Any] = REFERENCE | {"linestyle": dashes}
         if value <= high:
             axes.axhline(value, zorder=1, **style)
         where = " (above the scale)" if value > high else ""
@@ -228,7 +236,7 @@ def _draw_baselines(axes: Axes, runs: Sequence[Run], nats: float) -> list[Line2D
 def _loss_legend(axes: Axes, runs: Sequence[Run], baselines: Sequence[Line2D]) -> None:
     several = len(runs) > 1
     colours = ("0.3", "0.3") if several else COLOURS[:2]
-    kinds = [Line2D([], [], color=colours[0], linewidth=1.6, label="training, smoothed")]
+    kinds = [Line2D([], [], color=colours[0], linewidth=WIDTH, label="training, smoothed")]
     if any("val_loss" in run.validation for run in runs):
         last = "" if several else f", {runs[0].validation['val_loss'][-1]:.3f} at the end"
         style = {"color": colours[1], "linewidth": 0.8, "marker": "o", "markersize": 5}
@@ -242,7 +250,7 @@ def _loss_legend(axes: Axes, runs: Sequence[Run], baselines: Sequence[Line2D]) -
 
 def health_figure(runs: Sequence[Run]) -> Figure:
     """Plot gradient norm, update size, rejected batches, speed and utilisation against tokens."""
-    panels = [
+    quantities = [
         _Panel("gradient\nnorm", lambda run: run.column("grad_norm"), log=True),
         _Panel(
             "update norm /\nparameter norm",
@@ -252,9 +260,9 @@ def health_figure(runs: Sequence[Run]) -> Figure:
         _Panel("tokens per\nsecond", lambda run: run.column("tokens_per_second"), EngFormatter(sep="")),
         _Panel("share of\npeak speed", lambda run: run.column("mfu"), PercentFormatter(1.0, decimals=0)),
     ]
-    panels = [panel for panel in panels if any(np.isfinite(panel.values(run)).any() for run in runs)]
-    figure, (*axes, rejected) = _panels((1,) * (len(panels) + 1), runs)
-    for ax, panel in zip(axes, panels, strict=True):
+    known = [panel for panel in quantities if any(np.isfinite(panel.values(run)).any() for run in runs)]
+    figure, (*axes, rejected) = _panels((1,) * (len(known) + 1), runs)
+    for ax, panel in zip(axes, known, strict=True):
         for run, style in zip(runs, _styles(runs), strict=True):
             panel.draw(ax, run, style)
         ax.set_ylabel(panel.label)
@@ -271,9 +279,13 @@ def health_figure(runs: Sequence[Run]) -> Figure:
 
 @dataclass(frozen=True)
 class _Panel:
+    #: Label of the axis.
     label: str
+    #: Values of a run, one per record.
     values: Callable[[Run], np.ndarray]
+    #: Formatter of the tick labels.
     formatter: Formatter | None = None
+    #: Logarithmic axis.
     log: bool = False
 
     def draw(self, axes: Axes, run: Run, style: dict[str, Any]) -> None:
@@ -298,17 +310,20 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
     The average therefore follows the steep start of a run closely. NaN values are ignored.
     """
-    result, mean, seen = np.full(len(values), np.nan), 0.0, 0
+    result, mean, count = np.full(len(values), np.nan), 0.0, 0
     for i, value in enumerate(values.tolist()):
         if value == value:  # not NaN
-            seen += 1
-            mean += (value - mean) / max(1.0, min(len(values) / 50, seen / 10))
+            count += 1
+            mean += (value - mean) / max(1.0, min(len(values) / 50, count / 10))
             result[i] = mean
     return result
 
 
 def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reduce to at most `POINTS` points that keep every spike: the lowest and the highest of each block."""
+    """Select at most `POINTS` points: the lowest and the highest of each block.
+
+    The selection contains every spike.
+    """
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     if len(y) <= POINTS:
         return x, y
@@ -319,30 +334,26 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _panels(heights: Sequence[float], runs: Sequence[Run]) -> tuple[Figure, list[Axes]]:
     """Return a column of panels that share the token axis."""
-    figure = Figure(figsize=(8, 1 + 1.1 * sum(heights)), layout="constrained")
-    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0].tolist()
-    for ax in axes:
-        plain(ax)
+    figure, axes = panels((8, 1 + 1.1 * sum(heights)), len(heights), heights=heights, share_x=True)
     axes[-1].set_xlabel("tokens")
     axes[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
     ends = [columns["tokens"][-1] for run in runs for columns in (run.train, run.validation) if len(columns["tokens"])]
     axes[-1].set_xlim(0, 1.02 * max(ends) or 1)
     if len(runs) == 1:
-        axes[0].set_title(label(runs[0].name), loc="left", fontsize="medium")
+        axes[0].set_title(literal(runs[0].name), loc="left", fontsize="medium")
     figure.align_ylabels(axes)
     return figure, axes
 
 
 def _styles(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    count = len(COLOURS)
     return [
-        {"color": COLOURS[i % count], "linestyle": LINES[i // count % len(LINES)], "linewidth": 1.6}
+        {"color": colour(i), "linestyle": LINES[i // len(COLOURS) % len(LINES)], "linewidth": WIDTH}
         for i in range(len(runs))
     ]
 
 
 def _run_handles(runs: Sequence[Run]) -> list[Line2D]:
-    return [Line2D([], [], label=label(run.name), **style) for run, style in zip(runs, _styles(runs), strict=True)]
+    return [Line2D([], [], label=literal(run.name), **style) for run, style in zip(runs, _styles(runs), strict=True)]
 
 
 def _from_zero(axes: Axes) -> None:

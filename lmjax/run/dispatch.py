@@ -1,49 +1,41 @@
-"""How the updates of a run are sent off to its devices: one by one, or several small ones at once."""
-
-import time
-from collections.abc import Sequence
-from typing import Any
+"""Choice of how the updates of a run are dispatched: one or several in a call."""
 
 import jax
+from jax.sharding import Mesh
 
-from lmjax.models import registry
-from lmjax.parallel import mesh
-from lmjax.run import build
-from lmjax.run.build import Run
-from lmjax.training.state import State
-from lmjax.training.step import Step, make_step
+from lmjax.config import Config
+from lmjax.optim.batch_plan import BatchPlan
+from lmjax.parallel.mesh import on_host
+from lmjax.training.dispatch import Dispatch
 
-_LARGE = 1e10  # FLOP of a microbatch whose activations take some tens of MB
-# Seconds. A CPU gives back what an update worked in some 0.2 ms after its results are there. The next, sent off before
-# that, takes as much again, which the process keeps: gigabytes, and pages that take as long as the update.
-_REST = 3e-4
-_MOST, _AT_ONCE = 8, 1e11  # updates, and FLOP: half a second of a laptop, for which a signal may have to wait
-
-
-def large(run: Run) -> bool:
-    """Whether the activations of a microbatch take memory to speak of."""
-    return _flops(run, run.config.batch.microbatch) > _LARGE
+# FLOP of a microbatch above which its activations take tens of MB, so that memory decides, not the cost of a dispatch.
+_LARGE = 1e10
+# Seconds. A CPU returns the memory of an update about 0.2 ms after its results are ready. An update dispatched earlier
+# takes as much memory again, and the process keeps it: gigabytes, whose pages cost as much time as the update.
+_PAUSE = 3e-4
+# Updates and FLOP of one dispatch. A signal may have to wait for it: half a second on a laptop.
+_MAX_UPDATES, _MAX_FLOP = 8, 1e11
 
 
-def together(run: Run) -> int:
-    """How many updates are sent off at once."""
-    if not (mesh.on_host(run.mesh) and run.task.apart):  # else batches differ in shape
-        return 1
-    fitting = 1 if large(run) else int(_AT_ONCE / _flops(run, int(run.plan.sequences.max())))
-    return run.config.runtime.updates_at_once or min(max(fitting, 1), _MOST)
+def choose_dispatch(
+    config: Config, plan: BatchPlan, mesh: Mesh, *, flops_per_token: float, rows_independent: bool
+) -> Dispatch:
+    """Choose how to dispatch the updates of a run.
 
-
-def step(run: Run) -> Step:
-    """The update as a run is trained by it, for 1 to `together` batches in turn."""
-    most = together(run)
-    update = make_step(build.update_function(run, at_once=most > 1), most)
-
-    def after_a_rest(state: State, batches: Sequence[dict[str, Any]]) -> tuple[State, dict[str, jax.Array]]:
-        time.sleep(_REST)
-        return update(state, batches)
-
-    return after_a_rest if large(run) and mesh.on_host(run.mesh) else update
-
-
-def _flops(run: Run, sequences: int) -> float:
-    return registry.flops_per_token(run.config.model) * sequences * run.plan.context
+    Args:
+        config: the configuration; `runtime.updates_at_once` > 0 sets the number of updates in one call.
+        plan: sizes of all batches.
+        mesh: devices of the run.
+        flops_per_token: training FLOPs of a token.
+        rows_independent: batches have one shape; otherwise each update is dispatched alone.
+    """
+    large = flops_per_token * config.batch.microbatch * plan.context > _LARGE
+    updates = 1
+    if on_host(mesh) and rows_independent:
+        fitting = 1 if large else int(_MAX_FLOP / (flops_per_token * int(plan.sequences.max()) * plan.context))
+        updates = config.runtime.updates_at_once or min(max(fitting, 1), _MAX_UPDATES)
+    return Dispatch(
+        updates_per_dispatch=updates,
+        pause=_PAUSE if large and on_host(mesh) else 0.0,
+        serialize=large and jax.default_backend() == "cpu",
+    )

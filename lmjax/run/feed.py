@@ -1,4 +1,4 @@
-"""Batches for the devices, from a position of the run onwards."""
+"""Scheduled batches: from a position of the run to arrays on the devices."""
 
 import dataclasses
 from collections.abc import Generator, Iterator
@@ -18,21 +18,30 @@ from lmjax.training.inputs import ScheduledBatch
 def host_batches(
     run: Run, update: int, cursor: int, *, order: Order | None = None, own: slice | None = None
 ) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
-    """(update, cursor after it, arrays (B, T)) from a position of the run onwards, on the host.
+    """Yield the batches on the host, from a position to the end of the run.
 
-    own: make only these rows of each microbatch.
+    Each is (update, cursor after the batch, arrays (B, ...)).
+
+    Args:
+        run: the run.
+        update: number of updates applied before the first batch.
+        cursor: cursor before the first batch.
+        order: order of the samples; default: that of the run.
+        own: return only these rows of each microbatch.
     """
     order, microbatch = order or run.order, run.config.batch.microbatch
     own = own or slice(0, microbatch)
     while update < run.plan.updates:
-        ends = np.cumsum(run.plan.sequences[update : update + 16])  # samples of 16 are drawn in the time of those of 2
+        # Drawing the samples of 16 batches takes as long as drawing those of 2.
+        ends = np.cumsum(run.plan.sequences[update : update + 16])
         ids, _ = order.take(cursor, int(ends[-1]))
         cursors = (order.position(ids[ends - 1]) + 1).tolist()
         ids, ends = _part(ids, own, microbatch), ends // microbatch * (own.stop - own.start)
-        # So are the rows, where they take no room to speak of.
-        made = run.task.arrays(ids) if run.task.apart and len(ids) * run.plan.context <= 2**17 else {}
+        # Small rows are built together, too.
+        together = run.samples.rows_independent and len(ids) * run.plan.context <= 2**17
+        all_rows = run.samples.arrays(ids) if together else {}
         for begin, end, cursor in zip([0, *ends[:-1]], ends, cursors, strict=True):
-            rows = {name: array[begin:end] for name, array in made.items()} or run.task.arrays(ids[begin:end])
+            rows = {name: array[begin:end] for name, array in all_rows.items()} or run.samples.arrays(ids[begin:end])
             yield update, cursor, rows
             update += 1
 
@@ -40,10 +49,18 @@ def host_batches(
 def device_batches(
     run: Run, update: int, cursor: int, past: History | None = None
 ) -> Generator[ScheduledBatch, None, None]:
-    """The same as equal microbatches on the devices, made ahead in a thread; every batch has the same shape.
+    """Yield scheduled batches on the devices, prefetched by a thread.
 
-    Each process makes the rows that its devices hold; of rows that are made together, it keeps these.
-    past: what the run has decided so far, to be left out of the data or cut off the learning rate.
+    They reach from a position to the end of the run.
+
+    All batches have the same shape (K, m, ...). Each process builds the rows of its devices; if rows depend on each
+    other, it builds all of them and keeps its own.
+
+    Args:
+        run: the run.
+        update: number of updates applied before the first batch.
+        cursor: cursor before the first batch.
+        past: history of the run, with the data to leave out and the cuts of the learning rate.
     """
     past = past or History()
     order, schedule = run.order.excluding(past.exclude), run.config.schedule
@@ -52,25 +69,28 @@ def device_batches(
         rates = learning_rate.learning_rates(dataclasses.replace(schedule, cuts=(*schedule.cuts, *past.cuts)), run.plan)
 
     def feed(before: int = cursor) -> Iterator[ScheduledBatch]:
-        for at, after, rows in host_batches(run, update, cursor, order=order, own=own if run.task.apart else None):
-            yield _fed(run, at, before, after, rates[at], rows, own)
+        needed = own if run.samples.rows_independent else None
+        for at, after, rows in host_batches(run, update, cursor, order=order, own=needed):
+            yield _scheduled(run, at, before, after, rates[at], rows, own)
             before = after
 
-    small = run.plan.sequences.max() * run.plan.context <= 2**15  # batches take no room to speak of
+    small = run.plan.sequences.max() * run.plan.context <= 2**15  # tokens
     yield from prefetch(feed(), size=16 if small else 2)
 
 
-def _fed(
+def _scheduled(
     run: Run, update: int, before: int, cursor: int, rate: np.floating, rows: dict[str, np.ndarray], own: slice
 ) -> ScheduledBatch:
-    """A batch, put on the devices. own: of each microbatch, the rows for those of this process."""
+    """Put a batch on the devices; `own`: rows of each microbatch of this process."""
     microbatch = run.config.batch.microbatch
     most = int(run.plan.sequences.max()) // microbatch
-    rows = faults.change("data", faults.change("batch", rows, at=update + 1), at=before)
-    rate = np.float32(faults.change("learning_rate", rate, at=update + 1))
+    rows, rate = faults.change_batch(rows, rate, update=update, cursor=before)
+    rate = np.float32(rate)
     count = int(run.plan.sequences[update])
     regime = regime_of(run, update, cursor)
-    mine = rows if run.task.apart else {name: _part(array, own, microbatch) for name, array in rows.items()}
+    mine = rows
+    if not run.samples.rows_independent:
+        mine = {name: _part(array, own, microbatch) for name, array in rows.items()}
     arrays = {name: _microbatches(array, own.stop - own.start, most) for name, array in mine.items()}
     scalars = {
         "microbatches": np.int32(count // microbatch),
@@ -82,32 +102,42 @@ def _fed(
     if not mesh.on_host(run.mesh):
         placed = mesh.put_batch(arrays, run.mesh, own=own, count=microbatch)
         batch = {"arrays": placed, **mesh.put_tree(scalars, mesh.replicated(run.mesh))}
-    return ScheduledBatch(update, before, cursor, count, float(rate), regime, batch, run.task.share(rows))
+    return ScheduledBatch(update, before, cursor, count, float(rate), regime, batch, run.samples.share(rows))
 
 
 def regime_of(run: Run, update: int, cursor: int) -> int:
-    """How many announced changes come before the end of a batch: of the batch size, and of the mixture.
+    """Return the number of announced changes before the end of a batch.
 
-    cursor: behind the batch. Both are functions of the plan, so a run that went back meets them where it did before.
+    Changes are those of the batch size and of the mixture.
+
+    It is a function of the plan, and therefore the same after a rollback.
+
+    Args:
+        run: the run.
+        update: number of updates applied before the batch.
+        cursor: cursor after the batch.
     """
     starts = [start for start, _ in run.order.weights]
     return int(np.searchsorted(run.plan.jumps, update, side="right")) + sum(0 < start < cursor for start in starts)
 
 
 def sample_ranges(run: Run, start: int, stop: int, past: History) -> Ranges:
-    """The ids of the samples at positions start..stop, as ranges, without those already left out."""
+    """Return the ids of the samples at positions start to stop, as ranges.
+
+    Samples that the history leaves out are missing.
+    """
     order = run.order.excluding(past.exclude)
     ids = order.sample_id(np.arange(start, stop))
     return to_ranges(ids[~order.excluded(ids)])
 
 
 def _part(array: np.ndarray, own: slice, microbatch: int) -> np.ndarray:
-    """Of (B, ...), these rows of each microbatch."""
+    """Select rows of each microbatch of (B, ...)."""
     return array.reshape(-1, microbatch, *array.shape[1:])[:, own].reshape(-1, *array.shape[1:])
 
 
 def _microbatches(array: np.ndarray, rows: int, most: int) -> np.ndarray:
-    """(B, T) as (K, m, T) with K = `most`, the unused microbatches zero."""
+    """Reshape (B, ...) to (K, m, ...) with K = `most`; unused microbatches are zero."""
     result = np.zeros((most, rows, *array.shape[1:]), array.dtype)
     result.reshape(-1, *array.shape[1:])[: len(array)] = array
     return result

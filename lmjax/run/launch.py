@@ -1,6 +1,6 @@
 """Start a run in its directory; show the plan of a run.
 
-Each function returns an exit status: 0 finished (or stopped by a signal, its state saved), 3 given up.
+`start` and `begin_run` return the exit status of `train_run`.
 """
 
 import dataclasses
@@ -11,12 +11,12 @@ from pathlib import Path
 import jax
 
 from lmjax import __version__
-from lmjax.config import Config, UserError, codec
+from lmjax.config import Config, UserError, codec, user_files
 from lmjax.data.store.preparation import prepare
 from lmjax.display.console import Console
 from lmjax.journal.journal import Journal
 from lmjax.parallel import processes
-from lmjax.parallel.mesh import describe_mesh, make_mesh
+from lmjax.parallel.mesh import describe_mesh
 from lmjax.run import build, plan, transfer
 from lmjax.run.build import Run
 from lmjax.run.identity import absolute, fingerprints, versions
@@ -25,13 +25,16 @@ from lmjax.system import machine
 from lmjax.system.files import locked, write_text
 from lmjax.training.inputs import Position
 
-# ---- Start and resume -----------------------------------------------------------------------------------------------
-
 
 def start(config: Config, run_dir: Path) -> int:
     """Train `config` from update 0 into the new directory `run_dir`.
 
-    UserError: the directory exists, or the configuration does not fit the data or the machine; nothing is left behind.
+    Returns:
+        An exit status: 0 finished (or stopped by a signal, with the state saved), 3 the guard gave up.
+
+    Raises:
+        UserError: The directory exists, or the configuration does not fit the data or the machine. Then no directory
+            is created.
     """
     processes.connect(config.parallel)
     main = processes.is_main()
@@ -53,14 +56,18 @@ def start(config: Config, run_dir: Path) -> int:
 
 
 def begin_run(run: Run, run_dir: Path, console: Console) -> int:
-    """A run from its first update; the journal begins once the files that a resume needs are there."""
+    """Train a run from its first update.
+
+    The journal starts after the files that a resume needs are written.
+    """
     if processes.is_main():
+        user_files.save_copies(run.config.extensions, run_dir)
         write_text(run_dir / "config.json", codec.to_json(run.config))
         run.store.tokenizer.save(run_dir / "tokenizer.json")
     journal = open_journal(run_dir)
     if not (run_dir / "config.json").is_file():
         raise UserError(
-            f"{run_dir} of process 0 is not seen by process {jax.process_index()}: it must be on a disk of all"
+            f"process {jax.process_index()} does not see {run_dir} of process 0; choose a --run-dir that all share"
         )
     state, origin = transfer.begin(run, report=console.event)
     position = Position(state, update=0, cursor=0, wall_step=0)
@@ -70,20 +77,26 @@ def begin_run(run: Run, run_dir: Path, console: Console) -> int:
 
 
 def open_journal(run_dir: Path) -> Journal:
-    """The journal of a run, repaired by its main process before the others read it, and not written before all have."""
+    """Open the journal of a run; the main process repairs it before the others read it."""
     path = run_dir / "journal.jsonl"
     return processes.main_first("journal", lambda: Journal(path, own=processes.is_main()))
 
 
 def open_console() -> Console:
-    """What a person sees: of the main process only."""
+    """Open the console; only that of the main process prints."""
     return Console() if processes.is_main() else Console(io.StringIO())
 
 
 def prepare_run(config: Config, console: Console, *, kept: Path | None = None) -> Run:
-    """The parts of a run; what is wrong with the configuration is found before the data are read.
+    """Check the configuration, prepare its data and build the run.
 
-    kept: the run's own copy of its tokenizer, which is read where the file that the configuration names is gone.
+    Args:
+        config: the configuration.
+        console: prints the progress.
+        kept: the run's own copy of its tokenizer, used if the file that the configuration names is missing.
+
+    Raises:
+        UserError: The configuration does not fit the data, the machine or the other processes.
     """
     build.check(config)
     data, choice = config.data, config.data.tokenizer
@@ -112,20 +125,15 @@ def _make(run_dir: Path) -> None:
         raise UserError(f"cannot write to {run_dir}: {error.strerror}; choose another place with --run-dir") from None
 
 
-# ---- Training and its end -------------------------------------------------------------------------------------------
-
-
-# ---- Other commands -------------------------------------------------------------------------------------------------
-
-
 def show_plan(config: Config) -> int:
-    """Prints what a run of `config` would do and need; a vocabulary not yet known is guessed from the tokenizer."""
+    """Print what a run of `config` would do and need; return an exit status.
+
+    An unknown size of the vocabulary is estimated.
+    """
     build.check(config)
-    config = build.resolve(config, plan.expected_vocabulary(config))
-    mesh = make_mesh(config.parallel, microbatch=config.batch.microbatch)
-    peak = machine.peak_flops(config.model.dtype, devices=list(mesh.devices.flat))
+    run = build.without_data(config)
     with Console() as console:
         console.event(machine.describe())
-        for table in plan.tables(config, peak_flops=peak, devices=mesh.size, mesh=mesh.shape):
+        for table in plan.tables(run):
             console.table(*table)
     return FINISHED

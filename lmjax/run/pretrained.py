@@ -1,11 +1,12 @@
-"""Load a trained model by its path: a run, a folder of a Hugging Face model, or a .gguf file."""
+"""Loading of trained models by path: a run, a Hugging Face folder, or a .gguf file."""
 
 from pathlib import Path
 from typing import Literal
 
-from lmjax.config import CausalConfig, GPTConfig, NNLMConfig, RNNConfig, UserError
+from lmjax.config import CustomModelConfig, GPTConfig, NNLMConfig, RNNConfig, UserError
 from lmjax.inference.language_model import LanguageModel
 from lmjax.interop.huggingface import folder
+from lmjax.objectives.causal import Causal
 from lmjax.run import saved
 from lmjax.run.saved import LoadedRun
 
@@ -16,9 +17,9 @@ def load(
     """Load the language model at `path`.
 
     Args:
-        path: a run, a folder of a Hugging Face model, or a .gguf file.
-        checkpoint: checkpoint of a run, as in `trained`.
-        dtype: dtype of the matrix products of a model that is not a run.
+        path: A run, a folder of a Hugging Face model, or a .gguf file.
+        checkpoint: Checkpoint of a run, as in `trained`.
+        dtype: Dtype of the matrix products of a model that is not a run.
 
     Raises:
         UserError: There is no model, or it is not a causal language model.
@@ -28,7 +29,7 @@ def load(
     if foreign_model is not None:
         return causal(foreign_model)
     run = trained(path, checkpoint=checkpoint)
-    if not isinstance(run.config.objective, CausalConfig):
+    if not isinstance(run.objective, Causal):
         raise UserError(f"{path} is not a causal language model: it was trained for {run.config.objective.family}")
     return LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
 
@@ -40,7 +41,7 @@ def causal(lm: LanguageModel) -> LanguageModel:
         UserError: The model does not predict the next token.
     """
     config = lm.model.config
-    if not isinstance(config, GPTConfig | NNLMConfig | RNNConfig):
+    if not isinstance(config, GPTConfig | NNLMConfig | RNNConfig | CustomModelConfig):
         raise UserError(f"{lm.name} is not a causal language model: it is of the family {config.family}")
     return lm
 
@@ -55,7 +56,11 @@ def foreign(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") ->
 
 
 def trained(run_dir: Path, *, checkpoint: str = "newest") -> LoadedRun:
-    """Load a checkpoint of a run: `newest`, `best` (the lowest validation loss), or the number of an update.
+    """Load a checkpoint of a run.
+
+    Args:
+        run_dir: Directory of the run.
+        checkpoint: `newest`, `best` (the lowest validation loss), or the number of an update.
 
     Raises:
         UserError: There is no run, or no such checkpoint.
@@ -63,11 +68,11 @@ def trained(run_dir: Path, *, checkpoint: str = "newest") -> LoadedRun:
     if checkpoint not in ("newest", "best") and not checkpoint.isdecimal():
         raise UserError(f"--checkpoint {checkpoint}: give newest, best, or the number of an update")
     if not (run_dir / "config.json").is_file():
-        what = (
+        problem = (
             "there is no such file or folder"
             if not run_dir.exists()
             else "it is neither a run nor a Hugging Face model"
         )
-        raise UserError(f"cannot open {run_dir}: {what} (give a run, a folder with config.json, or a .gguf file)")
+        raise UserError(f"cannot open {run_dir}: {problem} (give a run, a folder with config.json, or a .gguf file)")
     best = saved.best(run_dir) if checkpoint == "best" else None
     return saved.load(run_dir, best[0] if best else int(checkpoint) if checkpoint.isdecimal() else None)

@@ -6,13 +6,13 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from lmjax.config import Config, UserError, codec
+from lmjax.config import Config, UserError, codec, user_files
 from lmjax.display.console import Console
 from lmjax.guard import detector
 from lmjax.journal.history import fold, learnt
 from lmjax.journal.journal import Journal
 from lmjax.parallel import processes
-from lmjax.run import build, feed, transfer
+from lmjax.run import feed, transfer
 from lmjax.run.build import Run
 from lmjax.run.identity import absolute, allowed_changes, resolved_like, same_inputs, versions
 from lmjax.run.launch import begin_run, open_console, open_journal, prepare_run
@@ -23,7 +23,7 @@ from lmjax.training.inputs import Position
 
 
 def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
-    """Resume the run in `run_dir` from its newest complete checkpoint; the result is bit-identical.
+    """Resume a run from its newest complete checkpoint; the result is bit-identical.
 
     A rollback that was announced but not finished is finished first. On other devices than before the samples are the
     same, and the losses are equal up to rounding. Returns an exit status as `launch.start` does.
@@ -54,6 +54,7 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
         same_inputs(run, journal)
         position = _restored(run, run_dir, journal, console)
         if changed and processes.is_main():
+            user_files.save_copies(run.config.extensions, run_dir)
             write_text(run_dir / "config.json", codec.to_json(run.config))
         counters = {"update": position.update, "cursor": position.cursor, "wall_step": journal.wall_step}
         before = fold(journal.records).machine
@@ -67,7 +68,10 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
 
 
 def _restored(run: Run, run_dir: Path, journal: Journal, console: Console) -> Position:
-    """The run at its newest whole checkpoint, after a rollback under way is finished; at the start if there is none."""
+    """Finish an announced rollback, then restore the newest complete checkpoint.
+
+    If there is no checkpoint, the run starts at update 0.
+    """
     past, root = fold(journal.records), run_dir / "checkpoints"
     if past.pending is not None:
         console.event(f"finishing the rollback to update {past.pending['target']}")
@@ -78,12 +82,12 @@ def _restored(run: Run, run_dir: Path, journal: Journal, console: Console) -> Po
         if origin.get("init_sha256") != journal.records[0].get("init_sha256"):
             raise UserError(f"{origin.get('init_from')} has other parameters than when the run began; start a new run")
         return Position(state, update=0, cursor=0, wall_step=0)
-    found, state, problems = checkpoint.load(root, build.abstract(run), digests=past.digests)
-    counters = {"update": found.meta["update"], "cursor": found.meta["cursor"], "wall_step": journal.wall_step}
+    restored, state, problems = checkpoint.load(root, run.abstract_state, digests=past.digests)
+    counters = {"update": restored.meta["update"], "cursor": restored.meta["cursor"], "wall_step": journal.wall_step}
     if problems:
         console.event("fell back to an older checkpoint: " + "; ".join(problems))
         journal.write("fallback", **counters, problems=problems)
-        rollback.set_aside(root, after=found.meta["update"])
+        rollback.set_aside(root, after=restored.meta["update"])
     return Position(state, **counters)
 
 

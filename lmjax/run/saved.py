@@ -1,4 +1,4 @@
-"""What is read from a run directory: the configuration, checkpoints, the trained model."""
+"""Read a run directory: its configuration, its checkpoints and its trained model."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from lmjax.config import Config, GPTConfig, UserError, codec
+from lmjax.config import Config, GPTConfig, UserError, presets
 from lmjax.data.tokenizer import Tokenizer, load_tokenizer
 from lmjax.objectives import registry
 from lmjax.objectives.objective import Objective
@@ -20,10 +20,10 @@ from lmjax.training import checkpoint, metrics
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A model to use: `model.apply({"params": params}, ids)`."""
+    """A trained model, to use as `model.apply({"params": params}, ids)`."""
 
     config: Config
-    task: Objective
+    objective: Objective
     params: Any
     tokenizer: Tokenizer
     update: int
@@ -31,41 +31,47 @@ class LoadedRun:
     @property
     def model(self) -> Any:
         """The Linen module."""
-        return self.task.model
+        return self.objective.model
 
 
 def load(run_dir: Path, update: int | None = None) -> LoadedRun:
-    """The newest whole checkpoint of a run, or that of update `update`.
+    """Load the newest complete checkpoint of a run, or that of update `update`.
 
-    UserError: not a run, or no such checkpoint. CheckpointError: none can be read.
+    Raises:
+        UserError: There is no run, or no such checkpoint.
+        CheckpointError: No checkpoint can be read.
     """
     config = saved_config(run_dir)
     saved = {int(folder.name) for folder in checkpoint.folders(run_dir / "checkpoints")}
     if update is not None and update not in saved:
         raise UserError(f"{run_dir} has no checkpoint of update {update}, but of {', '.join(map(str, sorted(saved)))}")
     model: Any = config.model
-    if isinstance(model, GPTConfig):  # a kernel of other devices than these
+    if isinstance(model, GPTConfig):  # the run may have used a kernel that this machine lacks
         model = dataclasses.replace(model, attention="auto")
-    task = registry.objective_without_data(dataclasses.replace(config, model=model))
+    objective = registry.objective_without_data(dataclasses.replace(config, model=model))
     device = SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        jax.eval_shape(partial(initial, config, task, optimizer.make_optimizer(config.optimizer))),
+        jax.eval_shape(partial(initial, config, objective, optimizer.make_optimizer(config.optimizer))),
     )
-    found, state, _ = checkpoint.load(run_dir / "checkpoints", abstract, update=update)
-    known = load_tokenizer(run_dir / "tokenizer.json")
-    return LoadedRun(config, task, averaged(state), known, found.meta["update"])
+    restored, state, _ = checkpoint.load(run_dir / "checkpoints", abstract, update=update)
+    tokenizer = load_tokenizer(run_dir / "tokenizer.json")
+    return LoadedRun(config, objective, averaged(state), tokenizer, restored.meta["update"])
 
 
 def saved_config(run_dir: Path) -> Config:
-    """The configuration of a run. UserError: it is not a run."""
+    """Return the configuration of a run.
+
+    Raises:
+        UserError: There is no run.
+    """
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run: it has no config.json")
-    return codec.from_json((run_dir / "config.json").read_text(), Config)
+    return presets.read(run_dir / "config.json", exact=True)
 
 
 def best(run_dir: Path) -> tuple[int, float] | None:
-    """The checkpoint with the lowest validation loss, of those that are kept and evaluated: (update, loss)."""
+    """Return (update, loss) of the checkpoint with the lowest validation loss, or None."""
     saved = {int(folder.name) for folder in checkpoint.folders(run_dir / "checkpoints")}
     records = metrics.read(run_dir / "metrics.jsonl")
     scores = {r["update"]: r["val_loss"] for r in records if r.get("val_loss") and r["update"] in saved}

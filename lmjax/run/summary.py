@@ -1,13 +1,14 @@
 """The end of a run: its results, the baselines, and commands to try next."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmjax.display.console import Console
+from lmjax.display.format import digits, duration, known, number, quantity
 from lmjax.pytrees import count, digest
-from lmjax.run import build, saved
+from lmjax.run import saved
 from lmjax.run.build import Run
 from lmjax.system import machine
 from lmjax.system.files import write_text
@@ -15,12 +16,15 @@ from lmjax.training.state import State
 
 
 def summarise(run: Run, state: State, *, status: str, seconds: float, measured: dict[str, float]) -> dict[str, Any]:
-    """Return the fields of summary.json; `measured` holds the scores (`val_...`) of the last evaluation."""
+    """Return the fields of summary.json.
+
+    `measured` holds the scores (`val_...`) of the last evaluation.
+    """
     update = int(state.update)
     return {
         "status": status,
         "updates": update,
-        "tokens": build.tokens_after(run, update),
+        "tokens": run.tokens_after(update),
         "seconds": seconds,
         "val_loss": measured.get("val_loss"),
         "val_bits_per_byte": measured.get("val_bits_per_byte"),
@@ -34,7 +38,7 @@ def summarise(run: Run, state: State, *, status: str, seconds: float, measured: 
 
 
 def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, console: Console) -> None:
-    """Measure the baselines, sample from the model, draw the curves, write summary.json, and print the results.
+    """Measure, sample and draw; write summary.json and print the results.
 
     Only the main process calls this.
 
@@ -49,18 +53,82 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, con
 
     if run.config.train.baselines:
         with console.phase("baselines"):
-            summary["baselines"] = run.task.baselines()
+            summary["baselines"] = run.objective.baselines()
     with console.phase("measuring"):
-        summary |= run.task.finish(params)
+        summary |= run.objective.finish(params)
     with console.phase("writing a sample"):
-        sample = run.task.sample(params)
+        sample = run.objective.sample(params)
     if best := saved.best(run_dir):
         summary["best"] = {"update": best[0], "val_loss": best[1]}
     write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     with console.phase("drawing"):
         pictures = curves.draw([run_dir], run_dir / "plots")
-    commands = next_commands(run_dir, prompt=run.task.prompt, tasks=run.config.evaluate.tasks)
-    console.final(summary, sample=sample, plots=pictures, commands=commands)
+    commands = next_commands(run_dir, prompt=run.objective.prompt, tasks=run.config.evaluate.tasks)
+    print_summary(console, summary, sample=sample, plots=pictures, commands=commands)
+
+
+def print_summary(
+    console: Console,
+    summary: Mapping[str, Any],
+    *,
+    sample: str = "",
+    plots: Sequence[Any] = (),
+    commands: Sequence[str] = (),
+) -> None:
+    """Print the results of a run (the fields of summary.json) and commands to try next."""
+    console.close()
+    parts = [
+        f"{summary.get('status', 'finished')}: {summary.get('updates', 0)} updates",
+        known(summary.get("tokens"), lambda value: f"{quantity(value)} tokens"),
+        known(summary.get("seconds"), duration),
+        known(summary.get("peak_memory_bytes"), lambda value: f"{quantity(value, 'B')} memory"),
+    ]
+    console.event("\n" + ", ".join(part for part in parts if part))
+    if rows := result_rows(summary):
+        console.table("Validation", rows, header=("", "bits per byte", "loss (nats per token)"))
+    if rows := score_rows(summary):
+        console.table("Results", rows, header=("", "this model", "simple baseline", "expected"))
+    if best := summary.get("best"):
+        console.event(f"\nbest checkpoint: update {best['update']}, validation loss {digits(best['val_loss'])}")
+    if sample:
+        console.text("Sample", sample)
+    for title, lines in (("Plots", plots), ("Next", commands)):
+        for i, line in enumerate(lines):
+            console.event(f"\n{title:<7}{line}" if i == 0 else f"{'':<7}{line}")
+
+
+def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (name, bits per byte, nats per token) of the model and the baselines, best first."""
+    loss, bits = summary.get("val_loss"), summary.get("val_bits_per_byte")
+    nats = loss / bits if number(loss) and number(bits) and bits else None  # nats per token of one bit per byte
+    baselines = summary.get("baselines") or {}
+    named = [
+        ("this model", bits),
+        ("Kneser-Ney 5-gram", baselines.get("kneser_ney_5gram_bits_per_byte")),
+        ("byte unigram", baselines.get("unigram_bits_per_byte")),
+    ]
+    ranked = sorted(((value, name) for name, value in named if number(value)))
+    return [(name, digits(value), digits(value * nats if nats else None)) for value, name in ranked]
+
+
+def score_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return (metric, value, value of a simple baseline, expected range) of each score.
+
+    The result is empty if the run has no other score than loss and bits per byte.
+    """
+    baselines = summary.get("baselines") or {}
+    expected = {name: (low, high) for name, low, high in summary.get("expect", ())}
+    rows = []
+    for key, value in summary.items():
+        if not key.startswith("val_") or not number(value):
+            continue
+        name, (low, high) = key.removeprefix("val_"), expected.get(key, (None, None))
+        simple = [(k.removesuffix(name).replace("_", " ").strip(), v) for k, v in baselines.items() if k.endswith(name)]
+        baseline = ", ".join(f"{who} {digits(v)}" for who, v in simple if "byte" not in name)
+        band = f"{digits(low)} to {digits(high)}" if low is not None else ""
+        rows.append((name.replace("_", " "), digits(value), baseline, band))
+    loss_keys = {"val_loss", "val_bits_per_byte"}
+    return rows if expected or any(key.startswith("val_") and key not in loss_keys for key in summary) else []
 
 
 def next_commands(run_dir: Path, *, prompt: str, tasks: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmjax.config import Config, GPTConfig, ModelConfig, TokenizerConfig, UserError, codec
+from lmjax.config import Config, GPTConfig, ModelConfig, TokenizerConfig, UserError, presets
 from lmjax.data import tokenizer
 from lmjax.interop.huggingface import folder, weights
 from lmjax.parallel import mesh
@@ -23,10 +23,11 @@ _OWN = ("dropout", "scan", "remat", "dtype")  # these keys say how a run compute
 
 
 def adopt(config: Config) -> Config:
-    """Replace model and tokenizer of a configuration by those of `init_from`, so that the parameters fit.
+    """Replace model and tokenizer of a configuration by those of `init_from`.
 
-    `init_from` is a run, a folder of a Hugging Face model, or a .gguf file. If the families agree, dropout, scan,
-    remat and dtype stay as configured. A shorter context also stays if positions are rotary, which have no parameters.
+    The parameters then fit. `init_from` is a run, a folder of a Hugging Face model, or a .gguf file. If the families
+    agree, dropout, scan, remat and dtype stay as configured. A shorter context also stays if positions are rotary,
+    which have no parameters.
 
     Raises:
         UserError: There is no such run or file.
@@ -45,7 +46,10 @@ def adopt(config: Config) -> Config:
 
 
 def _model_of(source: Path) -> tuple[ModelConfig, Path]:
-    """Return the configuration of a model and the path of its tokenizer, extracted if the model is a .gguf file."""
+    """Return the configuration of a model and the path of its tokenizer.
+
+    The tokenizer of a .gguf file is extracted to the cache.
+    """
     if source.suffix == ".gguf":
         loaded: Any = pretrained.foreign(source)
         path = cache_folder() / "tokenizers" / f"{loaded.tokenizer.sha256}.json"
@@ -59,18 +63,21 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
             f"init_from={source} is not a run or a Hugging Face model (it has no config.json), and not a .gguf or "
             f".safetensors file"
         )
-    return codec.from_json((source / "config.json").read_text(), Config).model, source / "tokenizer.json"
+    return presets.read(source / "config.json", exact=True).model, source / "tokenizer.json"
 
 
 def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, Any]]:
-    """Return the state before update 0, and the fields of the journal that describe its origin.
+    """Initialize the state of a run.
 
     With `init_from`, the source's parameters (the average, if the source has one) replace the initial parameters of
     the same name and shape.
 
     Args:
-        run: the new run.
-        report: receives lines about the parameters that were taken, are new, or are not used.
+        run: The new run.
+        report: Receives lines about the parameters that were taken, are new, or are not used.
+
+    Returns:
+        The state before update 0, and the fields of the journal that describe its origin.
 
     Raises:
         UserError: The source cannot be read, has another tokenizer or shape, or has no parameter in common.
@@ -104,15 +111,21 @@ def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, 
     params = jax.tree_util.tree_map_with_path(leaf, state.params)
     values = sum(named[name].size for name in taken)
     report(f"{source}: {len(taken)} of {len(named)} parameters taken, {values:,} values")
-    for what, names in (("newly initialized", set(named) - set(taken)), ("not used", set(source_params) - set(named))):
+    for description, names in (
+        ("newly initialized", set(named) - set(taken)),
+        ("not used", set(source_params) - set(named)),
+    ):
         if names:
-            report(f"  {what}: {', '.join(sorted(names))}")
+            report(f"  {description}: {', '.join(sorted(names))}")
     average = None if state.ema is None else jax.tree.map(lambda x: x.copy(), params)
     return state.replace(params=params, ema=average), {"init_from": str(source), "init_sha256": digest(params)}
 
 
 def _parameters(run: Run, source: Path) -> dict[str, np.ndarray]:
-    """Return the leaves by name in the layout of this run's model: stacked over layers if it scans."""
+    """Return the source's leaves by name in the layout of this run's model.
+
+    If the model scans, leaves are stacked over layers.
+    """
     if source.suffix == ".safetensors":
         try:
             leaves = {name.replace(".", "/"): leaf for name, leaf in weights.read(source).items()}
@@ -127,7 +140,11 @@ def _parameters(run: Run, source: Path) -> dict[str, np.ndarray]:
 
 
 def _params(run: Run, source: Path) -> Any:
-    """Return the parameters of a run or of a foreign model; raise a UserError if its tokenizer is another."""
+    """Return the parameters of a run or of a foreign model.
+
+    Raises:
+        UserError: Its tokenizer differs from this run's.
+    """
     foreign = pretrained.foreign(source)
     source_tokenizer = foreign.tokenizer if foreign else tokenizer.load_tokenizer(source / "tokenizer.json")
     if source_tokenizer.sha256 != run.store.tokenizer.sha256:

@@ -1,4 +1,4 @@
-"""What a run measures on its validation split, and in context, as a function of its state."""
+"""Evaluation of a run's state on its validation split and on tasks in context."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,55 +6,67 @@ from typing import Any
 import jax
 import numpy as np
 
+from lmjax.config import extensions
 from lmjax.evaluation import in_training
 from lmjax.inference.language_model import LanguageModel
 from lmjax.parallel import mesh, processes
 from lmjax.parallel.mesh import local_copy
 from lmjax.run.build import Run, averaged, on_mesh, trained_in_context
+from lmjax.run.saved import LoadedRun
 from lmjax.system import faults
 from lmjax.training.signals import StopRequest
 from lmjax.training.state import State
 
 
 class Interrupted(RuntimeError):
-    """A signal asked the run to stop."""
+    """A signal asked the run to stop during an evaluation."""
 
 
 def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, bool], dict[str, float]]:
-    """A function (state, whole) -> the task's scores on the validation split: `val_loss`, and what it adds.
+    """Return a function (state, final) that computes the scores on the validation split.
 
-    It reads the whole split, or the first `train.evaluate_batches` (`final_batches`, with `whole`) microbatches. The
-    average of the parameters is used where the run keeps one. Interrupted: `stop` was requested on the way.
+    The scores are `val_loss` and those that the objective and the tasks add. The function reads the first
+    `train.evaluate_batches` microbatches, or `train.final_batches` if `final`; 0 means the complete split. It uses the
+    average of the parameters if the run computes one. It raises `Interrupted` if `stop` is requested meanwhile.
     """
-    config, task = run.config, run.task
+    config, objective = run.config, run.objective
 
     @jax.jit
     def sums(params: Any, rows: Any, carry: Any) -> Any:
         with on_mesh(run):
-            return task.measure(params, rows, carry)
+            return objective.measure(params, rows, carry)
 
     in_context = _in_context(run)
 
-    def evaluate(state: State, whole: bool) -> dict[str, float]:
-        params, most = averaged(state), config.train.final_batches if whole else config.train.evaluate_batches
-        found, carry = [], task.begin((config.batch.microbatch,))
-        for number, rows in enumerate(task.validation()):
+    def evaluate(state: State, final: bool) -> dict[str, float]:
+        params, most = averaged(state), config.train.final_batches if final else config.train.evaluate_batches
+        batch_sums, carry = [], objective.begin((config.batch.microbatch,))
+        for number, rows in enumerate(run.samples.validation()):
             faults.reach("evaluate.batch")
             if number == most > 0:
                 break
-            if stop is not None and stop.name and processes.alone():  # else the others would wait for this one
+            if stop is not None and stop.name and processes.alone():  # other processes would wait for this process
                 raise Interrupted("the evaluation was interrupted by a signal")
-            some, carry = sums(params, mesh.put_batch(rows, run.mesh, leading=0), carry)
-            found.append(some)
-        found = jax.device_get(found)
-        totals = {name: float(np.sum([np.float64(some[name]) for some in found])) for name in found[0]}
-        return task.scores(totals) | in_context(params)
+            new_sums, carry = sums(params, mesh.put_batch(rows, run.mesh, leading=0), carry)
+            batch_sums.append(new_sums)
+        batch_sums = jax.device_get(batch_sums)
+        totals = {name: float(np.sum([np.float64(part[name]) for part in batch_sums])) for name in batch_sums[0]}
+        return objective.scores(totals) | in_context(params) | _registered(run, params, int(state.update))
 
     return evaluate
 
 
+def _registered(run: Run, params: Any, update: int) -> dict[str, float]:
+    """Compute the metrics of `train.metrics`."""
+    names = run.config.train.metrics
+    if not names:
+        return {}
+    loaded = LoadedRun(run.config, run.objective, local_copy(params), run.store.tokenizer, update)
+    return {f"val_{name}": float(extensions.get("metric", name)(loaded)) for name in names}
+
+
 def _in_context(run: Run) -> Callable[[Any], dict[str, float]]:
-    """What `evaluate` of the configuration asks for, as a function of the parameters."""
+    """Return a function of the parameters that computes the scores of `config.evaluate`."""
     config = run.config
     if not config.evaluate.tasks:
         return lambda params: {}

@@ -1,6 +1,8 @@
-"""lm-evaluation-harness on any model that lmjax opens: importing this file registers the model `lmjax` there.
+"""lm-evaluation-harness on any model that lmjax opens.
 
-    python -m lmjax.lm_eval --model lmjax --model_args path=MODEL --tasks lambada_openai     all that lm_eval takes
+The import of this module registers the model `lmjax` with the harness, whose command line and API then accept it:
+
+    python -m lmjax.lm_eval --model lmjax --model_args path=MODEL --tasks lambada_openai
     lm_eval.simple_evaluate(model="lmjax", model_args="path=MODEL", tasks=["lambada_openai"])
     lm_eval.simple_evaluate(model=harness.Harness(language_model), tasks=["lambada_openai"])
 
@@ -39,10 +41,10 @@ class Harness(LM):
     """A model with the interface of the harness.
 
     Args:
-        path: a run, a Hugging Face folder, a .gguf file, or a loaded model.
-        checkpoint: as in `pretrained.load`.
-        dtype: as in `pretrained.load`.
-        batch_size: ignored; the harness passes it, but lmjax chooses its own.
+        path: A run, a Hugging Face folder, a .gguf file, or a loaded model.
+        checkpoint: As in `pretrained.load`.
+        dtype: As in `pretrained.load`.
+        batch_size: Ignored; the harness passes it, but lmjax chooses its own.
         max_batch_size: ignored.
         device: ignored.
 
@@ -65,20 +67,27 @@ class Harness(LM):
         self.lm = path if loaded else pretrained.load(path, checkpoint=str(checkpoint), dtype=dtype)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return, for each (context, continuation), its log-probability in nats and whether it is the greedy choice."""
+        """Score each (context, continuation).
+
+        Returns:
+            For each, the log-probability in nats and whether the continuation is the greedy choice.
+        """
         texts = [request.args for request in requests]
-        asked = [scoring.encode(self.lm, *text) for text in texts]
-        with tqdm(total=len(asked), desc="lmjax: log-probabilities", disable=disable_tqdm or None) as bar:
+        encoded = [scoring.encode(self.lm, *text) for text in texts]
+        with tqdm(total=len(encoded), desc="lmjax: log-probabilities", disable=disable_tqdm or None) as bar:
 
             def take(answers: Mapping[int, scoring.Found]) -> None:
                 for i, answer in answers.items():
                     self.cache_hook.add_partial("loglikelihood", texts[i], (answer.logprob, answer.greedy))
                 bar.update(len(answers))
 
-            return [(answer.logprob, answer.greedy) for answer in scoring.score(self.lm, asked, take=take)]
+            return [(answer.logprob, answer.greedy) for answer in scoring.score(self.lm, encoded, take=take)]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return, for each (text,), its log-probability in nats; windows of the context predict every token once."""
+        """Return the log-probability of each (text,) in nats.
+
+        Windows of the context predict every token once.
+        """
         windows = [scoring.rolling(self.lm, *request.args) for request in requests]
         request_of_window = [i for i, request_windows in enumerate(windows) for _ in request_windows]
         sums = [0.0] * len(requests)
@@ -99,8 +108,8 @@ class Harness(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return, for each (context, settings), the continuation up to a text of `until`.
 
-        The settings are those of `sampling`; decoding is greedy unless they ask for sampling. A context that leaves too
-        little room is cut at its beginning.
+        The settings are those of `sampling`; decoding is greedy unless they select sampling. A context that is too long
+        is truncated at its beginning.
         """
         kinds: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
@@ -149,7 +158,10 @@ def sampling(settings: Mapping[str, Any], *, seed: int = 0) -> Sampling:
 
 
 def command() -> int:
-    """Run the harness's own command with the arguments of this process; it knows `--model lmjax`."""
+    """Run the harness's own command with the arguments of this process.
+
+    It then accepts `--model lmjax`.
+    """
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()

@@ -2,27 +2,23 @@
 
 The rungs are an n-gram model, which counts, and models trained by gradients. Each trained rung is a separate run with
 the same training FLOPs. Bits per byte on one validation split compare all rungs.
-
-Shapes: B rows, T positions, P places that are predicted.
 """
 
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from math import inf, log
+from math import inf
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
 from lmjax.config import BERTConfig, Config, UserError, codec, errors, presets
 from lmjax.config.checks import check
-from lmjax.data.batches import masking
 from lmjax.data.store.preparation import prepare
 from lmjax.data.store.store import Store
 from lmjax.display.console import Console
+from lmjax.evaluation.pseudo_likelihood import pseudo_bits_per_byte
 from lmjax.models import registry
 from lmjax.models.ngram import KneserNey
 from lmjax.objectives.causal import Causal
@@ -42,7 +38,9 @@ PASSAGES = 16  # passages of the validation split on which BERT is measured
 
 
 def show(names: Sequence[str], out: Path, *, compute: float, changes: Sequence[str], bert: Path | None) -> int:
-    """Climb the rungs `names` with `changes` (`key.path=value`) to each, and return the exit status.
+    """Climb the rungs `names`, and return the exit status.
+
+    `changes` (`key.path=value`) apply to each rung.
 
     Raises:
         UserError: A rung is unknown, or any error of `climb`.
@@ -169,9 +167,12 @@ def level(run_dir: Path, rung: str) -> Level:
 
 
 def count(config: Config, store: Store, order: int) -> Level:
-    """Measure an interpolated Kneser-Ney model of n-grams up to `order`, counted once over the training split."""
-    task, begun = build.build(config, store).task, time.perf_counter()
-    if not isinstance(task, Causal):
+    """Measure an interpolated Kneser-Ney model of n-grams up to `order`.
+
+    The n-grams are counted once over the training split.
+    """
+    objective, begun = build.build(config, store).objective, time.perf_counter()
+    if not isinstance(objective, Causal):
         raise UserError(f"objective.family={config.objective.family}: n-grams predict the next token; use causal")
     streams, held_out = [tokens.ids for tokens in store.sources], np.asarray(store.validation.ids)
     ends = store.tokenizer.end_of_text
@@ -182,7 +183,7 @@ def count(config: Config, store: Store, order: int) -> Level:
         parameters=sum(len(part.shares) + len(part.rests) for part in model.levels),
         compute=0.0,
         tokens=sum(map(len, streams)),
-        bits_per_byte=task.bits_per_byte(nats),
+        bits_per_byte=objective.bits_per_byte(nats),
         seconds=time.perf_counter() - begun,
     )
 
@@ -201,7 +202,14 @@ def pseudo(run_dir: Path) -> Level:
         raise UserError(f"--bert {run_dir}: give a finished run of BERT (python train.py bert_tiny)")
     tokens = prepare(trained.config.data).validation
     documents = np.split(np.asarray(tokens.ids), np.asarray(tokens.starts)[1:])
-    bits = pseudo_bits_per_byte(trained, [trained.tokenizer.decode(ids) for ids in documents], limit=PASSAGES)
+    bits = pseudo_bits_per_byte(
+        trained.objective,
+        trained.params,
+        trained.tokenizer,
+        [trained.tokenizer.decode(ids) for ids in documents],
+        context=trained.config.model.context,
+        limit=PASSAGES,
+    )
     summary = read_summary(run_dir)
     return Level(
         rung="BERT, pseudo-likelihood",
@@ -211,50 +219,3 @@ def pseudo(run_dir: Path) -> Level:
         bits_per_byte=bits,
         seconds=summary["seconds"] + time.perf_counter() - begun,
     )
-
-
-def pseudo_bits_per_byte(trained: saved.LoadedRun, texts: Sequence[str], *, limit: int = 0) -> float:
-    """Return the pseudo-log-likelihood of Salazar et al. 2020 (equation 1) in bits per predicted byte.
-
-    Every token is masked in turn and predicted from all other tokens of its passage. Passages are the texts, cut to
-    the length of a row; `limit` of them, evenly spread, are measured (0: all). Unknown tokens are not predicted; bytes
-    are those of the text that the predicted tokens decode to. The result is not a measure of compression.
-
-    Raises:
-        UserError: The texts have no token to predict.
-    """
-    facts, tokenizer = masking.facts(trained.tokenizer), trained.tokenizer
-    context = trained.config.model.context
-    room = context - 2
-    cut = [ids[at : at + room] for ids in tokenizer.encode_batch(texts) for at in range(0, len(ids), room)]
-    chosen = sorted({int(i) for i in np.linspace(0, len(cut) - 1, limit)}) if 0 < limit < len(cut) else range(len(cut))
-    measure = jax.jit(lambda params, batch: trained.task.by_row(params, batch)[0].sum())
-    nats, size = 0.0, 0
-    for passage in (np.asarray(cut[i]) for i in chosen):
-        asked = np.flatnonzero(np.isin(passage, facts.plain_V))
-        nats += float(measure(trained.params, masked_in_turn(passage, asked, facts=facts, context=context)))
-        size += len(tokenizer.decode(passage[asked]).encode())
-    if not size:
-        raise UserError("the texts have no token that BERT can predict; use texts of its vocabulary")
-    return nats / log(2) / size
-
-
-def masked_in_turn(passage: np.ndarray, asked: np.ndarray, *, facts: masking.Facts, context: int) -> dict[str, Any]:
-    """Return a batch of `context` rows: each is [CLS] passage [SEP] with one token of the places `asked` masked.
-
-    Unused rows have weight 0.
-    """
-    T, count, length = context, len(asked), len(passage) + 2
-    row_T = np.full(T, facts.pad, np.int32)
-    row_T[:length] = [facts.cls, *passage, facts.sep]
-    inputs_BT, places_B = np.tile(row_T, (T, 1)), np.ones(T, np.int32)
-    places_B[:count] = asked + 1
-    inputs_BT[np.arange(count), places_B[:count]] = facts.mask
-    return {
-        "inputs_BT": inputs_BT,
-        "kinds_BT": np.zeros((T, T), np.int32),
-        "real_BT": np.tile((np.arange(T) < length).astype(np.int32), (T, 1)),
-        "places_BP": places_B[:, None],
-        "targets_BP": row_T[places_B][:, None],
-        "weights_BP": (np.arange(T) < count).astype(np.float32)[:, None],
-    }

@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator
 
 from lmjax.config import Config, UserError, codec
 from lmjax.display.console import Console
+from lmjax.display.figures import REFERENCE, WIDTH, colour, panels, save
 from lmjax.display.format import duration, quantity
 from lmjax.models import registry
 from lmjax.run import curves
@@ -55,9 +56,7 @@ def write_ladder(out: Path, levels: Sequence[Level], apart: Sequence[Level], *, 
         write_text(out / "ladder.md", markdown(levels, apart))
         results = {"levels": [asdict(level) for level in levels], "not_comparable": [asdict(level) for level in apart]}
         write_text(out / "ladder.json", json.dumps({"compute": compute} | results, indent=1) + "\n")
-        partial = out / "ladder.png.partial"
-        figure(levels, out).savefig(partial, dpi=150, format="png")
-        partial.replace(out / "ladder.png")
+        save(figure(levels, out), out / "ladder.png")
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another place with --out") from None
     with Console() as console:
@@ -82,7 +81,7 @@ def _cells(level: Level) -> tuple[str, ...]:
 
 
 def markdown(levels: Sequence[Level], apart: Sequence[Level] = ()) -> str:
-    """Return the Markdown tables: the levels in the given order, then the levels that are not comparable."""
+    """Return Markdown tables of the levels, and of those that are not comparable."""
 
     def table(rows: Sequence[Level]) -> Iterator[str]:
         yield f"| {' | '.join(HEADER)} |"
@@ -94,24 +93,23 @@ def markdown(levels: Sequence[Level], apart: Sequence[Level] = ()) -> str:
 
 
 def figure(levels: Sequence[Level], out: Path) -> Figure:
-    """Plot bits per byte against training compute (from the records in `out`) and against parameters.
+    """Plot bits per byte against training compute and against parameters.
 
+    Compute is that of the records in `out`.
     The n-gram levels, which take no training compute, are horizontal lines.
     """
-    result = Figure(figsize=(10, 4.5), layout="constrained")
-    left, right = result.subplots(1, 2, sharey=True)
+    result, (left, right) = panels((10, 4.5), columns=2, share_y=True)
     counted = sorted((level for level in levels if not level.compute), key=lambda level: level.rung)
     trained = [level for level in levels if level.compute]
     for axes, label in ((left, "training compute (FLOPs)"), (right, "parameters")):
-        curves.plain(axes)
         axes.set_xlabel(label)
     lowest = [level.bits_per_byte for level in levels]
     for at, level in enumerate(trained):
-        (run,), colour = curves.load([out / level.rung]), curves.COLOURS[at % len(curves.COLOURS)]
+        (run,) = curves.load([out / level.rung])
         compute = run.validation["tokens"] * rung_flops_per_token(out / level.rung)
         bits = run.validation["val_bits_per_byte"]
-        left.plot(compute, bits, color=colour, marker="o", markersize=4, linewidth=1.6, label=level.rung)
-        right.plot([level.parameters], [level.bits_per_byte], color=colour, marker="o", markersize=8, linestyle="")
+        left.plot(compute, bits, color=colour(at), marker="o", markersize=4, linewidth=WIDTH, label=level.rung)
+        right.plot([level.parameters], [level.bits_per_byte], color=colour(at), marker="o", markersize=8, linestyle="")
         _name(right, level.rung, level.parameters, level.bits_per_byte)
         lowest.extend(bits)
     top = max((level.bits_per_byte for level in trained), default=max(lowest)) * 1.25
@@ -128,7 +126,7 @@ def figure(levels: Sequence[Level], out: Path) -> Figure:
 
 
 def _draw_counted(left: Axes, right: Axes, counted: Sequence[Level]) -> None:
-    style: dict[str, Any] = {"color": "0.3", "linewidth": 1.2, "linestyle": (0, (6, 2)), "zorder": 1}
+    style: dict[str, Any] = REFERENCE | {"linestyle": (0, (6, 2)), "zorder": 1}
     for level in counted:
         for axes in (left, right):
             axes.axhline(level.bits_per_byte, **style)

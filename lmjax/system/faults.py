@@ -17,7 +17,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +53,7 @@ POINTS = {
     "rollback.restore": "all later checkpoints are in quarantine, the state is not restored",
     "rollback.done": "the state is restored and the journal records it",
 }
+_STEP = ("compile", "update", "params", "opt_state")  # before a call of the compiled update
 _AHEAD = ("batch", "data", "learning_rate")  # computed before their use, and perhaps never used
 ACTIONS = ("kill", "SIGTERM", "SIGINT", "error", "full", "sleep", "nan", "inf", "times", "random")
 
@@ -106,31 +107,73 @@ def armed(text: str) -> Iterator[None]:
 
 
 def reach(point: str, *, at: int | None = None) -> None:
-    """Mark that the program reaches `point` (of update `at`), and trigger the faults armed there."""
+    """Trigger the faults armed at `point` (of update `at`), which the program reaches."""
     if _armed:
         for fault in _due(point, at):
             _happen(fault)
 
 
 def change(point: str, value: Any, *, at: int) -> Any:
-    """Return `value` (a number, an array or a pytree of them), corrupted if a fault is armed at `point`."""
+    """Return `value`, a pytree of arrays, corrupted if a fault is armed at `point`."""
     if _armed:
         for fault in _due(point, at):
             value = _spoiled(value, fault)
     return value
 
 
-def wait(points: Sequence[str], *, at: int) -> bool:
-    """Whether a fault is armed at one of the points of update `at`."""
-    faults = [fault for point in points for fault in _armed.get(point, ())]
-    return any(fault.first <= at <= fault.last and (fault.always or at not in fault.fired) for fault in faults)
+def step_armed() -> bool:
+    """Whether a fault is armed before an update: each call must apply one update only."""
+    return any(point in _armed for point in _STEP)
 
 
-def spend(point: str, *, at: int) -> None:
-    """Mark that a value which was corrupted in advance is used now, so that it is not corrupted again."""
-    for fault in _armed.get(point, ()):
-        if fault.first <= at <= fault.last:
-            fault.fired.add(at)
+def around(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Wrap a step `(state, batches) -> (state, metrics)` in the failpoints before it.
+
+    Args:
+        step: the step; called with one batch if one of the failpoints is armed.
+
+    Returns:
+        `step` itself if none is armed.
+    """
+    if not step_armed():
+        return step
+    import jax
+
+    compiled = False
+
+    def step_with_faults(state: Any, batches: Any) -> Any:
+        nonlocal compiled
+        number = int(jax.device_get(batches[0]["update"])) + 1
+        reach("update", at=number)
+        params = change("params", state.params, at=number)
+        opt_state = change("opt_state", state.opt_state, at=number)
+        if not compiled:
+            reach("compile")
+            compiled = True
+        return step(state.replace(params=params, opt_state=opt_state), batches)
+
+    return step_with_faults
+
+
+def change_batch(rows: Any, learning_rate: Any, *, update: int, cursor: int) -> tuple[Any, Any]:
+    """Return the rows and the learning rate of a batch, corrupted if a fault is armed there.
+
+    Args:
+        rows: the arrays of the batch.
+        learning_rate: its learning rate.
+        update: the number of updates applied before the batch.
+        cursor: the cursor before the batch.
+    """
+    rows = change("data", change("batch", rows, at=update + 1), at=cursor)
+    return rows, change("learning_rate", learning_rate, at=update + 1)
+
+
+def spend_batch(*, update: int, cursor: int) -> None:
+    """Mark the faults of a used batch as fired, so that they do not corrupt the next one."""
+    for point, number in (("batch", update + 1), ("learning_rate", update + 1), ("data", cursor)):
+        for fault in _armed.get(point, ()):
+            if fault.first <= number <= fault.last:
+                fault.fired.add(number)
 
 
 def over() -> None:
@@ -168,17 +211,17 @@ def _happen(fault: _Fault) -> None:
 
 
 def _spoiled(value: Any, fault: _Fault) -> Any:
-    """Corrupt the largest floating-point leaf (or, for `random`, every integer leaf) of a pytree."""
+    """Corrupt the largest floating-point leaf (`random`: every integer leaf) of a pytree."""
     import jax
 
     leaves, structure = jax.tree.flatten(value)
     kind = np.integer if fault.action == "random" else np.floating
-    chosen = [i for i, leaf in enumerate(leaves) if np.issubdtype(np.asarray(leaf).dtype, kind)]
+    chosen = [i for i, leaf in enumerate(leaves) if np.issubdtype(getattr(leaf, "dtype", type(leaf)), kind)]
     if fault.action != "random":
         chosen = sorted(chosen, key=lambda i: np.size(leaves[i]))[-1:]
     for i in chosen:
         leaf = leaves[i]
-        array = np.array(leaf)
+        array = np.array(jax.device_get(leaf))
         if fault.action == "random":
             array = np.random.default_rng(fault.number).integers(0, array.max() + 1, array.shape, array.dtype)
         elif fault.action == "times":

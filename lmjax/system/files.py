@@ -1,28 +1,51 @@
 """Atomic writes of files, a lock for one process, and the cache folder."""
 
-import fcntl
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lmjax.config.errors import UserError
 
 
 def cache_folder() -> Path:
-    """Return the folder of everything that lmjax can recreate: `$XDG_CACHE_HOME/lmjax`, else `~/.cache/lmjax`."""
+    """Return the folder of everything that lmjax can recreate.
+
+    It is `$XDG_CACHE_HOME/lmjax`, else `~/.cache/lmjax`.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmjax"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text`, synced and renamed into place, so that a crash leaves the old file or the new file."""
+@contextmanager
+def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Yield a partial path to write; it replaces `path` at the end, or is removed on error.
+
+    A process that dies leaves the old file, and perhaps the partial file.
+
+    Args:
+        path: The file.
+        sync: Sync the content before the rename, so that a power cut also leaves the old file or the new file.
+    """
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        yield partial
+        if sync:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):  # the error that is raised matters more
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that a crash leaves either the old file or the new file."""
+    with replacing(path, sync=True) as partial:
+        partial.write_text(text, encoding="utf-8")
     sync_folder(path.parent)
 
 
@@ -42,34 +65,42 @@ def locked(path: Path, *, wait: Callable[[], None] | None = None) -> Iterator[No
     The system releases the lock when the process ends for any reason, so a leftover lock file is harmless.
 
     Args:
-        path: the folder or lock file.
-        wait: called before waiting for another process that holds the lock.
+        path: The folder or lock file.
+        wait: Called before waiting for another process that holds the lock.
 
     Raises:
         UserError: Another process holds the lock, and there is no `wait`.
     """
     file = path / ".lock" if path.is_dir() else path
-    while True:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if wait is None:
-                holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
-                os.close(descriptor)
-                raise UserError(f"{path} is in use by {holder}; wait for it, or stop it first") from None
-            wait()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        try:
-            if os.fstat(descriptor).st_ino == os.stat(file).st_ino:
-                break
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)  # the holder removed the file just before it released the lock
+    lock = FileLock(file, on_acquired=_write_holder)
     try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+        lock.acquire(blocking=False)
+    except Timeout:
+        if wait is None:
+            raise UserError(f"{path} is in use by {_holder(file)}; wait for it, or stop it first") from None
+        wait()
+        lock.acquire()
+    try:
         yield
     finally:
-        file.unlink(missing_ok=True)
-        os.close(descriptor)
+        # Removed while it is locked: a process that waits for the removed file notices, and opens a new one. Windows
+        # refuses to remove an open file; there the release removes it.
+        with suppress(PermissionError):
+            file.unlink(missing_ok=True)
+        lock.release()
+
+
+def _write_holder(descriptor: int) -> None:
+    """Write this process into the lock file, which it holds."""
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+
+
+def _holder(file: Path) -> str:
+    """The process that holds the lock file, as far as the file tells."""
+    try:
+        with file.open("rb") as content:
+            text = content.read(200).decode(errors="replace").strip()
+    except OSError:  # just removed, or on Windows, which locks the content
+        text = ""
+    return text or "another process"

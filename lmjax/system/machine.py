@@ -15,47 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Dense bf16 matrix products (f16 where there is no bf16), FLOP/s of one JAX device, by a word of its `device_kind`.
-# NVIDIA quotes most tensor-core numbers with 2:4 sparsity; the dense numbers are half of these.
-PEAKS = {
-    # cloud.google.com/tpu/docs/system-architecture-tpu-vm and the page of each version; a v2 or v3 chip (45 and
-    # 123 TFLOP/s) and a TPU7x chip (2307) are two JAX devices each, the others one
-    "TPU v2": 22.5e12,
-    "TPU v3": 61.5e12,
-    "TPU v4 lite": 138e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 1153.5e12,
-    # NVIDIA's data sheets of GB200 NVL72 (360 PFLOP/s sparse for 72), HGX B200 (36 sparse for 8), H200, H100, A100,
-    # L40S, L4, A10, A10G, RTX A6000, V100 and T4
-    "GB200": 2500e12,
-    "B200": 2250e12,
-    "H200": 989.5e12,
-    "H100 PCIe": 756.5e12,
-    "H100 NVL": 835.5e12,
-    "H100": 989.5e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "A10G": 70e12,
-    "RTX A6000": 154.8e12,
-    "V100": 125e12,
-    "T4": 65e12,
-    # NVIDIA's architecture white papers (Blackwell, Ada, Ampere GA102), appendix A: bf16 with f32 accumulation
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
-}
+from lmjax.system import accelerators
 
 
 def xla_flags() -> str:
-    """Return the XLA flags of this process in alphabetical order, without the number of virtual devices."""
+    """Return the XLA flags of this process, sorted, without the number of virtual devices."""
     return " ".join(sorted(flag for flag in os.environ.get("XLA_FLAGS", "").split() if "_device_count=" not in flag))
 
 
@@ -63,7 +27,9 @@ def xla_flags() -> str:
 
 
 def peak_flops(dtype: str = "float32", *, devices: Sequence[Any] | None = None) -> float:
-    """Return the peak FLOP/s of the devices (default: all) together in matrix products; NaN if one is unknown.
+    """Return the peak FLOP/s of the devices together in matrix products.
+
+    The default is all devices. The result is NaN if one is unknown.
 
     Accelerators: the data sheet's dense bf16 number for any `dtype`. CPU: measured with inputs of `dtype` (float32 or
     bfloat16). Virtual devices of one CPU share its cores, so they count once per process.
@@ -71,18 +37,15 @@ def peak_flops(dtype: str = "float32", *, devices: Sequence[Any] | None = None) 
     devices = jax.devices() if devices is None else list(devices)
     hosts = {device.process_index for device in devices if device.platform == "cpu"}
     measured = _measure(dtype) * len(hosts) if hosts else 0.0
-    return measured + sum(_listed(device.device_kind) for device in devices if device.platform != "cpu")
-
-
-def _listed(device_kind: str) -> float:
-    """Return the table's entry for a device; the longest name that matches complete words wins."""
-    names = [name for name in PEAKS if re.search(rf"\b{re.escape(name)}\b", device_kind, re.IGNORECASE)]
-    return PEAKS[max(names, key=len)] if names and "Laptop" not in device_kind else float("nan")
+    return measured + sum(accelerators.find(device.device_kind).peak for device in devices if device.platform != "cpu")
 
 
 @functools.cache
 def _measure(dtype: str, size: int = 1024, seconds: float = 0.1) -> float:
-    """Measure the best FLOP/s of products of two size x size matrices with float32 result on the CPU."""
+    """Measure the best FLOP/s of products of two size x size matrices on the CPU.
+
+    The result of a product is float32.
+    """
 
     @jax.jit
     def product(a, b):
@@ -114,7 +77,7 @@ def peak_memory() -> int | None:
 
 
 def total_memory() -> int | None:
-    """Return the bytes of memory that this process may use: those of the machine, or the container's limit."""
+    """Return the bytes of memory of the machine, or the container's limit."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -123,7 +86,10 @@ def total_memory() -> int | None:
 
 
 def available_memory() -> int | None:
-    """Return the bytes that are available without swapping, within the container's limit; None if unknown."""
+    """Return the bytes that are available without swapping; None if unknown.
+
+    A container's limit counts.
+    """
     try:
         match = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
@@ -138,14 +104,14 @@ def available_memory() -> int | None:
 
 
 def device_memory(device: Any = None) -> dict[str, int]:
-    """Return the known `peak`, `used` and `limit` of a device's own memory in bytes; empty on a CPU."""
+    """Return the known `peak`, `used` and `limit` of a device's memory; empty on a CPU."""
     stats = (device or jax.local_devices()[0]).memory_stats() or {}
     names = {"peak": "peak_bytes_in_use", "used": "bytes_in_use", "limit": "bytes_limit"}
     return {name: int(stats[key]) for name, key in names.items() if key in stats}
 
 
 def _container_numbers(*names: str) -> list[int]:
-    """Return a list with the number in the first of these cgroup files (version 2, then 1) that has one."""
+    """Return a list with the number in the first of these cgroup files that has one."""
     for name in names:
         try:
             return [int(Path("/sys/fs/cgroup", name).read_text())]
@@ -171,7 +137,7 @@ def cores() -> int:
 
 
 def describe() -> str:
-    """Describe the machine in one line, such as `CPU: AMD EPYC 7B13, 2 cores, 24 GB, jax 0.10.2`."""
+    """Describe the machine in one line: `CPU: AMD EPYC 7B13, 2 cores, 24 GB, jax 0.10.2`."""
     parts = [_devices(jax.devices())] if jax.default_backend() != "cpu" else []
     total = total_memory()
     memory = [f"{total / 1e9:.0f} GB"] if total else []

@@ -6,9 +6,11 @@ Only the entry points (train.py, the command line, notebooks) import this module
 import ctypes
 import glob
 import importlib.util
+import json
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lmjax.config import RuntimeConfig, UserError
 from lmjax.system.files import cache_folder
@@ -47,7 +49,7 @@ def settings(config: RuntimeConfig | None = None) -> dict[str, str]:
 
 
 def _flags(config: RuntimeConfig) -> str:
-    """Return XLA_FLAGS; the user's environment overrides `xla_flags`, which overrides lmjax's own flags."""
+    """Return XLA_FLAGS: the environment overrides `xla_flags`, which overrides the defaults."""
     own_flags = [f"--{_DEVICE_COUNT}={config.host_devices}"] if config.host_devices else []
     if _any_file(_GPUS) and os.environ.get("JAX_PLATFORMS") != "cpu":
         own_flags += config.gpu_flags
@@ -59,7 +61,7 @@ def _flags(config: RuntimeConfig) -> str:
 
 
 def compile_only() -> None:
-    """Set the environment of a process that compiles for absent devices. Call it before `prepare`."""
+    """Set the environment of a process that compiles for absent devices, before `prepare`."""
     os.environ.update(
         {
             "JAX_PLATFORMS": "cpu",
@@ -73,11 +75,11 @@ def compile_only() -> None:
 
 
 def prepare(config: RuntimeConfig | None = None) -> None:
-    """Set the environment and the allocator of a run. Call it before JAX is imported.
+    """Set the environment and the allocator of a run. Call it before JAX starts its backends.
 
     Variables that the user has set keep their values.
     """
-    assert "jax" not in sys.modules, "runtime.prepare() must run before jax is imported"
+    assert not _backends_started(), "runtime.prepare() must run before jax starts its backends"
     config = config or RuntimeConfig()
     if _only_compilers():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -85,17 +87,18 @@ def prepare(config: RuntimeConfig | None = None) -> None:
     os.environ.update({name: flags for name, flags in environment.items() if name == "XLA_FLAGS"})
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+    _update_jax(environment)
     if config.allocator != "system":
         _keep_memory((*_KEEP, *(_ONE_ARENA if config.allocator == "pool" else ())))
 
 
 def start(config: RuntimeConfig | None = None) -> None:
-    """Prepare as `prepare` does; if JAX is imported already, check that it runs with the settings that matter.
+    """Call `prepare`, or check the flags of a JAX that has started its backends.
 
     Raises:
-        UserError: JAX was imported before, without flags that the configuration asks for.
+        UserError: JAX has started before, without flags that the configuration asks for.
     """
-    if "jax" not in sys.modules:
+    if not _backends_started():
         prepare(config)
         return
     wanted = set((config or RuntimeConfig()).xla_flags)
@@ -104,13 +107,29 @@ def start(config: RuntimeConfig | None = None) -> None:
     missing = wanted - set(os.environ.get("XLA_FLAGS", "").split())
     if missing:
         raise UserError(
-            f"runtime: JAX was imported before lmjax could set XLA_FLAGS {' '.join(sorted(missing))}; call lmjax "
-            "before `import jax`, or set XLA_FLAGS in the environment"
+            f"runtime: JAX was started before lmjax could set XLA_FLAGS {' '.join(sorted(missing))}; call lmjax "
+            "before the first computation with JAX, or set XLA_FLAGS in the environment"
         )
 
 
+def _backends_started() -> bool:
+    """Whether JAX has read XLA_FLAGS: at its first computation, not at its import."""
+    bridge = sys.modules.get("jax._src.xla_bridge")  # no public function tells
+    return bridge is not None and bridge.backends_are_initialized()
+
+
+def _update_jax(environment: Mapping[str, str]) -> None:
+    """Apply variables that JAX reads at its import, if a user's file has imported it already."""
+    jax = sys.modules.get("jax")
+    for name in environment:
+        if jax is not None and name.startswith("JAX_"):
+            value = os.environ[name]
+            simple = re.fullmatch(r"true|false|-?[0-9.]+", value)
+            jax.config.update(name.lower(), json.loads(value) if simple else value)
+
+
 def _keep_memory(options: Sequence[tuple[int, int]]) -> None:
-    """Make the C library (Linux, glibc) keep freed memory, unless the user has configured its allocator."""
+    """Make glibc keep freed memory, unless the user has configured its allocator."""
     configured = [name for name in os.environ if name.startswith("MALLOC_")]
     if sys.platform == "linux" and not configured and "malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from musl

@@ -60,7 +60,10 @@ def big_bench(tree: dict[str, Any], file: Path) -> Parts:
 
 
 def _big_bench_row(row: Any, where: str, option: str, choose: bool) -> dict[str, Any]:
-    """Convert an example to a row. `option` precedes each choice in the prompt (empty: no choices shown)."""
+    """Convert an example to a row.
+
+    `option` precedes each choice in the prompt; if empty, the prompt has no choices.
+    """
     if not isinstance(row, dict) or "input" not in row or not ("target" in row or "target_scores" in row):
         raise UserError(f"{where}: expected an object with 'input', and 'target' or 'target_scores'")
     scores = row.get("target_scores", {})

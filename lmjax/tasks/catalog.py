@@ -1,4 +1,7 @@
-"""Tasks by name: bundled tasks (files in `bundled`, generated rows of `symbolic`) and user tasks."""
+"""Tasks by name: bundled tasks and user tasks.
+
+Bundled tasks are files in `bundled` or generated rows of `symbolic`.
+"""
 
 from pathlib import Path
 
@@ -15,14 +18,15 @@ def names() -> dict[str, str]:
 
 
 def load(name: str, *, held_out_share: float = 0.0, held_out: bool = True) -> Task:
-    """Load a task: a bundled one, a folder with task.json, a file, or `hub:NAME[:SUBSET[:SPLIT]]`.
+    """Load a task by name or path.
 
-    A file is .jsonl, .json (also a BIG-bench task) or .parquet. `held_out_share` of the items, by a hash of their keys,
-    are never examples; with `held_out` only these items are the documents, otherwise only the others. With a share of
-    0 all items are both.
+    It is a bundled task, a folder with task.json, a file, or `hub:NAME[:SUBSET[:SPLIT]]`. A file is a table (see
+    `readers.rows`) or a BIG-bench task in .json. `held_out_share` of the items, by a hash of their keys, are never
+    examples; with `held_out` only these items are the documents, otherwise only the others. With a share of 0 all items
+    are both.
 
     Raises:
-        UserError: there is no such task (the nearest name is given), or a file is malformed or has other content (the
+        UserError: There is no such task (the nearest name is given), or a file is malformed or has other content (the
             file and the line are given).
     """
     if name in symbolic.NAMES:

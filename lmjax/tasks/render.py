@@ -125,21 +125,21 @@ def build_task(
 
 
 def _rest(documents: tuple[Document, ...], share: float) -> tuple[Document, ...]:
-    """The documents that are not held out."""
+    """Return the documents that are not held out."""
     return tuple(document for document in documents if not draws.held_out(document.key, share))
 
 
 def _documents(config: TaskConfig, rows: Rows, prefix: str) -> Iterator[Document]:
-    seen: dict[str, str] = {}
+    inputs_by_id: dict[str, str] = {}
     for number, (where, row) in enumerate(rows):
         try:
             document = to_document(config, row, f"{prefix}{number}")
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-        if document.id in seen:
+        if document.id in inputs_by_id:
             raise UserError(
-                f"{where}: the id '{document.id}' is also the id of {seen[document.id]}; make the ids unique"
+                f"{where}: the id '{document.id}' is also the id of {inputs_by_id[document.id]}; make the ids unique"
             )
-        seen[document.id] = where
+        inputs_by_id[document.id] = where
         if document.prompt or document.answers:  # an empty text is no document
             yield document

@@ -87,7 +87,7 @@ def shuffled(items: Sequence[T], name: Sequence[Any]) -> Iterator[T]:
 def _in_turn(
     groups: Mapping[str, Sequence[Document]], name: tuple[Any, ...], keep: Callable[[Document], bool] | None
 ) -> Iterator[Document]:
-    """Yield one item of each remaining group per round, with a new order of the groups in each round."""
+    """Yield one item of each remaining group per round; each round has a new order of groups."""
     left, orders = tuple(groups), {}
     for turn in itertools.count():
         empty = set()

@@ -126,7 +126,10 @@ def _on_side(key: str, *, share: float, held_out: bool) -> bool:
 
 
 def _distinct(count: int, make: Callable[[int], Item | None], allowed: Allowed) -> tuple[Item, ...]:
-    """Draw `count` allowed items with distinct inputs; `make(n)` draws the n-th, or None if the draw is unusable."""
+    """Draw `count` allowed items with distinct inputs.
+
+    `make(n)` draws the n-th, or None if the draw is unusable.
+    """
     items: dict[str, Item] = {}
     for _ in range(TRIES):
         item = make(len(items))
@@ -167,7 +170,10 @@ def _random_map(draw: Choices, count: int, allowed: Allowed) -> Row:
 
 
 def _pairs(draw: Choices, query: str, values: list[str], allowed: Allowed) -> dict[str, str] | None:
-    """Pair the query with the first value and a free key with each other value; None if no key is free."""
+    """Pair the query with the first value, and a free key with each other value.
+
+    None if no key is free.
+    """
     pairs = {query: values[0]}
     for value in values[1:]:
         free = [key for key in ascii_lowercase if key not in pairs and allowed(f"{key} {value}")]
@@ -195,7 +201,10 @@ _NUMBER_RULES: dict[str, Callable[[str], bool]] = {
 
 
 def _invented_labels(draw: Choices, count: int, allowed: Allowed) -> Row:
-    """Label words or numbers with two nonsense words by a rule; of every two examples, each label has one."""
+    """Label words or numbers with two nonsense words by a rule.
+
+    Of every two examples, each label has one.
+    """
     rules = draw.of((_TEXT_RULES, _NUMBER_RULES))
     name = draw.of(list(rules))
     labels = draw.some(_LABELS, 2)

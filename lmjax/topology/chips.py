@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lmjax.config import UserError
+from lmjax.system import accelerators
 
 #: GPUs of a node.
 GPUS = 8
@@ -43,8 +44,14 @@ class Chip(NamedTuple):
         return not self.target
 
 
-def _gpu(name: str, memory: int, bandwidth: float, near: float, far: float, *, capability: int, **sizes: Any) -> Chip:
+def _tpu(name: str, *, most: int) -> Chip:
+    chip = accelerators.find(name)
+    return Chip(name, chip.memory, chip.bandwidth, chip.near, chip.far, most)
+
+
+def _gpu(name: str, *, capability: int, **sizes: Any) -> Chip:
     """Return a GPU; its target is a GpuTargetConfigProto of XLA in text form."""
+    chip = accelerators.find(name)
     common = {
         "threads_per_block_limit": 1024,
         "threads_per_warp": 32,
@@ -55,8 +62,8 @@ def _gpu(name: str, memory: int, bandwidth: float, near: float, far: float, *, c
         "block_dim_limit_x": 2**31 - 1,
         "block_dim_limit_y": 65535,
         "block_dim_limit_z": 65535,
-        "device_memory_size": memory,
-        "memory_bandwidth": int(bandwidth),
+        "device_memory_size": int(chip.memory),
+        "memory_bandwidth": int(chip.bandwidth),
     }
     info = " ".join(f"{key}: {value}" for key, value in (common | sizes).items())
     versions = "dnn_version_info { major: 9 minor: 12 } runtime_version { major: 13 }"
@@ -64,7 +71,7 @@ def _gpu(name: str, memory: int, bandwidth: float, near: float, far: float, *, c
         f"gpu_device_info {{ {info} cuda_compute_capability {{ major: {capability} }} }} "
         f'platform_name: "CUDA" {versions} device_description_str: "{name}"'
     )
-    return Chip(name, memory, bandwidth, near, far, GPUS, target)
+    return Chip(name, chip.memory, chip.bandwidth, chip.near, chip.far, GPUS, target)
 
 
 _AMPERE = {"core_count": 108, "fpus_per_core": 64, "clock_rate_ghz": 1.41, "l2_cache_size": 40 * 2**20}
@@ -72,23 +79,18 @@ _HOPPER = {"core_count": 132, "fpus_per_core": 128, "clock_rate_ghz": 1.98, "l2_
 _BLACKWELL = {"core_count": 148, "fpus_per_core": 128, "clock_rate_ghz": 1.965, "l2_cache_size": 132_644_864}
 _SMALL = {"shared_memory_per_core": 164 * 2**10, "shared_memory_per_block_optin": 163 * 2**10}
 _LARGE = {"shared_memory_per_core": 228 * 2**10, "shared_memory_per_block_optin": 227 * 2**10}
-_GiB = 2**30
 
-# Memory of a TPU: the limit of its compiler. The other figures: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, which
-# quotes interconnects for both directions together, and the data-centre network of v5e and v6e for a pod of 256 chips.
-# v4: Jouppi et al. 2023, table 4 (6 links of 50 GB/s); its network is assumed to be v5p's.
-# GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and HGX B200 (NVLink quoted both ways together); the
-# network of DGX A100 (200 Gb/s a GPU), DGX H100, H200 and B200 (400 Gb/s). Sizes of the processors: the CUDA C++
-# programming guide, table of technical specifications per compute capability, and what the devices report.
+# Sizes of the processors: the CUDA C++ programming guide, table of technical specifications per compute capability, and
+# what the devices report.
 CHIPS = {
-    "v4": Chip("TPU v4", 30.75 * _GiB, 1228e9, 300e9, 6.25e9, 4096),
-    "v5e": Chip("TPU v5e", 15.75 * _GiB, 819e9, 200e9, 3.125e9, 256),
-    "v5p": Chip("TPU v5p", 95.74 * _GiB, 2765e9, 600e9, 6.25e9, 8960),
-    "v6e": Chip("TPU v6e", 31.25 * _GiB, 1600e9, 400e9, 12.5e9, 256),
-    "a100": _gpu("NVIDIA A100-SXM4-80GB", 85_100_068_864, 2039e9, 300e9, 25e9, capability=8, **_AMPERE, **_SMALL),
-    "h100": _gpu("NVIDIA H100 80GB HBM3", 84_978_434_048, 3352e9, 450e9, 50e9, capability=9, **_HOPPER, **_LARGE),
-    "h200": _gpu("NVIDIA H200", 141_000_000_000, 4800e9, 450e9, 50e9, capability=9, **_HOPPER, **_LARGE),
-    "b200": _gpu("NVIDIA B200", 191_514_673_152, 7672e9, 900e9, 50e9, capability=10, **_BLACKWELL, **_LARGE),
+    "v4": _tpu("TPU v4", most=4096),
+    "v5e": _tpu("TPU v5e", most=256),
+    "v5p": _tpu("TPU v5p", most=8960),
+    "v6e": _tpu("TPU v6e", most=256),
+    "a100": _gpu("NVIDIA A100-SXM4-80GB", capability=8, **_AMPERE, **_SMALL),
+    "h100": _gpu("NVIDIA H100 80GB HBM3", capability=9, **_HOPPER, **_LARGE),
+    "h200": _gpu("NVIDIA H200", capability=9, **_HOPPER, **_LARGE),
+    "b200": _gpu("NVIDIA B200", capability=10, **_BLACKWELL, **_LARGE),
 }
 EXAMPLES = "v5e:8x8, v5p:2x2x4, v6e:4x4, 2*v5e:16x16, h100:8"
 
@@ -115,7 +117,7 @@ class Target:
 
 
 def parse(topology: str) -> tuple[str, int, tuple[int, ...]]:
-    """Parse a topology into the chip's key, the number of slices or nodes, and the shape of each.
+    """Parse a topology: the chip's key, the number of slices or nodes, their shape.
 
     Raises:
         UserError: There is no such topology.

@@ -32,7 +32,10 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends per execution, in the ring forms (Thakur et al. 2005, sections 4.1 to 4.5)."""
+        """Bytes that a device sends per execution.
+
+        They are those of the ring algorithms (Thakur et al. 2005, sections 4.1 to 4.5).
+        """
         share = (self.group - 1) / self.group
         match self.kind:
             case "all-reduce":  # a reduce-scatter and an all-gather
@@ -45,10 +48,14 @@ class Collective(NamedTuple):
 
 
 class _Instruction(NamedTuple):
+    #: Name of the result.
     name: str
+    #: Type of the result in HLO's notation.
     shape: str
+    #: Operation code.
     operation: str
-    rest: str  # operands and attributes
+    #: Operands and attributes.
+    arguments: str
 
 
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
@@ -58,12 +65,14 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 
 
 def collectives(text: str, *, dynamic: float = 1, islands: Sequence[int] = ()) -> list[Collective]:
-    """Return every collective of a program; those of a computation precede those of its callees.
+    """Return every collective of a program.
+
+    The collectives of a computation precede those of its callees.
 
     Args:
-        text: the optimised HLO.
-        dynamic: number of iterations of a loop whose count is not in the text.
-        islands: the slice or node of each device, in the order of the program's device numbers.
+        text: The optimised HLO.
+        dynamic: Number of iterations of a loop whose count is not in the text.
+        islands: The slice or node of each device, in the order of the program's device numbers.
     """
     program, entry = _computations(text)
     devices = len(islands) or int((re.search(r"num_partitions=(\d+)", text) or [0, 1])[1])
@@ -75,7 +84,7 @@ def collectives(text: str, *, dynamic: float = 1, islands: Sequence[int] = ()) -
             if collective is None:
                 continue
             # A TPU spreads one collective over several fusions, which share its channel.
-            channel = re.search(r"channel_id=(\d+)", instruction.rest) if fused else None
+            channel = re.search(r"channel_id=(\d+)", instruction.arguments) if fused else None
             key = (collective.kind, channel[1]) if channel else (name, number)
             if key not in by_key or not channel:
                 before = by_key.get(key)
@@ -99,33 +108,36 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 def _calls(
     program: dict[str, list[_Instruction]], name: str, times: float, dynamic: float, fused: bool = False
 ) -> Iterator[tuple[str, float, bool]]:
-    """Yield (computation, executions, whether in a fusion) of `name` and its callees, with all sides of a branch."""
+    """Yield (computation, executions, whether in a fusion) of `name` and its callees.
+
+    All sides of a branch are callees.
+    """
     yield name, times, fused
     for instruction in program[name]:
-        rest = instruction.rest
+        arguments = instruction.arguments
         if instruction.operation == "while":
-            body = re.search(r"\bbody=%?([\w.-]+)", rest)
+            body = re.search(r"\bbody=%?([\w.-]+)", arguments)
             assert body
             yield from _calls(program, body[1], times * _trips(instruction, program, dynamic), dynamic, fused)
             continue
         if _scatters(instruction):
             continue
-        called = _CALLED.findall(rest) + [part.strip(" %") for part in ",".join(_BRANCHES.findall(rest)).split(",")]
+        branches = ",".join(_BRANCHES.findall(arguments)).split(",")
         inside = fused or instruction.operation == "fusion"
-        for other in called:
-            if other in program:
-                yield from _calls(program, other, times, dynamic, inside)
+        for callee in _CALLED.findall(arguments) + [part.strip(" %") for part in branches]:
+            if callee in program:
+                yield from _calls(program, callee, times, dynamic, inside)
 
 
 def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], dynamic: float) -> float:
-    noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
+    noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.arguments)
     if noted:
         return int(noted[1])
-    condition, body = (re.search(rf"\b{part}=%?([\w.-]+)", loop.rest) for part in ("condition", "body"))
+    condition, body = (re.search(rf"\b{part}=%?([\w.-]+)", loop.arguments) for part in ("condition", "body"))
     assert condition is not None
     assert body is not None
     for _, counter, last in _counted(program[condition[1]], "compare", "direction=LT"):
-        after = next((i.rest for i in reversed(program[body[1]]) if i.operation == "tuple"), "")
+        after = next((i.arguments for i in reversed(program[body[1]]) if i.operation == "tuple"), "")
         results = re.findall(r"%([\w.-]+)", after.split(")")[0])
         steps = [
             step
@@ -139,21 +151,27 @@ def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], dynamic: 
 def _counted(
     instructions: Sequence[_Instruction], operation: str, attribute: str = ""
 ) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, index, number) of each such operation on an element of the loop's state and a constant."""
+    """Yield the operations on an element of the loop's state and a constant.
+
+    Each is (name of the result, index of the element, constant).
+    """
     named = {instruction.name: instruction for instruction in instructions}
     for instruction in instructions:
-        if instruction.operation != operation or attribute not in instruction.rest:
+        if instruction.operation != operation or attribute not in instruction.arguments:
             continue
-        operands = [named.get(name) for name in re.findall(r"%([\w.-]+)", instruction.rest.split(")")[0])]
-        indices = [re.search(r"index=(\d+)", i.rest) for i in operands if i and i.operation == "get-tuple-element"]
-        numbers = [i.rest.split(")")[0] for i in operands if i and i.operation == "constant"]
+        operands = [named.get(name) for name in re.findall(r"%([\w.-]+)", instruction.arguments.split(")")[0])]
+        indices = [re.search(r"index=(\d+)", i.arguments) for i in operands if i and i.operation == "get-tuple-element"]
+        numbers = [i.arguments.split(")")[0] for i in operands if i and i.operation == "constant"]
         if indices and indices[0] and numbers and numbers[0].isdecimal() and int(numbers[0]):
             yield instruction.name, int(indices[0][1]), int(numbers[0])
 
 
 def _scatters(instruction: _Instruction) -> bool:
-    """Whether an instruction is a TPU's reduce-scatter: a fusion of an all-reduce and a slice of its result."""
-    return instruction.operation == "fusion" and "calls=%all-reduce-scatter" in instruction.rest
+    """Whether an instruction is a TPU's reduce-scatter.
+
+    It is a fusion of an all-reduce and a slice of its result.
+    """
+    return instruction.operation == "fusion" and "calls=%all-reduce-scatter" in instruction.arguments
 
 
 def _collective(
@@ -164,29 +182,32 @@ def _collective(
     devices: int,
     islands: Sequence[int],
 ) -> Collective | None:
-    kind, shape, attributes = instruction.operation, instruction.shape, instruction.rest
+    kind, shape, attributes = instruction.operation, instruction.shape, instruction.arguments
     if kind == "recv" and "_xla_megascale_transfer_type" in attributes:
         return _between_slices(instruction, times)
     if _scatters(instruction):
         inner = program["all-reduce-scatter" + attributes.split("calls=%all-reduce-scatter")[1].split(",")[0]]
         kind = "reduce-scatter"
-        attributes = next(i.rest for i in inner if i.operation == "all-reduce")
+        attributes = next(i.arguments for i in inner if i.operation == "all-reduce")
     elif kind.endswith("-done") and kind.removesuffix("-done") in KINDS:  # it has the result of the collective
         kind, start = kind.removesuffix("-done"), re.search(r"%([\w.-]+)", attributes)
-        attributes = named[start[1]].rest if start else ""
+        attributes = named[start[1]].arguments if start else ""
     if kind not in KINDS:
         return None
     groups = _groups(attributes, kind, devices)
     at = np.asarray(islands) if len(islands) else np.zeros(devices, int)
     far = bool((at[groups] != at[groups[:, :1]]).any())
-    where = re.search(r'op_name="([^"]*)"', attributes + instruction.rest)
+    where = re.search(r'op_name="([^"]*)"', attributes + instruction.arguments)
     return Collective(kind, _bytes(shape), groups.shape[1], times, far, where[1] if where else "")
 
 
 def _between_slices(instruction: _Instruction, times: float) -> Collective:
-    """Return a collective between TPU slices; each slice runs its own program and receives from the network."""
-    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
-    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', instruction.rest)
+    """Return a collective between TPU slices.
+
+    Each slice runs its own program and receives from the network.
+    """
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.arguments)
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', instruction.arguments)
     assert kind is not None
     assert target is not None
     name = kind[1].lower().replace("_", "-")
@@ -199,7 +220,10 @@ def _between_slices(instruction: _Instruction, times: float) -> Collective:
 
 
 def _bytes(shape: str) -> float:
-    """Return the bytes of arrays in HLO's notation: `bf16[8,128]{1,0}`, or several in parentheses."""
+    """Return the bytes of a type in HLO's notation.
+
+    It is an array, such as `bf16[8,128]{1,0}`, or several arrays in parentheses.
+    """
     total = 0.0
     for kind, sizes in re.findall(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]", shape):
         bits = 8 if kind == "pred" else int((re.search(r"\d+", kind) or [8])[0])
@@ -241,6 +265,6 @@ def _mesh_groups(mesh: str, over: str) -> np.ndarray:
             chosen.append(len(shape) - 1)
             done = before * size
         shape.append(length // done)
-    rest = [axis for axis in range(len(shape)) if axis not in chosen]
+    unchosen = [axis for axis in range(len(shape)) if axis not in chosen]
     members = math.prod(shape[axis] for axis in chosen)
-    return np.arange(math.prod(shape)).reshape(shape).transpose(rest + chosen).reshape(-1, members)
+    return np.arange(math.prod(shape)).reshape(shape).transpose(unchosen + chosen).reshape(-1, members)

@@ -58,7 +58,7 @@ def compile_update(run: Run, target: Target) -> Program:
     Raises:
         TooLarge: The update does not fit.
     """
-    lowered = build.update_function(run).lower(build.abstract(run), build.abstract_batch(run))
+    lowered = build.update_function(run).lower(run.abstract_state, run.abstract_batch)
     try:
         program = lowered.compile(compiler_options=target.options or None)
     except jax.errors.JaxRuntimeError as error:
@@ -75,7 +75,7 @@ def compile_update(run: Run, target: Target) -> Program:
 
 
 def needed_of(message: str) -> float | None:
-    """Parse the bytes that a program needs from an out-of-memory message; None for another message."""
+    """Parse the bytes that a program needs from an out-of-memory message; None for others."""
     number = r"([\d.]+)([KMGT])"
     match = re.search(rf"\({number}\) exceeds available|Used {number} of", message)
     if not match:
@@ -91,9 +91,9 @@ def show(config: Config, topology: str, *, largest: bool = True) -> int:
     """Print what a run of `config` would do and need on the devices of `topology`.
 
     Args:
-        config: the configuration of the run.
-        topology: the devices, as in `chips.parse`.
-        largest: also compile other microbatches, to find the largest that fits.
+        config: The configuration of the run.
+        topology: The devices, as in `chips.parse`.
+        largest: Also compile other microbatches, to find the largest that fits.
 
     Returns:
         The exit status.
@@ -102,14 +102,11 @@ def show(config: Config, topology: str, *, largest: bool = True) -> int:
         UserError: There is no such topology, its compiler is missing, or the configuration does not fit.
     """
     compile_target = target(topology)
-    registry.check(config.model)
-    config = build.resolve(config, plan.expected_vocabulary(config))
-    mesh = build.without_data(config, devices=compile_target.devices).mesh
-    peak = machine.peak_flops(config.model.dtype, devices=list(mesh.devices.flat))
+    run = build.without_data(config, devices=compile_target.devices)
     with Console() as console:
-        for table in plan.tables(config, peak_flops=peak, devices=mesh.size, mesh=mesh.shape):
+        for table in plan.tables(run):
             console.table(*table)
-        compiled = report(config, compile_target, most=3 if largest else 1, phase=console.phase)
+        compiled = report(run.config, compile_target, most=3 if largest else 1, phase=console.phase)
         for table in compiled.tables:
             console.table(*table)
     if compiled.problem:
@@ -133,10 +130,10 @@ def report(config: Config, target: Target, *, most: int = 3, phase: Callable[[st
     """Plan a resolved configuration for the devices of `target`.
 
     Args:
-        config: the resolved configuration.
-        target: the devices to compile for.
-        most: largest number of compilations.
-        phase: returns a context manager that is active during a compilation.
+        config: The resolved configuration.
+        target: The devices to compile for.
+        most: Largest number of compilations.
+        phase: Returns a context manager that is active during a compilation.
 
     Raises:
         UserError: The mesh does not fit the devices.
@@ -246,13 +243,13 @@ def _problem(run: Run, target: Target, sizes: dict[int, float], *, floor: float)
         return ""
     fitting = max((m for m, size in sizes.items() if size <= limit), default=0)
     untried = [m for m in microbatches(run) if m < min(sizes)]
-    ways = [f"batch.microbatch={fitting}"] if fitting else [f"batch.microbatch={untried[-1]}"] if untried else []
+    suggestions = [f"batch.microbatch={fitting}"] if fitting else [f"batch.microbatch={untried[-1]}"] if untried else []
     if not fitting and floor > limit:
-        ways = [f"more devices (parameters and optimizer alone take {floor / _GiB:.1f} GiB)"]
+        suggestions = [f"more devices (parameters and optimizer alone take {floor / _GiB:.1f} GiB)"]
     if not fitting and mesh["fsdp"] * mesh["tensor"] * mesh["sequence"] < len(target.devices):
-        ways.append("parallel.mesh=(data=1, fsdp=-1)")
+        suggestions.append("parallel.mesh=(data=1, fsdp=-1)")
     if not fitting and floor <= limit and getattr(config.model, "remat", "full") != "full":
-        ways.append("model.remat=full")
-    words = " / ".join(ways) or "more devices, or parallel.mesh.tensor"
+        suggestions.append("model.remat=full")
+    words = " / ".join(suggestions) or "more devices, or parallel.mesh.tensor"
     sizes_ = f"{sizes[config.batch.microbatch] / _GiB:.1f} GiB of {limit / _GiB:.2f} GiB on each {target.chip.name}"
     return f"does not fit: {sizes_}: try {words}" + (" (it fits)" if fitting else "")

@@ -29,7 +29,10 @@ class Bound(NamedTuple):
 
 
 def roofline(run: Run, target: Target, sent: Sequence[Collective]) -> list[Bound]:
-    """Return the bounds of the largest update: products and memory (closed forms), and communication."""
+    """Return the bounds of the largest update.
+
+    They are those of products and memory, in closed form, and of communication.
+    """
     chip, peak = target.chip, machine.peak_flops(run.config.model.dtype, devices=target.devices[:1])
     near = sum(c.sent * c.times for c in sent if not c.far)
     far = sum(c.sent * c.times for c in sent if c.far)
@@ -46,18 +49,18 @@ def flops(run: Run, *, again: bool = False) -> float:
     """Return the FLOPs of the largest update.
 
     Args:
-        run: the run.
-        again: include the forward pass of the blocks that `model.remat=full` computes a second time.
+        run: The run.
+        again: Include the forward pass of the blocks that `model.remat=full` computes a second time.
     """
     model = run.config.model
-    per_token = registry.flops_per_token(model)
+    per_token = run.flops_per_token
     if again and getattr(model, "remat", "none") == "full":
         per_token += max(per_token - 6.0 * model.vocab_size * model.width, 0.0) / 3
     return per_token * int(run.plan.sequences.max()) * registry.tokens(model)
 
 
 def traffic(run: Run) -> float:
-    """Return a lower bound of the bytes that the largest update moves between memory and processor of a device.
+    """Return a lower bound of the memory traffic of the largest update, in bytes per device.
 
     Each pass reads the weights. Activations and logits are written and read once. Each microbatch reads and writes the
     sums of gradients. The state is read and written once.

@@ -1,1 +1,1 @@
-"""The training loop, its state and everything around an update; it knows no model, data or objective."""
+"""The training loop, its state and the update; it knows no model, data or objective."""

@@ -1,9 +1,9 @@
-"""Checkpoints: Orbax arrays, a manifest of their bytes, and a retention of our own.
+"""Checkpoints: arrays written by Orbax, a manifest of the files' hashes, and retention.
 
 `checkpoints/<update>/` holds `state/` (Orbax), `meta.json` (counters, digest, fingerprints) and `manifest.json` (the
-sha256 of every other file). It is written as `<update>.partial` and renamed when whole, so a crash leaves nothing that
-looks like a checkpoint. Orbax alone restores a flipped bit without a word; the manifest is checked before a restore.
-What a rollback leaves behind is moved to `checkpoints/quarantine/`.
+sha256 of every other file). It is written as `<update>.partial` and renamed when complete, so a crash leaves nothing
+that looks like a checkpoint. Orbax restores a flipped bit without an error; the manifest is therefore checked before a
+restore. A rollback moves the checkpoints after its target to `checkpoints/quarantine/`.
 """
 
 import hashlib
@@ -32,26 +32,36 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointError(RunError):
-    """A checkpoint could not be written or none could be read: the message names the step or the files."""
+    """A checkpoint could not be written, or no checkpoint could be read.
+
+    The message names the update or the files.
+    """
 
 
 class NotFinite(CheckpointError):
-    """A state with an element that is not finite is not worth keeping."""
+    """A state has an element that is not finite, so it is not saved."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint: `meta` has update, cursor, wall_step, digest and the run's fingerprints."""
+    """A committed checkpoint."""
 
+    #: Its folder.
     folder: Path
+    #: Content of meta.json: update, cursor, wall_step, digest and the run's fingerprints.
     meta: dict[str, Any]
 
 
 class Checkpoints:
-    """Writes the checkpoints of one run: at most one save is in flight during training.
+    """Writer of the checkpoints of one run, with at most one save in flight.
 
-    Only the run that trains may make one: leftovers of a crash are removed. scores: validation losses by update, as
-    far as they are known. main: whether this process commits what all have written.
+    Only the run that trains may create it, since it removes the partial folders of a crash.
+
+    Args:
+        folder: Folder of the checkpoints.
+        config: Retention and other settings.
+        scores: Known validation losses by update.
+        main: Whether this process commits the files that all processes have written.
     """
 
     def __init__(
@@ -76,9 +86,17 @@ class Checkpoints:
                 shutil.rmtree(leftover)
 
     def save(self, state: Any, meta: dict[str, Any], *, protect: Iterable[int] = ()) -> None:
-        """Starts to save `state`; returns once the arrays are copied off the devices. What fails is told by `failure`.
+        """Start to save `state`; return once the arrays are copied off the devices.
 
-        protect: updates whose checkpoints retention must not delete. NotFinite: nothing is written.
+        `failure` returns the error of a failed save.
+
+        Args:
+            state: The state.
+            meta: Content of meta.json.
+            protect: Updates whose checkpoints retention must not delete.
+
+        Raises:
+            NotFinite: The state is not finite; nothing is written.
         """
         self.wait()
         if not all_finite(state):
@@ -87,7 +105,7 @@ class Checkpoints:
         try:
             faults.reach("save")
             if self._main:
-                if folder.exists():  # of a save that failed
+                if folder.exists():  # left by a failed save
                     shutil.rmtree(folder)
                 folder.mkdir()
             self._orbax.save(folder.absolute() / "state", state)
@@ -99,23 +117,23 @@ class Checkpoints:
         self._thread.start()
 
     def committed(self) -> list[Checkpoint]:
-        """The checkpoints committed since the last call."""
+        """Return the checkpoints committed since the last call."""
         done, self._committed = self._committed, []
         return done
 
     def failure(self) -> str | None:
-        """What went wrong with a save since the last call."""
+        """Return the error of a save since the last call."""
         error, self._error = self._error, None
         return error
 
     def wait(self) -> None:
-        """Waits for the save in flight."""
+        """Wait for the save in flight."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def close(self) -> None:
-        """Waits and releases Orbax's threads."""
+        """Wait for the save in flight and release Orbax's threads."""
         self.wait()
         self._orbax.close()
 
@@ -137,14 +155,14 @@ class Checkpoints:
             faults.reach("save.committed")
             self._committed.append(Checkpoint(final, meta))
             self._retain(protect)
-        except BaseException as error:  # told to the training thread, whatever it is
+        except BaseException as error:  # any error is passed to the training thread
             self._failed(folder, error)
 
     def _failed(self, folder: Path, error: BaseException) -> None:
-        with suppress(Exception):  # what is still being written must not outlive its folder
+        with suppress(Exception):  # the folder must not be removed while Orbax still writes to it
             self._orbax.wait_until_finished()
         self._error = f"checkpoint {folder.stem} could not be written: {error}"
-        self._orbax = ocp.StandardCheckpointer()  # the old one remembers its failure
+        self._orbax = ocp.StandardCheckpointer()  # the previous instance would raise its failure again
         shutil.rmtree(folder, ignore_errors=True)
 
     def _retain(self, protect: set[int]) -> None:
@@ -157,7 +175,10 @@ class Checkpoints:
 def retained(
     updates: Iterable[int], config: CheckpointConfig, *, protect: Iterable[int], scores: Mapping[int, float]
 ) -> set[int]:
-    """Which of the checkpoints at these updates stay: 0, the last N, every K-th, the best, and the protected."""
+    """Select the updates whose checkpoints are retained.
+
+    These are update 0, the last N, every K-th, the best, and the protected ones.
+    """
     updates = sorted(updates)
     keep = {0, *updates[-config.keep :], *protect}
     if config.keep_every:
@@ -169,7 +190,7 @@ def retained(
 
 
 def _delete(folder: Path) -> None:
-    """A crash half-way leaves a `.partial` folder, which nobody takes for a checkpoint."""
+    """Delete a checkpoint; a crash leaves a `.partial` folder, which is no checkpoint."""
     doomed = folder.with_name(folder.name + ".old.partial")
     if doomed.exists():
         shutil.rmtree(doomed)
@@ -183,25 +204,33 @@ def _delete(folder: Path) -> None:
 def load(
     root: Path, abstract: Any, *, digests: Mapping[int, str] | None = None, update: int | None = None
 ) -> tuple[Checkpoint, Any, list[str]]:
-    """The newest checkpoint that is whole, its state, and what is wrong with those that were passed over.
+    """Load the newest intact checkpoint.
 
-    abstract: shapes, dtypes and shardings. digests: by update, what the journal says, where it says anything. update:
-    only the checkpoint of this update.
-    CheckpointError: there is none; the message names what is wrong with each.
+    Args:
+        root: Folder of the checkpoints.
+        abstract: Shapes, dtypes and shardings of the state.
+        digests: Digests in the journal, by update; a checkpoint must match its entry, if there is one.
+        update: Load only the checkpoint of this update.
+
+    Returns:
+        The checkpoint, its state, and the problems of newer checkpoints that were skipped.
+
+    Raises:
+        CheckpointError: There is no intact checkpoint; the message names the problem of each.
     """
     problems = []
     for folder in reversed(folders(root)):
         if update not in (None, int(folder.name)):
             continue
-        problem = processes.broadcast_from_main(partial(verify, folder))  # all the files are read: by one process
+        problem = processes.broadcast_from_main(partial(verify, folder))  # reads all files, so in one process only
         if problem is None:
-            found = read(folder)
-            told = (digests or {}).get(found.meta["update"], found.meta["digest"])
-            if told != found.meta["digest"]:
-                problem = "it is not the one that the journal tells of"
+            checkpoint = read(folder)
+            journaled = (digests or {}).get(checkpoint.meta["update"], checkpoint.meta["digest"])
+            if journaled != checkpoint.meta["digest"]:
+                problem = "its digest is not the one in the journal"
             else:
                 try:
-                    return found, restore(found, abstract), problems
+                    return checkpoint, restore(checkpoint, abstract), problems
                 except CheckpointError as error:
                     problem = str(error)
         problems.append(f"checkpoint {folder.name}: {problem}")
@@ -209,15 +238,16 @@ def load(
 
 
 def restore(checkpoint: Checkpoint, abstract: Any) -> Any:
-    """The state saved in `checkpoint`, laid out as `abstract` (shapes, dtypes, shardings) says.
+    """Restore the state of a checkpoint with the shapes, dtypes and shardings of `abstract`.
 
-    CheckpointError: the arrays do not fit `abstract`, or do not have the digest that was saved with them.
+    Raises:
+        CheckpointError: The arrays do not fit `abstract`, or do not have the digest that was saved with them.
     """
     path = checkpoint.folder.absolute() / "state"
     orbax = ocp.StandardCheckpointer()
     try:
         saved = orbax.metadata(path).item_metadata
-        _fits(getattr(saved, "tree", None), abstract)  # alone, Orbax finds out while it is reading arrays
+        _fits(getattr(saved, "tree", None), abstract)  # Orbax itself would notice only while it reads the arrays
         state = orbax.restore(path, abstract)
     except (ValueError, OSError) as error:
         first = str(error).strip().splitlines()[0]
@@ -232,7 +262,11 @@ def restore(checkpoint: Checkpoint, abstract: Any) -> Any:
 
 
 def _fits(saved: Any, abstract: Any) -> None:
-    """ValueError: an array was saved with another shape than `abstract` has, or not at all."""
+    """Check that every array of `abstract` was saved with its shape.
+
+    Raises:
+        ValueError: An array was saved with another shape, or not at all.
+    """
     shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
     for name, leaf in zip(leaf_names(abstract), jax.tree.leaves(abstract), strict=True):
         if shapes.get(name) != leaf.shape:
@@ -240,18 +274,18 @@ def _fits(saved: Any, abstract: Any) -> None:
 
 
 def read(folder: Path) -> Checkpoint:
-    """A checkpoint whose files are whole (see `verify`)."""
+    """Read a checkpoint whose files are intact (see `verify`)."""
     return Checkpoint(folder, json.loads((folder / "meta.json").read_text()))
 
 
 def folders(root: Path) -> list[Path]:
-    """The folders named by an update, oldest first."""
-    found = [path for path in root.iterdir() if path.name.isdecimal() and path.is_dir()] if root.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name))
+    """Return the folders that are named by an update, oldest first."""
+    paths = [path for path in root.iterdir() if path.name.isdecimal() and path.is_dir()] if root.is_dir() else []
+    return sorted(paths, key=lambda path: int(path.name))
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The sha256 of every file below `folder` except the manifest, by relative path."""
+    """Return the sha256 of every file below `folder` except the manifest, by relative path."""
     result = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
         with open(path, "rb") as file:
@@ -260,14 +294,14 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def verify(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """Return the problem of a checkpoint's files, or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        found = hashes(folder)
-        for name in manifest | found:
-            if name not in found:
+        actual = hashes(folder)
+        for name in manifest | actual:
+            if name not in actual:
                 return f"{name} is missing"
-            if found[name] != manifest.get(name):
+            if actual[name] != manifest.get(name):
                 return f"{name} does not match its sha256"
         update = read(folder).meta["update"]
     except FileNotFoundError:
@@ -277,13 +311,16 @@ def verify(folder: Path) -> str | None:
     return None if str(update) == folder.name else f"it is the checkpoint of update {update} under another name"
 
 
-# ---- Setting aside --------------------------------------------------------------------------------------------------
+# ---- Quarantine -----------------------------------------------------------------------------------------------------
 
 
 def quarantine(root: Path, *, after: int) -> list[int]:
-    """Moves the checkpoints behind update `after` to `quarantine/`, the newest first; returns their updates.
+    """Move the checkpoints after update `after` to `quarantine/`, newest first.
 
-    A crash half-way leaves some to be moved by calling it again. What lies there already keeps its name.
+    After a crash, another call moves the remaining checkpoints. Folders already in `quarantine/` retain their names.
+
+    Returns:
+        The updates of the moved checkpoints.
     """
     moved = []
     for folder in reversed(folders(root)):

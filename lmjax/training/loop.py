@@ -1,10 +1,10 @@
 """The training loop: the only place of a run with side effects.
 
-Three counters, never mixed up: `update` (optimizer updates applied), `cursor` (position in the sample order),
-`wall_step` (batches tried; never decreases). All else is a pure function of them, the configuration and the journal.
+Three counters: `update` (optimizer updates applied), `cursor` (position in the sample order) and `wall_step` (batches
+tried; never decreases). Everything else is a pure function of them, the configuration and the journal.
 
-An iteration dispatches the next updates, settles those dispatched before (the host reads their metrics one dispatch
-late, so that the devices never wait for it), saves and evaluates when due, and rolls back when the guard says so.
+An iteration dispatches the next updates, settles the previous dispatch (the host reads metrics one dispatch late, so
+that the devices never wait for it), saves and evaluates when due, and rolls back when the guard triggers.
 """
 
 import time
@@ -30,19 +30,19 @@ from lmjax.training.signals import StopRequest
 
 
 def train(inputs: LoopInputs, position: Position, *, stop: StopRequest) -> Position:
-    """Train from `position` to the end of the run, or until `stop` is requested; the last state is saved.
+    """Train from `position` to the end of the run, or until `stop`; save the last state.
 
     Raises:
-        GaveUp: the guard reached its bounds.
-        CheckpointError: a checkpoint could not be written.
-        RunError: the machine does not compute what it computed before the resume.
+        GaveUp: The guard reached its bounds.
+        CheckpointError: A checkpoint could not be written.
+        RunError: The machine computes another loss than before the resume.
     """
     loop = _begin(inputs, position)
     stopping = False
     try:
         while loop.position.update < inputs.updates and not stopping:
-            # Read once: a signal that comes later in this iteration is seen in the next one. Several processes stop
-            # at the same update, when the votes that each dispatched with its batch have come back.
+            # Read once: a signal that comes later in this iteration takes effect in the next one. Several processes
+            # stop at the same update: each votes with its batches, and all read the same votes.
             stopping = bool(stop.name)
             due = stopping or loop.saver.retry
             if not stopping:
@@ -66,7 +66,7 @@ def train(inputs: LoopInputs, position: Position, *, stop: StopRequest) -> Posit
 
 
 def _begin(inputs: LoopInputs, position: Position) -> LoopState:
-    """The loop at a position, with a checkpoint to which a rollback can go back."""
+    """Return the state of the loop; save a checkpoint for rollbacks if there is none."""
     history = fold(inputs.journal.records)
     watch = Watch(history, resumed_at=position.update)
     saver = Saver(inputs, saved=position.update if history.saved or position.update else None)
@@ -81,21 +81,26 @@ def _begin(inputs: LoopInputs, position: Position) -> LoopState:
 
 
 def dispatch(inputs: LoopInputs, loop: LoopState, stop: StopRequest, *, alone: bool) -> bool:
-    """Dispatch the next updates without waiting for them; return whether something is due after them.
+    """Dispatch the next updates without waiting for them.
 
-    alone: one update only.
+    Args:
+        inputs: the inputs of the loop.
+        loop: the state of the loop.
+        stop: the requested signal; several processes vote on it with each batch.
+        alone: dispatch one update only.
+
+    Returns:
+        Whether something is due after the last update: all dispatches must be settled first.
     """
-    group = _take(inputs, loop.feed, most=inputs.together if loop.compiled and not alone else 1)
+    most = inputs.dispatch.updates_per_dispatch if loop.compiled and not alone else 1
+    group = _take(inputs, loop.feed, most=most)
     loop.regime = _announce(inputs, loop.position, group, before=loop.regime)
     loop.profiling = loop.profiling or start_profile(inputs, group[0].update)
-    state = _spoil(loop.position.state, group[0])
     with nullcontext() if loop.compiled else inputs.console.phase("compiling"):
-        if not loop.compiled:
-            faults.reach("compile")
         votes = {} if inputs.vote is None else inputs.vote(stop.number)
         batches = [scheduled.batch | votes for scheduled in group]
         with jax.transfer_guard("allow" if _on_host(batches[0]) else "disallow"):
-            state, metrics = inputs.step(state, batches)
+            state, metrics = inputs.step(loop.position.state, batches)
         if not loop.compiled:
             jax.block_until_ready(metrics)
             loop.compiled = True
@@ -110,20 +115,18 @@ def _on_host(batch: dict[str, Any]) -> bool:
 
 
 def _take(inputs: LoopInputs, feed: Iterator[ScheduledBatch], *, most: int) -> list[ScheduledBatch]:
-    """The next batches of one dispatch: none after an update at which something is due."""
-
-    def alone(update: int) -> bool:
-        return faults.wait(("update", "params", "opt_state"), at=update + 1)
-
+    """Take the batches of one dispatch; it ends where a save or an evaluation is due."""
     group = [next(feed)]
-    most = 1 if alone(group[0].update) else most
-    while len(group) < most and not (_due(inputs, group[-1].update + 1) or alone(group[-1].update + 1)):
+    while len(group) < most and not _due(inputs, group[-1].update + 1):
         group.append(next(feed))
     return group
 
 
 def _due(inputs: LoopInputs, update: int) -> bool:
-    """Whether something is due once `update` updates are applied, so that the device must have caught up."""
+    """Whether a save, an evaluation or a profile is due after `update` updates.
+
+    All dispatches must be settled first.
+    """
     traced = inputs.train.profile
     return (
         _save_due(inputs, update)
@@ -137,7 +140,10 @@ def _save_due(inputs: LoopInputs, update: int) -> bool:
 
 
 def _announce(inputs: LoopInputs, position: Position, group: list[ScheduledBatch], *, before: int | None) -> int | None:
-    """Journal announced changes, at which the guard's window starts empty; return the regime of the last batch."""
+    """Journal announced changes; return the regime of the last batch.
+
+    The guard's window is empty at the start of a regime.
+    """
     for scheduled in group:
         if before not in (None, scheduled.regime):
             write(inputs, position, "boundary", reason="announced change", batch=scheduled.sequences)
@@ -145,19 +151,14 @@ def _announce(inputs: LoopInputs, position: Position, group: list[ScheduledBatch
     return before
 
 
-def _spoil(state: Any, scheduled: ScheduledBatch) -> Any:
-    """The state before an update, with the faults that a test has armed."""
-    at = scheduled.update + 1
-    faults.reach("update", at=at)
-    params, opt_state = faults.change("params", state.params, at=at), faults.change("opt_state", state.opt_state, at=at)
-    return state.replace(params=params, opt_state=opt_state)
-
-
 # ---- 3. Save and evaluate (2. is `settle`) --------------------------------------------------------------------------
 
 
 def save_and_evaluate(inputs: LoopInputs, loop: LoopState) -> str:
-    """Save, then evaluate, so that an evaluation that fails loses nothing; return a rollback's trigger, or ''."""
+    """Save, then evaluate; return a rollback's trigger, or ''.
+
+    In this order an evaluation that fails loses nothing.
+    """
     update, trigger = loop.position.update, ""
     try:
         if loop.saver.retry or _save_due(inputs, update):
@@ -171,7 +172,11 @@ def save_and_evaluate(inputs: LoopInputs, loop: LoopState) -> str:
 
 
 def _not_saved(inputs: LoopInputs, position: Position, error: NotFinite) -> str:
-    """The guard's rule for a state that is not finite (empty: none). NotFinite: it is the last state of the run."""
+    """Return the guard's rule for a state that is not finite (empty: none).
+
+    Raises:
+        NotFinite: It is the last state of the run.
+    """
     inputs.console.event(str(error))
     if inputs.guard.policy == "rollback":
         return detector.PARAMETERS
@@ -181,7 +186,10 @@ def _not_saved(inputs: LoopInputs, position: Position, error: NotFinite) -> str:
 
 
 def evaluate(inputs: LoopInputs, position: Position, *, whole: bool) -> dict[str, float]:
-    """Evaluate, record and return the metrics; a failure is shown, returns no metrics, and does not end the run."""
+    """Evaluate, record and return the metrics.
+
+    A failure is shown and returns no metrics; it does not end the run.
+    """
     try:
         faults.reach("evaluate")
         with inputs.console.phase("evaluating"):
@@ -194,6 +202,7 @@ def evaluate(inputs: LoopInputs, position: Position, *, whole: bool) -> dict[str
     inputs.console.update(record)
     if "val_loss" in values:
         inputs.checkpoints.scores[position.update] = values["val_loss"]
+    inputs.notify("evaluation", position.update, record)
     return values
 
 
@@ -201,10 +210,11 @@ def evaluate(inputs: LoopInputs, position: Position, *, whole: bool) -> dict[str
 
 
 def roll_back(inputs: LoopInputs, loop: LoopState, trigger: str) -> None:
-    """Go back to a healthy checkpoint, and past the data that the guard's decision leaves out."""
+    """Restore a healthy checkpoint and leave out the data that the guard decides to skip."""
     loop.feed.close()
     loop.saver.settle(loop.position)
     assert loop.settled is not None
     loop.position, loop.history = rollback.recover(inputs, loop.position, loop.history, loop.settled, rule=trigger)
     loop.watch, loop.in_flight, loop.regime = Watch(loop.history), [], None
+    inputs.notify("rollback", loop.position.update, {"trigger": trigger})
     loop.saver.saved, loop.saver.retry = loop.position.update, False

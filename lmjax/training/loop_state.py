@@ -12,12 +12,10 @@ from lmjax.training.saver import Saver
 
 
 class Watch:
-    """Compares each loss with the one that the journal recorded when the run was at this update before.
-
-    differs: the first update whose loss is different.
-    """
+    """Compares each loss with the loss that the journal recorded for the same update earlier."""
 
     def __init__(self, history: History, *, resumed_at: int | None = None) -> None:
+        #: The first update whose loss is different.
         self.differs: int | None = None
         self._expected = history.expected
         self._resumed_at = resumed_at
@@ -26,7 +24,7 @@ class Watch:
         """Compare the loss of an applied update.
 
         Raises:
-            RunError: the first loss after a resume is different from before.
+            RunError: The first loss after a resume is different.
         """
         expected = self._expected.pop(update, None)
         if expected is None or self.differs is not None:
@@ -36,7 +34,7 @@ class Watch:
         if abs(loss - before) <= tolerance * abs(before):
             return
         self.differs = update
-        inputs.console.event(f"update {update}: the loss is {loss}, and was {before} when the run was here before")
+        inputs.console.event(f"update {update}: the loss is {loss}, the journal has {before}")
         if self._resumed_at == update - 1 and inputs.guard.canary:
             raise RunError(
                 f"update {update}: the first loss after the resume is {loss}, the journal has {before}: the restored "
@@ -51,7 +49,7 @@ class LoopState:
 
     #: The training state and its three counters, after the last settled update.
     position: Position
-    #: The history that the journal tells.
+    #: The history according to the journal.
     history: History
     watch: Watch
     saver: Saver

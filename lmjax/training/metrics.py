@@ -1,26 +1,31 @@
-"""What a run measures: `metrics.jsonl`, one JSON object a logged update, and optional trackers beside it.
+"""Metrics of a run: `metrics.jsonl`, one JSON object per logged update, and trackers.
 
-The file follows the run: when the run goes back to update u (resume, rollback), so does the file. A number that
-is not finite is written as null, so that every line stays valid JSON.
+When the run goes back to update u (resume, rollback), later records are removed from the file. A number that is not
+finite is written as null, so that every line is valid JSON.
 """
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from lmjax.config import UserError
+from lmjax.system.files import replacing
 from lmjax.training.trackers import Record, Report, Sink, first_line
 
 
 class Recorder:
-    """Appends records to `path`, flushed line by line, and passes them on to the sinks.
+    """Writer of records to a file, flushed line by line, and to the sinks.
 
-    update: where the run stands (0: a fresh run); records of later updates, and a line torn by a kill, are cut
-    off the file first. A sink that fails is reported and dropped: a tracker never stops a run.
+    A sink that fails is reported and dropped: a tracker never stops a run.
+
+    Args:
+        path: The file.
+        update: The run's update (0: a fresh run). Records of later updates and an incomplete line are removed first.
+        sinks: The trackers.
+        report: Called with messages.
     """
 
     def __init__(
@@ -37,24 +42,28 @@ class Recorder:
         self._file = _cut(self.path, update)
 
     def write(self, record: Mapping[str, Any]) -> Record:
-        """Appends one record (it must have `update`) and returns it as written: plain numbers, None if not finite."""
+        """Append one record, which must have `update`.
+
+        Returns:
+            The record as written: plain numbers, None if not finite.
+        """
         plain = {key: _plain(value) for key, value in record.items()}
         assert isinstance(plain.get("update"), int), f"a record needs its update: {plain}"
         self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
         self._file.flush()
-        self._tell("write", plain)
+        self._notify("write", plain)
         return plain
 
     def rewind(self, update: int) -> None:
-        """Forgets every record of an update after `update`."""
+        """Remove all records of updates after `update`."""
         self._file.close()
         self._file = _cut(self.path, update)
-        self._tell("rewind", update)
+        self._notify("rewind", update)
 
     def close(self) -> None:
-        """Closes the file and the sinks; calling it again does nothing."""
+        """Close the file and the sinks; repeated calls are allowed."""
         self._file.close()
-        self._tell("close")
+        self._notify("close")
         self._sinks.clear()
 
     def __enter__(self) -> "Recorder":
@@ -65,19 +74,22 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _tell(self, method: str, *arguments: Any) -> None:
+    def _notify(self, method: str, *arguments: Any) -> None:
         for sink in list(self._sinks):
             try:
                 getattr(sink, method)(*arguments)
-            except Exception as error:  # whatever a tracker raises, the run continues without it
+            except Exception as error:  # the run continues without a tracker that raises anything
                 self._sinks.remove(sink)
                 self._report(f"{type(sink).__name__} failed and is off: {first_line(error)}")
 
 
 def read(path: str | Path) -> list[Record]:
-    """The records of a metrics file, in order. A torn line is left out, so a file being written can be read.
+    """Return the records of a metrics file, in order.
 
-    UserError: there is no such file.
+    An incomplete line is ignored, so a file can be read while it is written.
+
+    Raises:
+        UserError: There is no such file.
     """
     try:
         return [record for _, record in _lines(Path(path).read_bytes())]
@@ -96,24 +108,20 @@ def _lines(content: bytes) -> Iterator[tuple[bytes, Record]]:
 
 
 def _cut(path: Path, update: int) -> Any:
-    """`path` open for appending, with only the whole records up to `update`; replaced at once or not at all."""
+    """Remove incomplete records and those after `update`, and open the file for appending.
+
+    The file is replaced atomically.
+    """
     content = path.read_bytes() if path.exists() else b""
-    kept = b"".join(line for line, record in _lines(content) if record["update"] <= update)
-    if kept != content:
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+    valid = b"".join(line for line, record in _lines(content) if record["update"] <= update)
+    if valid != content:
+        with replacing(path, sync=True) as partial:
+            partial.write_bytes(valid)
     return path.open("ab")
 
 
 def _plain(value: Any) -> Any:
-    """A JSON value of a Python, NumPy or JAX scalar."""
+    """Return the JSON value of a Python, NumPy or JAX scalar."""
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# ---- Trackers ---------------------------------------------------------------------------------------------------

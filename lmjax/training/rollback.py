@@ -1,4 +1,7 @@
-"""Going back: announced in the journal first, so that a crash at any point is finished by the next start."""
+"""Rollback to a healthy checkpoint.
+
+It is announced in the journal first. After a crash at any point, the next start finishes it.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +23,26 @@ from lmjax.training.state import abstract_state
 def recover(
     parts: LoopInputs, position: Position, past: History, fed: ScheduledBatch, *, rule: str
 ) -> tuple[Position, History]:
-    """Goes back to a healthy checkpoint because `rule` fired on the batch `fed`: where the run then stands.
+    """Go back to a healthy checkpoint because `rule` fired on a batch.
 
-    GaveUp: the bounds are reached; the newest checkpoint is then a healthy one.
+    Args:
+        parts: The parts of the loop.
+        position: The run's position.
+        past: The run's history.
+        fed: The batch.
+        rule: The rule.
+
+    Returns:
+        The position and the history after the rollback.
+
+    Raises:
+        GaveUp: A limit is reached; the newest checkpoint is then a healthy one.
     """
     decision = _decide(parts, position, past, rule, batch=fed.sequences)
     with parts.console.phase("autopsy"):
         try:
             parts.autopsy(position.state, fed, decision)
-        except Exception as error:  # a report is not worth a run
+        except Exception as error:  # a failed report must not stop the run
             parts.console.event(f"no report of the spike at update {position.update}: {error}")
     if decision.verdict:
         _give_up(parts, position, decision)
@@ -40,9 +54,16 @@ def recover(
 
 
 def finish(journal: Journal, root: Path, pending: dict[str, Any], *, samples: Any) -> list[int]:
-    """Does what a rollback record announced: sets later checkpoints aside, then says so. Returns their updates.
+    """Execute an announced rollback: quarantine later checkpoints, then record that.
 
-    root: of the checkpoints. samples: (from, to position) -> sample ids.
+    Args:
+        journal: The run's journal.
+        root: Folder of the checkpoints.
+        pending: The record that announced the rollback.
+        samples: Maps (from, to position) to sample ids.
+
+    Returns:
+        The updates of the quarantined checkpoints.
     """
     moved = set_aside(root, after=pending["target"])
     counters = {
@@ -59,7 +80,14 @@ def finish(journal: Journal, root: Path, pending: dict[str, Any], *, samples: An
 
 
 def conclude(parts: LoopInputs, position: Position, past: History, *, differs: int | None) -> History:
-    """Ends a replay that went past the trigger without a spike; `differs`: the first update with other bits."""
+    """End a replay that passed the trigger without a spike.
+
+    Args:
+        parts: The parts of the loop.
+        position: The run's position.
+        past: The run's history.
+        differs: The first update whose bits differ from those before the rollback.
+    """
     assert past.replay is not None
     write(parts, position, "boundary", reason=TRANSIENT, differs=differs)
     where = f"; the bits first differed at update {differs}" if differs else ""
@@ -73,12 +101,12 @@ def conclude(parts: LoopInputs, position: Position, past: History, *, differs: i
 
 
 def _decide(parts: LoopInputs, position: Position, past: History, rule: str, *, batch: int) -> Decision:
-    """What to do, among the checkpoints whose files are whole."""
+    """Decide what to do, considering the checkpoints whose files are intact."""
     damaged: set[str] = set()
     while True:
-        found = [path for path in checkpoint.folders(parts.checkpoints.folder) if path.name not in damaged]
+        candidates = [path for path in checkpoint.folders(parts.checkpoints.folder) if path.name not in damaged]
         cursors = {}
-        for folder in found:
+        for folder in candidates:
             try:
                 cursors[int(folder.name)] = checkpoint.read(folder).meta["cursor"]
             except (OSError, ValueError, KeyError):
@@ -112,12 +140,12 @@ def _go_back(parts: LoopInputs, position: Position) -> tuple[Position, History]:
     faults.over()
     abstract = abstract_state(position.state)
     jax.tree.map(lambda leaf: leaf.delete(), position.state)  # two states may not fit
-    found, state, problems = checkpoint.load(root, abstract, digests=past.digests)
-    counters = {"update": found.meta["update"], "cursor": found.meta["cursor"], "wall_step": position.wall_step}
+    loaded, state, problems = checkpoint.load(root, abstract, digests=past.digests)
+    counters = {"update": loaded.meta["update"], "cursor": loaded.meta["cursor"], "wall_step": position.wall_step}
     if problems:
         parts.console.event("fell back to an older checkpoint: " + "; ".join(problems))
         parts.journal.write("fallback", **counters, problems=problems)
-        set_aside(root, after=counters["update"])  # what is read again later would no longer fit the journal
+        set_aside(root, after=counters["update"])  # these checkpoints would contradict the journal later
     parts.checkpoints.scores = {u: loss for u, loss in parts.checkpoints.scores.items() if u <= counters["update"]}
     parts.recorder.rewind(counters["update"])
     past = fold(parts.journal.records)
@@ -127,7 +155,10 @@ def _go_back(parts: LoopInputs, position: Position) -> tuple[Position, History]:
 
 
 def set_aside(root: Path, *, after: int) -> list[int]:
-    """By the main process; the others wait."""
+    """Quarantine the checkpoints after an update.
+
+    The main process moves them, and the others wait.
+    """
     processes.barrier("before quarantine")
     moved = checkpoint.quarantine(root, after=after) if processes.is_main() else []
     processes.barrier("after quarantine")
@@ -135,11 +166,11 @@ def set_aside(root: Path, *, after: int) -> list[int]:
 
 
 def _say(parts: LoopInputs, decision: Decision) -> None:
-    what = "to replay the same data" if decision.kind == "replay" else f"to skip {_samples(decision)} samples"
+    action = "to replay the same data" if decision.kind == "replay" else f"to skip {_samples(decision)} samples"
     cut = f", learning rate x {parts.guard.cut:g} for a while" if decision.cut else ""
     parts.console.event(
         f"spike at update {decision.trigger.update + 1} ({decision.rule}), begun at {decision.onset.update + 1}: "
-        f"back to update {decision.target} {what}{cut}"
+        f"back to update {decision.target} {action}{cut}"
     )
 
 
@@ -149,7 +180,7 @@ def _samples(decision: Decision) -> str:
 
 
 def _give_up(parts: LoopInputs, position: Position, decision: Decision) -> None:
-    """The journal says why, the healthy checkpoint becomes the newest."""
+    """Record the reason in the journal and make the healthy checkpoint the newest."""
     write(parts, position, "end", status="gave up", rule=decision.rule, why=decision.verdict, target=decision.target)
     set_aside(parts.checkpoints.folder, after=decision.target)
     raise GaveUp(f"{decision.rule} at update {decision.trigger.update + 1}: {decision.verdict}", position)

@@ -1,4 +1,4 @@
-"""Saves during training: what is journaled, what is kept, and what happens when a save fails."""
+"""Saves during training: journal records, retention, and retries of failed saves."""
 
 import math
 from dataclasses import dataclass
@@ -12,17 +12,23 @@ from lmjax.training.inputs import LoopInputs, Position, write
 
 @dataclass
 class Saver:
-    """The saves of one call of the loop. saved: the update of the last save begun. retry: one failed, and is due."""
+    """The saves of one call of the loop."""
 
+    #: The parts of the loop.
     parts: LoopInputs
+    #: Update of the last save that was begun and has not failed.
     saved: int | None = None
+    #: Number of consecutive failed saves.
     failures: int = 0
+    #: A save failed and is to be repeated.
     retry: bool = False
 
     def save(self, position: Position, past: History) -> None:
-        """Starts a checkpoint, announced in the journal.
+        """Announce a checkpoint in the journal and start to save it.
 
-        NotFinite: the state is not worth saving. CheckpointError: the save before failed, and too often.
+        Raises:
+            NotFinite: The state is not finite.
+            CheckpointError: The previous save failed, and saves have failed too often.
         """
         parts = self.parts
         with parts.console.phase("saving"):
@@ -34,18 +40,22 @@ class Saver:
                 "digest": digest(position.state),
                 **parts.fingerprints,
             }
-            # Whatever a checkpoint contains, the journal knows before it.
+            # The journal has the digest of every checkpoint before the checkpoint exists.
             write(parts, position, "boundary", reason=SAVING, digest=meta["digest"])
             parts.checkpoints.save(position.state, meta, protect=self._needed(position, past))
         self.saved, self.retry = position.update, False
 
     def settle(self, position: Position) -> None:
-        """Waits for the save in flight, and looks."""
+        """Wait for the save in flight and record its result."""
         self.parts.checkpoints.wait()
         self.look(position)
 
     def look(self, position: Position) -> None:
-        """Journals what has been committed and says aloud what failed. CheckpointError: it failed too often."""
+        """Record committed checkpoints in the journal, and report a failed save.
+
+        Raises:
+            CheckpointError: Saves have failed too often.
+        """
         parts = self.parts
         for checkpoint in parts.checkpoints.committed():
             meta = checkpoint.meta
@@ -57,6 +67,7 @@ class Saver:
                 digest=meta["digest"],
             )
             self.failures = 0
+            parts.notify("checkpoint", meta["update"], {"digest": meta["digest"]})
         problem = parts.checkpoints.failure()
         if problem is None:
             return
@@ -65,26 +76,30 @@ class Saver:
         self.saved = None
         write(parts, position, "fallback", problems=[problem])
         if not self.retry and parts.checkpoint.on_failure == "stop":
-            raise CheckpointError(f"{problem}; tried {self.failures} times; the older checkpoints stand, resume later")
+            raise CheckpointError(f"{problem}; tried {self.failures} times; older checkpoints are intact, resume later")
         parts.console.event(f"{problem}; {'trying again' if self.retry else 'training continues without it'}")
 
     def finish(self, position: Position, past: History) -> None:
-        """Waits for the save in flight and tries again what failed. CheckpointError: the end could not be saved."""
+        """Wait for the save in flight and repeat it if it failed.
+
+        Raises:
+            CheckpointError: The final state could not be saved.
+        """
         with self.parts.console.phase("saving"):
             self.settle(position)
-        self.failures = 0  # the end is tried as often as any
+        self.failures = 0  # the final save has as many attempts as any other
         self.retry = self.saved is None and self.parts.vote is None
         while self.retry:
             self.save(position, past)
             self.settle(position)
         if self.saved is None:
-            raise CheckpointError(f"update {position.update} could not be saved; the older checkpoints stand")
+            raise CheckpointError(f"update {position.update} could not be saved; older checkpoints are intact")
 
     def _needed(self, position: Position, past: History) -> list[int]:
-        """The checkpoints that retention must keep for rollbacks.
+        """Return the checkpoints that retention must preserve for rollbacks.
 
-        These are the two newest to which a rollback could go back, however early a spike seen from now on began, and
-        those that may become such.
+        These are the two newest that a rollback could go back to for the earliest possible onset of a future spike,
+        and those that may become such.
         """
         config, every = self.parts.guard, self.parts.checkpoint.every
         updates = [int(folder.name) for folder in folders(self.parts.checkpoints.folder)]

@@ -1,4 +1,4 @@
-"""Settle dispatched updates: read their metrics, judge the batches, record what was applied."""
+"""Settle dispatched updates: read metrics, judge batches, record what was applied."""
 
 import math
 import time
@@ -16,7 +16,7 @@ from lmjax.training.profiling import stop_profile
 from lmjax.training.signals import StopRequest
 from lmjax.training.step import fetch
 
-_NOT_RECORDED = ("loss", "grad_norm", "suspect", "hard", "diverged", "skipped")  # under these names, or at all
+_NOT_RECORDED = ("loss", "grad_norm", "suspect", "hard", "diverged", "skipped")  # in metrics.jsonl under these names
 
 
 class Outcome(NamedTuple):
@@ -29,17 +29,18 @@ class Outcome(NamedTuple):
 
 
 def settle(inputs: LoopInputs, loop: LoopState, stop: StopRequest, *, drain: bool) -> Outcome:
-    """Settle the dispatches whose metrics are due: all of them (`drain`), or all but the newest.
+    """Settle the dispatches whose metrics are due: all (`drain`), or all but the newest.
 
     A suspect batch left the state as it was, and so did the batches dispatched with and after it, which were scheduled
     for later updates: the same update is tried again with the data that follow.
 
     Raises:
-        GaveUp: the guard reached its bounds.
-        RunError: the machine does not compute what it computed before the resume.
+        GaveUp: The guard reached its bounds.
+        RunError: The machine computes another loss than before the resume.
     """
     before, outcome = loop.position.update, Outcome()
-    while len(loop.in_flight) > (0 if drain or inputs.in_turn else 1) and not (outcome.trigger or outcome.restart):
+    most_in_flight = 0 if drain or inputs.dispatch.serialize else 1
+    while len(loop.in_flight) > most_in_flight and not (outcome.trigger or outcome.restart):
         group, metrics = loop.in_flight.pop(0)
         per_update = fetch(metrics, len(group))
         started, loop.clock = loop.clock, time.perf_counter()
@@ -69,7 +70,7 @@ def _settle_batch(
 ) -> Outcome:
     """Judge one batch; journal it if it is suspect, else record its update."""
     loop.settled = batch
-    _spend(batch)
+    faults.spend_batch(update=batch.update, cursor=batch.before)
     stop.hear(values.pop("vote", 0))
     loop.position, trigger = _judge(inputs, loop.position, batch, values)
     if loop.position.recent[-1].suspect and inputs.guard.policy != "off":
@@ -85,16 +86,10 @@ def _settle_batch(
     return Outcome(trigger)
 
 
-def _spend(batch: ScheduledBatch) -> None:
-    """Mark the armed faults of a settled batch as fired: a batch that is scheduled again must not meet them again."""
-    for point, number in (("batch", batch.update + 1), ("learning_rate", batch.update + 1), ("data", batch.before)):
-        faults.spend(point, at=number)
-
-
 def _judge(
     inputs: LoopInputs, position: Position, batch: ScheduledBatch, values: dict[str, Any]
 ) -> tuple[Position, str]:
-    """The position after a batch, and the guard's rule that it triggers (empty: none)."""
+    """Return the position after a batch, and the guard's rule that it triggers (empty: none)."""
     config, off = inputs.guard, inputs.guard.policy == "off"
     suspect, hard = (values["suspect"], values["hard"]) if not off else (False, False)
     tried = Tried(position.update, batch.before, batch.cursor, suspect, hard)
@@ -117,10 +112,13 @@ def _judge(
 def _journal_suspect(
     inputs: LoopInputs, position: Position, history: History, batch: ScheduledBatch, values: dict[str, Any]
 ) -> dict[str, Any]:
-    """Journal a batch that was not applied, with all that the guard saw; return the record."""
+    """Journal a batch that was not applied, with the values that the guard judged.
+
+    Returns the record.
+    """
     reason = detector.reason(values, inputs.guard)
-    seen = ("loss", "grad_norm", "param_norm", "z_loss", "z_grad_norm")
-    details = {name: values[name].hex() for name in seen}
+    judged = ("loss", "grad_norm", "param_norm", "z_loss", "z_grad_norm")
+    details = {name: values[name].hex() for name in judged}
     samples = inputs.samples(batch.before, batch.cursor, history)
     hard = values["hard"]
     write(inputs, position, "suspect", reason=reason, hard=hard, batch=batch.sequences, samples=samples, **details)
@@ -132,7 +130,11 @@ def _journal_suspect(
 
 
 def _give_up_skipping(inputs: LoopInputs, position: Position) -> None:
-    """GaveUp: a policy without rollbacks has left out too many batches in a row."""
+    """Check the number of batches that the policy `skip` has left out in a row.
+
+    Raises:
+        GaveUp: It reached `guard.rejected_in_a_row`.
+    """
     bound = inputs.guard.rejected_in_a_row
     last = position.recent[-bound:]
     if inputs.guard.policy == "skip" and len(last) == bound and all(batch.suspect for batch in last):
@@ -149,7 +151,7 @@ def _record(
     seconds: float,
     steady: bool,
 ) -> None:
-    """Note an applied update for the journal, show it and record it.
+    """Journal, show and record an applied update.
 
     The first update has no speed: most of its time is compilation.
     """
@@ -173,3 +175,4 @@ def _record(
     inputs.console.update(record)
     if every(inputs.train.log_every, position.update) or position.update in (1, inputs.updates):
         inputs.recorder.write(record)
+    inputs.notify("update", position.update, record)

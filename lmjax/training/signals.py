@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to save and stop; a second one stops it at once."""
+"""Stop requests: SIGTERM and SIGINT ask a run to save and stop; a second signal ends it."""
 
 import os
 import signal
@@ -8,11 +8,14 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, the first signal is a request to stop (`name`, for the loop to see); the second ends the process.
+    """A context manager that turns the first signal into a request to stop.
 
-    alone: the run has no other process. If it has, a signal is only a vote (`number`), and `name` is set when `hear` is
-    told what all have voted, so that all stop at the same update. What is on the disk is whole at any moment, so an
-    immediate end loses only the updates since the last checkpoint.
+    The request is `name`, which the loop reads. A second signal ends the process immediately. The files on the disk
+    are consistent at any moment, so this loses only the updates since the last checkpoint.
+
+    Args:
+        alone: Whether the run has no other process. Otherwise a signal is only a vote (`number`), and `hear` sets
+            `name` from the votes of all processes, so that all of them stop at the same update.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
@@ -31,13 +34,13 @@ class StopRequest:
             signal.signal(number, handler)
 
     def hear(self, number: int) -> None:
-        """A process of the run got the signal `number` (0: none did)."""
+        """Record that a process of the run received the signal `number` (0: no process did)."""
         if number and not self.name:
             self.name = signal.Signals(number).name
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            os.write(sys.stderr.fileno() if sys.stderr else 2, b"\nstopped at once by a second signal\n")
+            os.write(sys.stderr.fileno() if sys.stderr else 2, b"\nstopped immediately by a second signal\n")
             os._exit(128 + number)
         self.number = number
         if self._alone:

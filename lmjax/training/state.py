@@ -15,20 +15,19 @@ from lmjax.guard.detector import Window, empty
 
 @struct.dataclass
 class State:
-    """The training state.
+    """The training state."""
 
-    update: int32, the number of applied updates. With the seed it also replaces the state of a random generator: keys
-        are derived from the two, never stored.
-    params, ema: pytrees of the model's parameters and of their running average (or None). opt_state: of optax.
-    window: values of accepted updates, for the guard. carry: the recurrent state with which the rows of the next batch
-        continue, or None.
-    """
-
+    #: Parameters of the model.
     params: Any
+    #: State of the optax optimizer.
     opt_state: Any
+    #: Running average of the parameters, or None.
     ema: Any
+    #: int32, the number of applied updates. Random keys are derived from it and the seed, so none is stored.
     update: jax.Array
+    #: Values of the last accepted updates, for the guard.
     window: Window
+    #: Recurrent state with which the rows of the next batch continue, or None.
     carry: Any = None
 
 
@@ -43,11 +42,20 @@ def init_state(
     named: Mapping[str, Any] | None = None,
     carry: Any = None,
 ) -> State:
-    """The state before the first update, a pure function of its arguments.
+    """Return the state before the first update, a pure function of the arguments.
 
-    `inputs` and `named` are arrays that the model can be called with (default: one token id); no parameter's shape
-    depends on theirs in a language model. Call it under `jit`, where the model's forward pass is never computed, with
-    `out_shardings` made from `jax.eval_shape` of it: then no parameter ever exists unsharded.
+    Call it under `jit`, which removes the forward pass of the model, with `out_shardings` derived from its
+    `jax.eval_shape`: then no parameter ever exists unsharded.
+
+    Args:
+        model: the model.
+        optimizer: the optimizer.
+        seed: seed of the parameters.
+        ema: keep a running average of the parameters.
+        guard: settings of the guard.
+        inputs: arrays that the model accepts; default: one token id. They do not affect the shapes of parameters.
+        named: named arrays that the model accepts.
+        carry: recurrent state with which the first batch starts.
     """
     variables = model.init(jax.random.key(seed), *(inputs or (jnp.zeros((1, 1), jnp.int32),)), **(named or {}))
     params = nn.unbox(variables["params"])
@@ -56,7 +64,7 @@ def init_state(
 
 
 def abstract_state(state: Any) -> Any:
-    """The shapes, dtypes and shardings of a tree of arrays: what restoring a checkpoint needs."""
+    """Return the shapes, dtypes and shardings of a tree of arrays, to restore a checkpoint."""
 
     def leaf(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None))

@@ -38,10 +38,18 @@ def open_trackers(
     update: int = 0,
     report: Report = lambda text: None,
 ) -> list[Sink]:
-    """The trackers that `config` asks for, writing below `run_dir`; on the main process only.
+    """Open the configured trackers; call this on the main process only.
 
-    settings: the run's configuration, shown beside its curves. update: as in `Recorder`. UserError: a tracker is
-    asked for but not installed.
+    Args:
+        config: The configured trackers.
+        run_dir: Folder for their files.
+        name: The run's name.
+        settings: The run's configuration, which trackers show next to its curves.
+        update: The run's update (0: a fresh run).
+        report: Called with messages.
+
+    Raises:
+        UserError: A configured tracker is not installed.
     """
     run_dir = Path(run_dir)
     sinks: list[Sink] = []
@@ -61,7 +69,7 @@ class TensorBoard:
         self._open(update)
 
     def _open(self, update: int) -> None:
-        # purge_step hides what an earlier process, or this one before a rollback, wrote from that step on.
+        # purge_step hides the records from that step on, by an earlier process or by this process before a rollback.
         self._writer = self._module.SummaryWriter(
             str(self._folder), purge_step=update + 1, flush_secs=20, filename_suffix=f".from{update}"
         )
@@ -82,10 +90,10 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases. Never asks and never hangs: without a login, or a network, it records offline.
+    """Weights & Biases, without prompts; without a login or a network, it records offline.
 
-    The x axis is the record's own `update`, so a rollback draws its second try over the first. A resumed run
-    continues under the id kept in `wandb/run_id`.
+    The x axis is the record's own `update`, so a rollback draws its second attempt over the first. A resumed run
+    continues under the id in `wandb/run_id`.
     """
 
     def __init__(self, run_dir: Path, *, project: str, name: str, settings: Mapping[str, Any], report: Report):
@@ -102,12 +110,12 @@ class WandB:
         }
         try:
             self._run = wandb.init(mode=mode, **arguments)
-        except Exception as error:  # no network, a refused key, a proxy: all end here
+        except Exception as error:  # no network, a refused key, a proxy
             if mode != "online":
                 raise
             report(f"Weights & Biases cannot go online ({first_line(error)})")
             mode = "offline"
-            wandb.teardown()  # lets go of the run's id
+            wandb.teardown()  # releases the run's id
             self._run = wandb.init(mode=mode, **arguments | {"resume": None})
         self._run.define_metric("*", step_metric="update")
         if mode == "online":
@@ -128,13 +136,13 @@ class WandB:
 
 
 def _scalars(record: Record) -> dict[str, float]:
-    """The numbers of a record by tag: `train/loss`, `validation/val_loss`."""
+    """Return the numbers of a record by tag: `train/loss`, `validation/val_loss`."""
     group = "validation" if "val_loss" in record else "train"
     return {f"{group}/{key}": value for key, value in record.items() if key != "update" and _is_number(value)}
 
 
 def first_line(error: Exception) -> str:
-    """The type and the first line of an error."""
+    """Return the type and the first line of an error."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
@@ -150,7 +158,10 @@ def _optional(module: str, key: str) -> ModuleType:
 
 
 def _wandb_mode() -> str:
-    """`WANDB_MODE` if set; otherwise online if there is a login (`WANDB_API_KEY` or `wandb login`), else offline."""
+    """Return the mode: `WANDB_MODE` if set, else online with a login, else offline.
+
+    A login is `WANDB_API_KEY` or `wandb login`.
+    """
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
@@ -162,8 +173,8 @@ def _wandb_mode() -> str:
 
 
 def _wandb_settings(wandb: ModuleType) -> Any:
-    # Console off: it would capture the terminal that the progress line is drawn on. Releases that know
-    # `finish_timeout` would otherwise wait for the network at the end of a run for ever.
+    # With the console on, wandb would capture the terminal of the progress line. Without `finish_timeout`, releases
+    # that know it would wait for the network forever at the end of a run.
     known = getattr(wandb.Settings, "model_fields", {})
     bounded = {"finish_timeout": 60} if "finish_timeout" in known else {}
     return wandb.Settings(console="off", silent=True, init_timeout=20, **bounded)

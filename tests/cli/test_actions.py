@@ -53,8 +53,10 @@ def test_what_is_no_language_model_answers_in_its_own_way(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     config = SimpleNamespace(objective=MaskedConfig())
-    task = SimpleNamespace(answer=lambda params, prompt, *, tokenizer, **settings: f"{prompt} of {params}{tokenizer}")
-    run = SimpleNamespace(config=config, task=task, params=1, tokenizer=2)
+    objective = SimpleNamespace(
+        answer=lambda params, prompt, *, tokenizer, **settings: f"{prompt} of {params}{tokenizer}"
+    )
+    run = SimpleNamespace(config=config, objective=objective, params=1, tokenizer=2)
     monkeypatch.setattr(pretrained, "trained", lambda path, *, checkpoint: run)
     assert actions.generate_texts(tmp_path, ["a", "b"], dtype="float32", temperature=0) == 0
     assert capsys.readouterr().out == "a of 12\nb of 12\n"

@@ -6,12 +6,11 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from lmjax.display.console import Console, Progress
-from lmjax.display.format import duration, printable, quantity, score_rows
+from lmjax.display.format import duration, printable, quantity
 from tests import ROOT
 
 
@@ -153,7 +152,7 @@ def test_the_last_line_is_left_standing_once(monkeypatch) -> None:
     console.close()
     with console.phase("drawing"):  # the live line comes back for it
         pass
-    console.final({"updates": 1})
+    console.close()
     assert screen(out.getvalue()).count("update 1/1") == 1
 
 
@@ -252,63 +251,6 @@ def test_duration(seconds: float, text: str) -> None:
 # ---- Before and after -------------------------------------------------------------------------------------------
 
 
-def test_the_final_report_ranks_the_model_among_the_baselines() -> None:
-    out = io.StringIO()
-    summary = {
-        "status": "finished",
-        "updates": 600,
-        "tokens": 4_915_200,
-        "seconds": 231.4,
-        "peak_memory_bytes": 1_240_000_000,
-        "val_loss": 3.21,
-        "val_bits_per_byte": 1.605,
-        "baselines": {"unigram_bits_per_byte": 4.5, "kneser_ney_5gram_bits_per_byte": 2.1},
-    }
-    console = Console(out, width=80)
-    console.final(
-        summary,
-        sample="A sample\x1b[2J of text.",
-        plots=[Path("runs/x/plots/loss.png")],
-        commands=["lmjax plot runs/x"],
-    )
-    text = out.getvalue()
-    assert "finished: 600 updates, 4.92M tokens, 3m51s, 1.24 GB memory" in text
-    rows = [line.split()[-2:] for line in text.splitlines() if re.match(r"this model|Kneser|byte", line)]
-    assert rows == [["1.605", "3.210"], ["2.100", "4.200"], ["4.500", "9.000"]]  # 2 nats a bit per byte here
-    assert text.index("this model") < text.index("Kneser-Ney") < text.index("byte unigram")
-    assert "\x1b" not in text
-    assert "Plots  runs/x/plots/loss.png" in text
-    assert "Next   lmjax plot runs/x" in text
-    assert all(len(line) <= 80 for line in text.splitlines())
-
-
-def test_a_final_report_without_baselines_or_evaluation() -> None:
-    out = io.StringIO()
-    Console(out, width=80).final({"status": "stopped", "updates": 3, "seconds": None, "val_loss": None})
-    assert out.getvalue() == "\nstopped: 3 updates\n"
-
-
-def test_scores_stand_beside_a_simple_baseline_and_what_is_expected() -> None:
-    summary = {
-        "val_loss": 5.2,
-        "val_bits_per_byte": None,
-        "val_masked_accuracy": 0.224,
-        "val_next_accuracy": 0.825,
-        "expect": [["val_next_accuracy", 0.8, 0.9]],
-        "baselines": {"most_frequent_token_masked_accuracy": 0.062},
-        "best": {"update": 7, "val_loss": 5.1},
-    }
-    assert score_rows(summary) == [
-        ("loss", "5.200", "", ""),
-        ("masked accuracy", "0.224", "most frequent token 0.062", ""),
-        ("next accuracy", "0.825", "", "0.800 to 0.900"),
-    ]
-    assert score_rows({"val_loss": 3.0, "val_bits_per_byte": 1.5}) == []  # the table of bits per byte says it all
-    out = io.StringIO()
-    Console(out, width=80).final(summary)
-    assert "best checkpoint: update 7, validation loss 5.100" in out.getvalue()
-
-
 def test_tables_fold_rather_than_cut() -> None:
     out = io.StringIO()
     Console(out, width=40).table("Plan", [("parameters", 1234), ("path", "x" * 60), ("uneven",)])
@@ -339,7 +281,7 @@ def test_a_file_that_cannot_be_written_costs_only_the_text(live: bool) -> None:
         console.start(3)
         with console.phase("compiling"):
             console.update(record(1))
-        console.final({"updates": 1, "val_loss": 1.0, "val_bits_per_byte": 1.0})
+        console.table("Results", [("loss", 1.0)])
 
 
 def test_a_narrow_character_set_loses_only_what_it_lacks() -> None:

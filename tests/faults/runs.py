@@ -70,8 +70,14 @@ def _begin_or_go_on(config: str, folder: Path, fault: str) -> None:
 
 def train_py(*words: str | Path, fault: str = "", environment: Iterable[tuple[str, str]] = ()) -> Any:
     """`python train.py WORDS`: its output, errors and exit status."""
+    return command("train.py", *words, fault=fault, environment=environment)
+
+
+def command(*words: str | Path, fault: str = "", environment: Iterable[tuple[str, str]] = ()) -> Any:
+    """`python WORDS` in the checkout: its output, errors and exit status."""
     return subprocess.run(
-        [sys.executable, ROOT / "train.py", *words],
+        [sys.executable, *words],
+        cwd=ROOT,
         env=os.environ | {faults.VARIABLE: fault} | dict(environment),
         capture_output=True,
         text=True,

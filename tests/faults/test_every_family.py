@@ -21,9 +21,9 @@ BROKEN = "params=nan@22"  # for once: no floating-point array of labelled rows m
 
 @pytest.fixture(autouse=True)
 def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a model writes at the end is tested with its task."""
-    for task in (Causal, Masked, Translation, Classification):
-        monkeypatch.setattr(task, "sample", lambda *_: "")
+    """What a model writes at the end is tested with its objective."""
+    for objective in (Causal, Masked, Translation, Classification):
+        monkeypatch.setattr(objective, "sample", lambda *_: "")
     monkeypatch.setattr(Translation, "finish", lambda *_: {})
 
 

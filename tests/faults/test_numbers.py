@@ -223,7 +223,7 @@ def test_every_sample_but_the_skipped_is_used_once_an_epoch(
     path: list[tuple[int, list[int]]] = []  # cursor behind, and ids, of each update
     past = History()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(made.task), "arrays", lambda _, ids: {"ids": ids})
+        patch.setattr(type(made.samples), "arrays", lambda _, ids: {"ids": ids})
         for event, length, back in [*events, ("go on", 700, 0)]:
             cursor = path[-1][0] if path else 0
             order = made.order.excluding(past.exclude)

@@ -70,7 +70,7 @@ def test_another_configuration_is_refused_and_nothing_is_changed(folder: Path, c
     with pytest.raises(UserError) as caught:
         resume.resume(apply_overrides(config, [change]), folder)
     said = str(caught.value)
-    assert said.startswith("the run was made with another configuration (")
+    assert said.startswith("the run has another configuration (")
     assert f"--allow-change {key}" in said
     if not value.startswith("("):
         assert f"{key}: " in said
@@ -121,7 +121,7 @@ def test_other_data_or_another_tokenizer_are_refused(short: Config, corpus: Path
     before = everything(folder)
     swapped = (b"cat", b"cow") if what == "data" else (b"cat", "çat".encode())
     text.write_bytes(corpus.read_bytes().replace(*swapped))
-    with pytest.raises(UserError, match=r"changed since the run began \(sha256 .* -> .*\); bring the old files back"):
+    with pytest.raises(UserError, match=r"changed since the run began \(sha256 .* -> .*\); restore the old files"):
         runs.resume(folder)
     assert everything(folder) == before
     text.write_bytes(corpus.read_bytes())

@@ -103,7 +103,7 @@ def test_by_policy_training_goes_on_without_checkpoints_but_not_to_an_unsaved_en
     assert runs.digest(folder) == whole
 
     folder = tmp_path / "unsaved"
-    with pytest.raises(CheckpointError, match="update 60 could not be saved; the older checkpoints stand"):
+    with pytest.raises(CheckpointError, match="update 60 could not be saved; older checkpoints are intact"):
         runs.start(short, folder, "save=full@7-99", "checkpoint.on_failure=continue")
     assert intact(folder)[-1] == 50
     assert runs.resume(folder) == 0
@@ -141,7 +141,7 @@ def test_a_journal_that_cannot_be_written_ends_the_run_as_it_was(
 ) -> None:
     """No action goes unannounced: what cannot be written down is not begun."""
     folder = tmp_path / "run"
-    with pytest.raises(RunError, match=r"cannot write .*journal\.jsonl: .*; mend it, then resume the run"):
+    with pytest.raises(RunError, match=r"cannot write .*journal\.jsonl: .*; correct this, then resume the run"):
         runs.start(short, folder, fault)
     number = int(fault.partition("@")[2])
     assert len(runs.records(folder)) == number - 1

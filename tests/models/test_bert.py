@@ -12,7 +12,7 @@ import pytest
 from lmjax import pytrees
 from lmjax.config import BERTConfig, UserError
 from lmjax.interop.huggingface.layouts import from_transformers
-from lmjax.models import bert
+from lmjax.models import bert, registry
 from lmjax.models.bert import BERT, LOGICAL_AXES, init_params
 from lmjax.models.gpt import stack, unstack
 from tests import FIXTURES
@@ -278,15 +278,15 @@ def test_memory_is_about_what_the_compiler_plans():
     ("change", "message"),
     [
         ({"heads": 5}, "model.width=24 does not divide among model.heads=5"),
-        ({"layers": 0}, "model.layers=0 must be greater than 0"),
-        ({"dropout": 1.0}, "model.dropout=1.0 must be"),
-        ({"context": 4}, "model.context=4 must be at least 5"),
-        ({"segments": 1}, "model.segments=1 must be at least 2"),
+        ({"layers": 0}, "model.layers = 0 must be at least 1"),
+        ({"dropout": 1.0}, "model.dropout = 1.0 must be"),
+        ({"context": 4}, "model.context = 4 must be at least 5"),
+        ({"segments": 1}, "model.segments = 1 must be at least 2"),
     ],
 )
 def test_no_model_can_be_built_from_this(change, message):
     with pytest.raises(UserError, match=message):
-        bert.check(dataclasses.replace(SMALL, **change))
+        registry.check(dataclasses.replace(SMALL, **change))
 
 
 # ---- The rest ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 
 from lmjax import pytrees
 from lmjax.config import NNLMConfig, UserError
-from lmjax.models import nnlm
+from lmjax.models import nnlm, registry
 from lmjax.models.nnlm import NNLM, context_ids, one_hot_features
 
 SMALL = NNLMConfig(order=4, width=5, hidden=7, context=9, vocab_size=13)
@@ -141,11 +141,11 @@ def kept_bytes(model, params):
     ("key", "value"), [("order", 1), ("width", 0), ("hidden", -1), ("init_std", -0.1), ("dropout", 1.0)]
 )
 def test_what_is_out_of_range_is_named(key, value):
-    nnlm.check(SMALL)
-    with pytest.raises(UserError, match=rf"model\.{key}="):
-        nnlm.check(dataclasses.replace(SMALL, **{key: value}))
+    registry.check(SMALL)
+    with pytest.raises(UserError, match=rf"model\.{key} = "):
+        registry.check(dataclasses.replace(SMALL, **{key: value}))
 
 
 def test_some_way_must_lead_to_the_output():
     with pytest.raises(UserError, match=r"set model\.direct=true"):
-        nnlm.check(dataclasses.replace(SMALL, hidden=0, direct=False))
+        registry.check(dataclasses.replace(SMALL, hidden=0, direct=False))

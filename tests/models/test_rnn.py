@@ -10,7 +10,7 @@ import pytest
 
 from lmjax import pytrees
 from lmjax.config import RNNConfig, UserError
-from lmjax.models import rnn
+from lmjax.models import registry, rnn
 from lmjax.models.rnn import RNN, begin, gradient_by_lag, recur, unrolled
 from tests import FIXTURES
 
@@ -231,9 +231,9 @@ def test_tied_is_the_same_model_with_the_scaled_table_on_both_sides():
     ("key", "value"), [("layers", 0), ("width", 0), ("vocab_size", -1), ("dropout", 1.0), ("forget_bias", math.inf)]
 )
 def test_what_is_out_of_range_is_named(key, value):
-    rnn.check(SMALL)
-    with pytest.raises(UserError, match=rf"model\.{key}="):
-        rnn.check(dataclasses.replace(SMALL, **{key: value}))
+    registry.check(SMALL)
+    with pytest.raises(UserError, match=rf"model\.{key} = "):
+        registry.check(dataclasses.replace(SMALL, **{key: value}))
 
 
 # ---- How far back a prediction is felt --------------------------------------------------------------------------

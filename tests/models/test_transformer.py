@@ -11,7 +11,7 @@ import pytest
 
 from lmjax import pytrees
 from lmjax.config import TransformerConfig, UserError
-from lmjax.models import transformer
+from lmjax.models import registry, transformer
 from lmjax.models.transformer import LOGICAL_AXES, Transformer
 from tests import FIXTURES
 
@@ -302,14 +302,14 @@ def test_activations_are_near_those_of_the_compiled_program():
     ("change", "message"),
     [
         ({"width": 100}, r"model\.width=100 .* model\.heads=8"),
-        ({"dropout": 1.0}, r"model\.dropout=1\.0"),
-        ({"layers": 0}, r"model\.layers=0"),
-        ({"context": -1}, r"model\.context=-1"),
-        ({"mlp_width": -1}, r"model\.mlp_width=-1"),
+        ({"dropout": 1.0}, r"model\.dropout = 1\.0"),
+        ({"layers": 0}, r"model\.layers = 0"),
+        ({"context": -1}, r"model\.context = -1"),
+        ({"mlp_width": -1}, r"model\.mlp_width = -1"),
     ],
     ids=str,
 )
 def test_a_configuration_without_a_model_is_refused(change, message):
     with pytest.raises(UserError, match=message):
-        transformer.check(dataclasses.replace(BASE, **change))
-    transformer.check(dataclasses.replace(BASE, vocab_size=0))
+        registry.check(dataclasses.replace(BASE, **change))
+    registry.check(dataclasses.replace(BASE, vocab_size=0))

@@ -1,4 +1,4 @@
-"""BERT's task: what its scores and baselines say, against plain counts."""
+"""BERT's objective: its scores and baselines, against plain counts."""
 
 from collections import Counter
 from pathlib import Path
@@ -14,16 +14,16 @@ from tests import small
 
 
 @pytest.fixture(scope="module")
-def made(corpus: Path) -> build.Run:
+def run(corpus: Path) -> build.Run:
     return small.build("masked", corpus, "train.evaluate_batches=0")
 
 
-def test_scores_equal_numpy(made: build.Run) -> None:
+def test_scores_equal_numpy(run: build.Run) -> None:
     """The masked tokens' mean, and the rows' means batch by batch, each as heavy as its batch has masked tokens."""
-    params = small.rough(made.task)
-    found = validation.evaluator(made)(SimpleNamespace(params=params, ema=None), False)  # type: ignore[arg-type]
+    params = small.rough(run.objective)
+    scores = validation.evaluator(run)(SimpleNamespace(params=params, ema=None, update=0), False)  # type: ignore[arg-type]
     forward = jax.jit(
-        lambda b: made.model.apply(
+        lambda b: run.model.apply(
             {"params": params}, b["inputs_BT"], **{k: b[k] for k in ("kinds_BT", "real_BT", "places_BP")}
         )
     )
@@ -34,7 +34,7 @@ def test_scores_equal_numpy(made: build.Run) -> None:
         return np.log(np.exp(logits).sum(-1)) - picked, logits.argmax(-1) == targets
 
     sums, weight = Counter[str](), 0.0
-    for batch in made.task.validation():
+    for batch in run.samples.validation():
         outputs, mask, real = forward(batch), batch["weights_BP"], batch["rows_B"]
         loss_BP, hits_BP = entropy(outputs.logits_BPV, batch["targets_BP"])
         loss_B, hits_B = entropy(outputs.next_B2, batch["next_B"])
@@ -45,20 +45,20 @@ def test_scores_equal_numpy(made: build.Run) -> None:
         sums["next_accuracy"] += (real * hits_B).sum() / real.sum() * here
         sums["loss"] += (mask * loss_BP).sum() + mask.shape[1] * (real * loss_B).sum()
         weight += here
-    assert found == pytest.approx({f"val_{name}": value / weight for name, value in sums.items()}, rel=1e-5)  # float32
+    assert scores == pytest.approx({f"val_{name}": value / weight for name, value in sums.items()}, rel=1e-5)  # float32
 
 
-def test_baselines_are_plain_counts(made: build.Run) -> None:
-    special = made.store.tokenizer.special_ids
-    counts = Counter(i for i in made.store.sources[0].ids.tolist() if i not in special)
+def test_baselines_are_plain_counts(run: build.Run) -> None:
+    special = run.store.tokenizer.special_ids
+    counts = Counter(i for i in run.store.sources[0].ids.tolist() if i not in special)
     (most, _), *_ = counts.most_common(1)
     targets, answers = [], []
-    for batch in made.task.validation():
+    for batch in run.samples.validation():
         used = batch["rows_B"] > 0
         targets += batch["targets_BP"][batch["weights_BP"] > 0].tolist()
         answers += batch["next_B"][used].tolist()
     more = max(answers.count(0), answers.count(1))
-    assert made.task.baselines() == pytest.approx(
+    assert run.objective.baselines() == pytest.approx(
         {
             "most_frequent_token_masked_accuracy": targets.count(most) / len(targets),
             "constant_next_accuracy": more / len(answers),
@@ -66,11 +66,11 @@ def test_baselines_are_plain_counts(made: build.Run) -> None:
     )
 
 
-def test_a_sample_shows_rows_and_what_is_filled_in(made: build.Run) -> None:
-    lines = made.task.sample(small.rough(made.task)).splitlines()
+def test_a_sample_shows_rows_and_what_is_filled_in(run: build.Run) -> None:
+    lines = run.objective.sample(small.rough(run.objective)).splitlines()
     assert len(lines) == 6
-    batch = next(iter(made.task.validation()))
+    batch = next(iter(run.samples.validation()))
     for row, (text, filled) in enumerate(zip(lines[::2], lines[1::2], strict=True)):
-        assert text == made.task.row_text(batch, row)
+        assert text == run.samples.row_text(batch, row)
         guesses = filled.removeprefix("  fills in: ").split(", ")
         assert len(guesses) == batch["weights_BP"][row].sum()

@@ -71,7 +71,7 @@ def test_no_cut_and_cuts_that_change_nothing_leave_every_bit() -> None:
 def test_cuts_that_make_no_sense_are_refused(cut: tuple[int, float, int]) -> None:
     schedule = ScheduleConfig(cuts=((0, 0.5, 10), cut))
     with pytest.raises(
-        UserError, match=r"schedule\.cuts: .* is not \(update, factor in \(0, 1\], updates to rise over"
+        UserError, match=r"schedule\.cuts = .* must be \(update, factor in \(0, 1\], updates to rise over"
     ):
         learning_rate.learning_rates(schedule, CONSTANT)
 

@@ -68,16 +68,16 @@ def of(model: ModelConfig) -> Config:
 
 def test_a_classifier_has_the_axes_of_its_layer() -> None:
     config = dataclasses.replace(of(MODELS[2]), objective=ClassificationConfig(labels=("a", "b")))
-    task = objective_without_data(config)
-    inputs, named = task.example()
-    shapes = jax.eval_shape(task.model.init, jax.random.key(0), *inputs, **named)["params"]
+    objective = objective_without_data(config)
+    inputs, named = objective.example()
+    shapes = jax.eval_shape(objective.model.init, jax.random.key(0), *inputs, **named)["params"]
     assert axes.specs(shapes, registry.logical_axes(config.model))["classifier/kernel"] == PartitionSpec("fsdp", None)
 
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
 def test_moments_lie_where_their_parameters_do(name: str) -> None:
     config = dataclasses.replace(of(MODELS[0]), optimizer=OptimizerConfig(name=name, ema=0.9))  # type: ignore[arg-type]
-    state = build.abstract(build.without_data(config))
+    state = build.without_data(config).abstract_state
     places = {name: leaf.sharding.spec for name, leaf in zip(leaf_names(state), jax.tree.leaves(state), strict=True)}
     kernel = "blocks/mlp/up/kernel"
     assert places[f"params/{kernel}"] == places[f"ema/{kernel}"] == PartitionSpec(None, "fsdp", "tensor")

@@ -69,7 +69,7 @@ def test_batches_drawn_together_are_those_drawn_one_by_one(name: str, corpus: Pa
     for update, behind, arrays in feed.host_batches(made, 1, cursor, order=order):
         ids, cursor = order.take(cursor, int(made.plan.sequences[update]))
         assert behind == cursor
-        for found, expected in zip(arrays.values(), made.task.arrays(ids).values(), strict=True):
+        for found, expected in zip(arrays.values(), made.samples.arrays(ids).values(), strict=True):
             np.testing.assert_array_equal(found, expected)
 
 

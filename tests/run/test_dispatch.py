@@ -1,4 +1,4 @@
-"""Several updates sent off at once: how many, and that they are the updates one by one."""
+"""Dispatch of several updates in one call: how many, and that the result is that of single updates."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pytest
 from lmjax.config import Config, UserError, checks, presets
 from lmjax.config.codec import apply_overrides
 from lmjax.data.store import preparation
-from lmjax.run import build, dispatch
+from lmjax.run import build
 from lmjax.run.feed import device_batches
 from lmjax.training.step import fetch
 from tests import small
@@ -20,40 +20,31 @@ def planned(config: Config, *changes: str) -> build.Run:
     return build.without_data(apply_overrides(config, ["model.vocab_size=65", *changes]))
 
 
-def test_small_updates_are_sent_off_together_and_large_ones_alone() -> None:
-    shapes = {name: planned(presets.load(name)) for name in ("shakespeare_char_cpu", "quickstart", "shakespeare_char")}
-    assert [dispatch.large(made) for made in shapes.values()] == [False, True, True]
-    assert [dispatch.together(made) for made in shapes.values()] == [8, 1, 1]
+def test_small_updates_are_dispatched_together_and_large_ones_alone() -> None:
+    names = ("shakespeare_char_cpu", "quickstart", "shakespeare_char")
+    dispatches = [planned(presets.load(name)).dispatch for name in names]
+    assert [dispatch.updates_per_dispatch for dispatch in dispatches] == [8, 1, 1]
+    assert [dispatch.serialize for dispatch in dispatches] == [False, True, True]
+    assert [dispatch.pause > 0 for dispatch in dispatches] == [False, True, True]
 
 
-def test_the_number_can_be_set() -> None:
+def test_the_number_of_updates_per_dispatch_can_be_set() -> None:
     config = presets.load("shakespeare_char_cpu")
     for number in (1, 5):
-        assert dispatch.together(planned(config, f"runtime.updates_at_once={number}")) == number
+        assert planned(config, f"runtime.updates_at_once={number}").dispatch.updates_per_dispatch == number
     with pytest.raises(UserError, match=r"runtime\.updates_at_once = -1 must not be negative"):
         checks.check(apply_overrides(config, ["runtime.updates_at_once=-1"]))
 
 
-def test_a_large_update_is_sent_off_after_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In which the memory of the one before is given back."""
-    rests: list[float] = []
-    monkeypatch.setattr(dispatch.time, "sleep", rests.append)
-    monkeypatch.setattr(build, "update_function", lambda made, at_once: lambda state, batch, *count: (state, {}))
-    batch = {"update": np.int32(0)}
-    for name, expected in (("shakespeare_char_cpu", 0), ("shakespeare_char", 1)):
-        dispatch.step(planned(presets.load(name)))(None, [batch])
-        assert len(rests) == expected
-
-
-def test_batches_of_different_shapes_are_sent_off_alone(corpus: Path) -> None:
+def test_batches_of_different_shapes_are_dispatched_alone(corpus: Path) -> None:
     config = apply_overrides(small.config("translation", corpus), ["runtime.updates_at_once=4"])
-    assert dispatch.together(build.build(config, preparation.prepare(config.data))) == 1
+    assert build.build(config, preparation.prepare(config.data)).dispatch.updates_per_dispatch == 1
 
 
 def trained(made: build.Run, updates: int, groups: tuple[int, ...]) -> tuple[list[dict[str, Any]], Any]:
-    """The metrics of updates sent off in groups of these sizes, in turn, and the state behind them."""
+    """The metrics of updates dispatched in groups of these sizes, and the last state."""
     state, found, feed = build.init(made), [], device_batches(made, 0, 0)
-    step, sizes = dispatch.step(made), list(groups)
+    step, sizes = build.step_function(made), list(groups)
     while len(found) < updates:
         sizes = sizes[1:] + sizes[:1]
         batches = [next(feed).batch for _ in range(min(sizes[-1], updates - len(found)))]

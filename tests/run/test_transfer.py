@@ -35,8 +35,8 @@ def leaves(params: Any) -> dict[str, np.ndarray]:
 
 def blank(made: build.Run) -> Any:
     """A state that takes no time to compile."""
-    state: Any = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), build.abstract(made)))
-    return state.replace(params=jax.device_put(small.rough(made.task)))
+    state: Any = jax.device_put(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), made.abstract_state))
+    return state.replace(params=jax.device_put(small.rough(made.objective)))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.json").write_text(codec.to_json(made.config))
     made.store.tokenizer.save(folder / "tokenizer.json")
-    state = blank(made).replace(ema=jax.device_put(small.rough(made.task, seed=1)))  # the average is what is used
+    state = blank(made).replace(ema=jax.device_put(small.rough(made.objective, seed=1)))  # the average is what is used
     saves = checkpoint.Checkpoints(folder / "checkpoints", config=made.config.checkpoint)
     saves.save(state, {"update": 7, "cursor": 56, "wall_step": 7, "digest": digest(state)})
     saves.close()
@@ -83,7 +83,7 @@ def test_a_classifier_takes_the_encoder_and_begins_its_own_head_anew(
     made = prepared(corpus, source, "model.dropout=0.3")
     model: Any = made.config.model
     assert (model.layers, model.scan, model.dropout) == (2, False, 0.3)
-    fresh = leaves(small.rough(made.task))
+    fresh = leaves(small.rough(made.objective))
     state, origin, said = begun(made)
     ours = leaves(state.params)
     new = {"classifier/kernel", "classifier/bias"}

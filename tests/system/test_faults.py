@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from lmjax.config import UserError
 from lmjax.system import faults
@@ -130,6 +133,74 @@ def test_random_draws_every_integer_anew_from_its_range_and_always_the_same() ->
     assert (one["ids"] != tree["ids"]).mean() > 0.9
     assert 0 <= one["ids"].min() <= one["ids"].max() <= 999
     np.testing.assert_array_equal(one["ids"], two["ids"])
+
+
+# ---- Before and in an update ----------------------------------------------------------------------------------------
+
+
+@struct.dataclass
+class Weights:
+    params: np.ndarray
+    opt_state: np.ndarray
+
+
+def stepped(step: Callable[[Any, Any], Any], updates: Iterable[int]) -> list[list[float]]:
+    """The parameters and optimizer states that the step is called with."""
+    results = []
+    for update in updates:
+        state = Weights(np.ones(1, np.float32), np.full(1, 2, np.float32))
+        results.append([float(x) for array in step(state, [{"update": np.int32(update)}]) for x in array])
+    return results
+
+
+def plain(state: Weights, batches: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    return state.params, state.opt_state
+
+
+def test_a_step_is_wrapped_only_if_a_fault_precedes_it() -> None:
+    assert faults.around(plain) is plain
+    with faults.armed("batch=nan@3 save=error"):
+        assert not faults.step_armed()
+        assert faults.around(plain) is plain
+    for point in ("compile", "update", "params", "opt_state"):
+        with faults.armed(f"{point}=error@3"):
+            assert faults.step_armed()
+            assert faults.around(plain) is not plain
+
+
+def test_the_faults_of_an_update_precede_exactly_its_step() -> None:
+    """Update 7 of the failpoints is the batch scheduled after 6 updates; a transient fault fires once."""
+    with faults.armed("params=times:10@7 opt_state=times:3@8!"):
+        step = faults.around(plain)
+        assert stepped(step, [5, 6, 7, 6, 7]) == [[1, 2], [10, 2], [1, 6], [1, 2], [1, 6]]
+    with faults.armed("update=error@7"):
+        step = faults.around(plain)
+        assert stepped(step, [5]) == [[1, 2]]
+        with pytest.raises(OSError, match=r"."):
+            stepped(step, [6])
+    with faults.armed("compile=error"):
+        step = faults.around(plain)
+        with pytest.raises(OSError, match=r"."):
+            stepped(step, [0])
+
+
+def test_the_faults_of_a_batch_go_by_its_update_and_its_cursor_until_it_is_used() -> None:
+    rows = {"x": np.ones(2, np.float32)}
+
+    def corrupted(update: int, cursor: int) -> tuple[float, float]:
+        changed, rate = faults.change_batch(rows, np.float32(0.5), update=update, cursor=cursor)
+        return float(changed["x"][0]), float(rate)
+
+    assert faults.change_batch(rows, 0.5, update=6, cursor=40)[0] is rows
+    with faults.armed("batch=times:10@7 data=times:3@40 learning_rate=times:4@7"):
+        assert corrupted(6, 40) == (30, 2)
+        assert corrupted(6, 40) == (30, 2)  # scheduled again, and not used before
+        assert corrupted(6, 42) == (10, 2)
+        assert corrupted(5, 40) == (3, 0.5)
+        faults.spend_batch(update=6, cursor=42)
+        assert corrupted(6, 40) == (3, 0.5)
+        faults.spend_batch(update=6, cursor=40)
+        assert corrupted(6, 40) == (1, 0.5)
 
 
 # ---- Unarmed, and mistakes ------------------------------------------------------------------------------------------

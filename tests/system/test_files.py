@@ -34,6 +34,28 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="No space left"):
         files.write_text(path, "new")
     assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_replaced_file_appears_complete_or_not_at_all(tmp_path: Path, sync: bool) -> None:
+    path = tmp_path / "a.png"
+    with files.replacing(path, sync=sync) as partial:
+        partial.write_bytes(b"one")
+        assert not path.exists()
+
+    def interrupted() -> None:
+        with files.replacing(path, sync=sync) as partial:
+            partial.write_bytes(b"half of two")
+            assert path.read_bytes() == b"one"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
+    with pytest.raises(FileNotFoundError), files.replacing(path, sync=sync):
+        pass  # nothing was written
+    assert path.read_bytes() == b"one"
 
 
 # ---- The lock -------------------------------------------------------------------------------------------------------

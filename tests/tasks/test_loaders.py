@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -35,11 +37,16 @@ def test_files_of_rows_give_the_same_documents(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(ROWS), mtime=0))
     (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
+    pyarrow.csv.write_csv(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.csv")
+    (tmp_path / "a.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in [ROWS[0].keys(), *(r.values() for r in ROWS)]))
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    next((tmp_path / "saved").glob("*.arrow")).rename(tmp_path / "a.arrow")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.jsonl").write_bytes(lines(ROWS))
-    sources = [str(tmp_path / name) for name in ("a.jsonl", "a.jsonl.gz", "a.json", "a.parquet")]
+    names = ("a.jsonl", "a.jsonl.gz", "a.json", "a.parquet", "a.csv", "a.tsv", "a.arrow")
+    sources = [str(tmp_path / name) for name in names]
     found = [catalog.load(name) for name in [*sources, f"hub:{tmp_path / 'data'}", f"hub:{tmp_path / 'data'}::train"]]
-    assert [made.documents for made in found] == [found[0].documents] * 6
+    assert [made.documents for made in found] == [found[0].documents] * 9
     assert [(one.prompt, one.answers) for one in found[0].documents] == [(r["input"], (r["answer"],)) for r in ROWS]
     assert (found[0].config.name, found[0].config.kind) == ("a", "generate")
 
@@ -155,6 +162,7 @@ def test_a_big_bench_task_with_choices(tmp_path: Path) -> None:
         ("a.jsonl", b"", "the task 'a' has no rows"),
         ("a.jsonl", b"3", "a.jsonl', line 1: expected an object with fields, got int"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl', line 1 is not JSON"),
+        ("a.csv", b"input,answer\na,b\nc\n", "a.csv', line 3 has 1 cells, the header has 2 columns"),
         ("a.jsonl.gz", b"plain", "cannot unpack"),
         ("a.jsonl.gz", gzip.compress(lines(ROWS), mtime=0)[:-9], "cannot unpack"),
         ("a.parquet", b"PAR1....PAR1", "cannot read"),

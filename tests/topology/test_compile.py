@@ -175,8 +175,8 @@ def test_where_nothing_was_seen_to_fit_other_ways_are_named(gpt: Config, linear:
 def test_a_compiled_update_needs_its_state_and_more(corpus: Path) -> None:
     made = small.build("nnlm", corpus)
     program = compiled.compile_update(made, here())
-    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(build.abstract(made)))
-    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(build.abstract_batch(made)))
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made.abstract_state))
+    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made.abstract_batch))
     assert 0.9 * state <= program.arguments <= 1.1 * (state + batch)  # what is not used is no argument
     assert program.needed > program.arguments
     assert not compiled.collectives(program.text)
@@ -185,8 +185,8 @@ def test_a_compiled_update_needs_its_state_and_more(corpus: Path) -> None:
 @pytest.mark.parametrize("name", ["nnlm", "lstm", "masked", "translation", "bert labels", "gpt labels"])
 def test_a_blank_batch_is_shaped_like_a_real_one(corpus: Path, name: str) -> None:
     """But for records, which are shorter than the context."""
-    task = small.build(name, corpus).task
-    real, blank = small.rows(task, 4), task.blank(4)
+    samples = small.build(name, corpus).samples
+    real, blank = small.rows(samples, 4), samples.blank(4)
     assert {key: (array.dtype, array.ndim) for key, array in real.items()} == {
         key: (array.dtype, array.ndim) for key, array in blank.items()
     }

@@ -23,15 +23,17 @@ from lmjax.journal.journal import Journal
 from lmjax.system import faults
 from lmjax.training import checkpoint, rollback
 from lmjax.training.checkpoint import Checkpoints
+from lmjax.training.dispatch import Dispatch, make_step, with_faults
 from lmjax.training.inputs import LoopInputs, Position, ScheduledBatch
 from lmjax.training.loop import train
 from lmjax.training.metrics import Recorder
 from lmjax.training.signals import StopRequest
 from lmjax.training.state import State, abstract_state
-from lmjax.training.step import Step, chain_updates, make_step, make_update
+from lmjax.training.step import Step, chain_updates, make_update
 
 UPDATES = 12
-TOGETHER = 1  # updates sent off at once, unless a test says otherwise
+UPDATES_PER_DISPATCH = 1  # unless a test sets another number
+ALONE = Dispatch()
 SKIP = GuardConfig(policy="skip")
 EVERY_4 = CheckpointConfig(every=4)
 AS_THEY_STAND = Order((10_000,), seed=0, shuffle=False)  # the sample at a position has its number
@@ -45,9 +47,10 @@ def loss(params: Any, batch: dict[str, jax.Array], rng: jax.Array) -> tuple[jax.
 
 
 @cache
-def step(config: GuardConfig, together: int = 1) -> Step:
+def step(config: GuardConfig, dispatch: Dispatch = ALONE) -> Step:
     update = make_update(loss, OPTIMIZER, guard=config, seed=0)
-    return make_step(jax.jit(chain_updates(update) if together > 1 else update, donate_argnums=0), together)
+    chained = chain_updates(update) if dispatch.updates_per_dispatch > 1 else update
+    return make_step(jax.jit(chained, donate_argnums=0), dispatch)
 
 
 def data(sample: int) -> float:
@@ -73,12 +76,12 @@ def parts(
     updates: int = UPDATES,
     grow: int = 6,
     saving: CheckpointConfig = EVERY_4,
-    together: int | None = None,
+    updates_per_dispatch: int | None = None,
 ) -> Generator[LoopInputs, None, None]:
     """What the loop is handed. poison: sample ids whose value is `bad`. spoil: (cursor, values) -> values of a batch,
     as they are made. cuts: of the learning rate. grow: the update at which the batch doubles from 2, as announced.
-    together: default TOGETHER."""
-    together = together or TOGETHER
+    updates_per_dispatch: default UPDATES_PER_DISPATCH."""
+    dispatch = Dispatch(updates_per_dispatch or UPDATES_PER_DISPATCH)
 
     def batches(update: int, cursor: int, past: History) -> Generator[ScheduledBatch, None, None]:
         current = order.excluding(past.exclude)
@@ -95,7 +98,7 @@ def parts(
             rate = faults.change("learning_rate", np.float32(rate), at=update + 1)
             scalars = {"microbatches": np.int32(size // 2), "update": np.int32(update), "regime": np.int32(regime)}
             batch = {"arrays": {"x": arrays}, "learning_rate": rate, **scalars}
-            batch = jax.device_put(batch) if together == 1 else batch
+            batch = jax.device_put(batch) if dispatch.updates_per_dispatch == 1 else batch
             yield ScheduledBatch(update, before, cursor, size, float(rate), regime, batch)
             update += 1
 
@@ -107,6 +110,7 @@ def parts(
     def sequences(update: int) -> int:
         return 2 * min(update, grow) + 4 * max(0, update - grow)
 
+    used_step, used_dispatch = with_faults(step(guard, dispatch), dispatch)
     run_dir.mkdir(exist_ok=True)
     with (
         Recorder(run_dir / "metrics.jsonl") as recorder,
@@ -118,6 +122,7 @@ def parts(
             book.write("start", wall_step=0, update=0, cursor=0)
         try:
             yield LoopInputs(
+                notify=lambda kind, update, values: None,
                 run_dir=run_dir,
                 train=TrainConfig(evaluate_every=4),
                 checkpoint=saving,
@@ -127,14 +132,13 @@ def parts(
                 tokens=sequences,
                 flops_per_token=1.0,
                 peak_flops=1e9,
-                together=together,
-                step=step(guard, together),
+                dispatch=used_dispatch,
+                step=used_step,
                 batches=batches,
                 samples=samples,
                 evaluate=evaluate,
                 autopsy=lambda state, fed, decision: None,
                 conclude=lambda update, text: None,
-                in_turn=False,
                 vote=None,
                 machine=machine_of({}),
                 tolerance=0.0,

@@ -20,11 +20,11 @@ from tests.training import miniature
 from tests.training.miniature import data, events, fresh, parts, weight
 
 
-@pytest.fixture(autouse=True, scope="module", params=[1, 3], ids="{} at once".format)
-def together(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Every test of this file twice: updates sent off one by one, and several at once."""
+@pytest.fixture(autouse=True, scope="module", params=[1, 3], ids="{} per dispatch".format)
+def updates_per_dispatch(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Every test of this file twice: one update per dispatch, and several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(miniature, "TOGETHER", request.param)
+        patch.setattr(miniature, "UPDATES_PER_DISPATCH", request.param)
         yield request.param
 
 
@@ -66,9 +66,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert events(tmp_path / "cut").count("signal") == 1
 
 
-@pytest.mark.parametrize("in_turn", [True, False])
-def test_a_large_update_waits_until_the_one_before_is_settled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_turn: bool, together: int
+@pytest.mark.parametrize("serialize", [True, False])
+def test_a_serialized_update_waits_until_the_previous_one_is_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serialize: bool, updates_per_dispatch: int
 ) -> None:
     said, read = "", settle.fetch
 
@@ -85,16 +85,18 @@ def test_a_large_update_waits_until_the_one_before_is_settled(
             said += "sent "
             return made.step(state, batches)
 
-        end = train(replace(made, step=step, in_turn=in_turn), fresh(), stop=StopRequest())
+        end = train(
+            replace(made, step=step, dispatch=replace(made.dispatch, serialize=serialize)), fresh(), stop=StopRequest()
+        )
     assert end.update == 12
     # Behind a save or an evaluation (updates 4, 8 and 12) none is on its way.
-    more = 2 if together == 1 else 0
-    in_a_row = "sent settled " * (2 + more) if in_turn else "sent " + "sent settled " * more + "sent settled settled "
+    more = 2 if updates_per_dispatch == 1 else 0
+    in_a_row = "sent settled " * (2 + more) if serialize else "sent " + "sent settled " * more + "sent settled settled "
     assert said == 3 * in_a_row
 
 
 @pytest.mark.parametrize("when", [0, 1, 5])
-def test_a_signal_at_any_update_saves_what_was_sent_off(tmp_path: Path, when: int, together: int) -> None:
+def test_a_signal_at_any_update_saves_what_was_sent_off(tmp_path: Path, when: int, updates_per_dispatch: int) -> None:
     stop, sent = StopRequest(), []
     with parts(tmp_path) as made:
         inner = made.step
@@ -107,7 +109,7 @@ def test_a_signal_at_any_update_saves_what_was_sent_off(tmp_path: Path, when: in
 
         end = train(replace(made, step=step), fresh(), stop=stop)
         found = newest(made.checkpoints.folder)
-    assert found.meta["update"] == end.update == sent[-1] + 1 <= when + together
+    assert found.meta["update"] == end.update == sent[-1] + 1 <= when + updates_per_dispatch
     assert sent == list(range(end.update))
     assert found.meta["cursor"] == end.cursor
 

@@ -43,17 +43,17 @@ def passes(spoiled: dict[int, int], bad: float = math.nan) -> Callable[[int, lis
 
 
 @pytest.fixture(
-    autouse=True, scope="module", params=[1, pytest.param(3, marks=pytest.mark.slow)], ids="{} at once".format
+    autouse=True, scope="module", params=[1, pytest.param(3, marks=pytest.mark.slow)], ids="{} per dispatch".format
 )
-def together(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Every test of this file twice: updates sent off one by one, and several at once."""
+def updates_per_dispatch(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Every test of this file twice: one update per dispatch, and several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(miniature, "TOGETHER", request.param)
+        patch.setattr(miniature, "UPDATES_PER_DISPATCH", request.param)
         yield request.param
 
 
 @pytest.fixture(scope="module")
-def quiet(together: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[Position, History]:
+def quiet(updates_per_dispatch: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[Position, History]:
     """The run that nothing happens to, and its history."""
     run_dir = tmp_path_factory.mktemp("quiet") / "run"
     end = run(run_dir)
@@ -197,7 +197,7 @@ SPIKE = at(*range(101, 106))
 
 
 @pytest.fixture(scope="module")
-def spiked(together: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[Position, Path]:
+def spiked(updates_per_dispatch: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[Position, Path]:
     run_dir = tmp_path_factory.mktemp("spiked") / "run"
     end = run(run_dir, poison=SPIKE)
     assert rollbacks(run_dir) == [("replay", 1), ("skip", 1)]

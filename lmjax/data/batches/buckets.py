@@ -1,4 +1,4 @@
-"""Records of similar length share a batch: the classes of lengths (buckets), and the order of batches."""
+"""Buckets of records of similar length, which share a batch, and the order of the batches."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +17,20 @@ CELLS = 8  # for each class: places where the sorted records can be cut
 
 @dataclass(frozen=True, eq=False)
 class Buckets:
-    """Classes of length, from the shortest to the longest.
+    """Classes of length, from the shortest to the longest."""
 
-    widths: (S, T) of each class for pairs, (T,) for labelled texts; at most the context, rising in every place.
-    members: the training records of each class. validation: those of the validation split; where some are longer than
-        all training records, there is one more class than in `members`.
-    padding: the share of all places of an epoch that holds no token. cut: how many training records the context cuts.
-    """
-
+    #: (S, T) of each class for pairs, (T,) for labelled texts; at most the context, increasing in each element.
     widths: tuple[tuple[int, ...], ...]
+    #: Training records of each class.
     members: tuple[np.ndarray, ...]
+    #: Validation records of each class. If a record is longer than all training records, there is one more class than
+    #: in `members`.
     validation: tuple[np.ndarray, ...]
+    #: The model's context.
     context: int
+    #: Share of all positions of an epoch that hold no token.
     padding: float
+    #: Number of training records that the context truncates.
     cut: int
 
     def find(self, ids: Any, order: Order) -> tuple[np.ndarray, np.ndarray]:
@@ -42,9 +43,9 @@ class Buckets:
 
 
 def make_buckets(store: Store, *, classes: int, context: int) -> Buckets:
-    """Sort the records by length and cut them into at most `classes` classes with the least padding.
+    """Divide the records by length into at most `classes` classes with the least padding.
 
-    A class holds at least one of 8 * `classes` equal parts of the records, so that none is too rare to fill a batch.
+    A class holds at least one of 8 * `classes` equal parts of the records. Each class thus fills batches.
 
     Raises:
         UserError: `classes` is below 1, or the context is too short for a token.
@@ -53,61 +54,64 @@ def make_buckets(store: Store, *, classes: int, context: int) -> Buckets:
         raise UserError(f"data.buckets={classes}: there is at least one class of length")
     if context < 2 + 2 * len(text_streams(store, "train")):
         raise UserError(f"model.context={context} has no room for a text and its ends: raise it")
-    whole, held = _lengths(store, "train"), _lengths(store, "validation")
-    lengths, held = np.minimum(whole, context), np.minimum(held, context)
+    full_lengths, held_out_lengths = _lengths(store, "train"), _lengths(store, "validation")
+    lengths, held_out_lengths = np.minimum(full_lengths, context), np.minimum(held_out_lengths, context)
     cells = np.array_split(np.argsort(lengths.max(1), kind="stable"), min(CELLS * classes, len(lengths)))
     longest = np.maximum.accumulate([lengths[cell].max(0) for cell in cells])
     width = np.minimum(-(-longest // MULTIPLE) * MULTIPLE, context)
-    stretches = _cut(np.asarray([len(cell) for cell in cells]), width.sum(1), classes)
-    members = [np.sort(np.concatenate(cells[start:stop])) for start, stop in stretches]
-    widths = [tuple(width[stop - 1].tolist()) for _, stop in stretches]
+    ranges = _cut(np.asarray([len(cell) for cell in cells]), width.sum(1), classes)
+    members = [np.sort(np.concatenate(cells[start:stop])) for start, stop in ranges]
+    widths = [tuple(width[stop - 1].tolist()) for _, stop in ranges]
     places = sum(len(part) * sum(width) for part, width in zip(members, widths, strict=True))
-    if (held > widths[-1]).any():
-        above = np.minimum(-(-held.max(0) // MULTIPLE) * MULTIPLE, context)
+    if (held_out_lengths > widths[-1]).any():
+        above = np.minimum(-(-held_out_lengths.max(0) // MULTIPLE) * MULTIPLE, context)
         widths.append(tuple(np.maximum(above, widths[-1]).tolist()))
-    fits = (held[:, None] <= np.asarray(widths)).all(2).argmax(1)
+    fits = (held_out_lengths[:, None] <= np.asarray(widths)).all(2).argmax(1)
     return Buckets(
         widths=tuple(widths),
         members=tuple(members),
         validation=tuple(np.flatnonzero(fits == i) for i in range(len(widths))),
         context=context,
         padding=float(1 - lengths.sum() / places),
-        cut=int((whole > context).any(1).sum()),
+        cut=int((full_lengths > context).any(1).sum()),
     )
 
 
 def bucket_order(plan: Buckets, config: RecordsConfig, *, seed: int, group: int) -> Order:
-    """The order of all records: blocks of `group` samples of one class, each class as often as it has records.
+    """Return the order of all records, in blocks of `group` samples of one class.
 
-    Every span of as many samples as there are records has each of them about once; `Buckets.find` says which record a
-    sample is.
+    A class occurs in proportion to its number of records. With N records, any N consecutive samples contain each
+    record about once. `Buckets.find` maps a sample to its record.
     """
     sizes = tuple(map(len, plan.members))
     return Order(sizes, seed, weights=((0, sizes),), exclude=config.exclude, shuffle=config.shuffle, group=group)
 
 
 def _cut(counts: np.ndarray, prices: np.ndarray, classes: int) -> list[tuple[int, int]]:
-    """Cuts cells in a row into at most `classes` stretches (start, stop) that cost the least together.
+    """Divide a row of cells into at most `classes` ranges (start, stop) of least total cost.
 
-    All records of a stretch pay the price of its last cell. Dynamic programming over the number of stretches.
+    Every record of a range costs the price of its last cell. Dynamic programming over the number of ranges.
     """
     before = np.concatenate([[0], np.cumsum(counts)])
     cost = np.where(np.tri(len(counts), dtype=bool).T, (before[1:] - before[:-1, None]) * prices, np.inf)
-    total, begins = np.full(len(counts), np.inf), []  # of the cells up to each one; where its stretch begins
+    total, begins = np.full(len(counts), np.inf), []  # cost of the cells up to each; first cell of the last range
     for _ in range(classes):
-        ways = np.concatenate([[0], total[:-1]])[:, None] + cost
-        total = ways.min(0)
-        begins.append(ways.argmin(0))
-    stretches, stop = [], len(counts)
+        candidates = np.concatenate([[0], total[:-1]])[:, None] + cost
+        total = candidates.min(0)
+        begins.append(candidates.argmin(0))
+    ranges, stop = [], len(counts)
     while stop:
         start = int(begins.pop()[stop - 1])
-        stretches.append((start, stop))
+        ranges.append((start, stop))
         stop = start
-    return stretches[::-1]
+    return ranges[::-1]
 
 
 def _lengths(store: Store, side: Side) -> np.ndarray:
-    """The places that each record takes, with all that is added to it: (records, 2) for pairs, else (records, 1)."""
+    """Return the positions that each record needs: (records, 2) for pairs, else (records, 1).
+
+    They include all tokens that are added to the record.
+    """
     sizes = (
         np.stack([np.diff(tokens.starts, append=len(tokens.ids)) for tokens in text_streams(store, side)], axis=1) + 1
     )

@@ -2,11 +2,11 @@
 
 Shapes: B rows, T positions (the context), P = predictions(context) places of a row that are predicted at most.
 
-A row is [CLS] A [SEP] B [SEP], padded with [PAD]. A sample id gives a place of its source's ring (`examples.begin`).
-A and a B that really follows are the tokens of that place's document from there on, moved back towards the
-document's start where too few follow, and cut in their middle half. Any other B is as long as that one would be and
-comes from another document, the one around a place drawn uniformly from the source. Marks that end documents in the
-stream are part of no document.
+A row is [CLS] A [SEP] B [SEP], padded with [PAD]. A sample id gives a position on its source's ring
+(`windows.begin_window`). If B follows A, both are the tokens of that position's document from there on, moved back
+towards the document's start if too few follow, and divided in their middle half. Otherwise, B has the length that the
+following text would have, and comes from another document: the document around a position drawn uniformly from the
+source. Tokens that end documents in the stream belong to no document.
 
 All random choices of a row depend only on (seed, sample id), not on its batch.
 """
@@ -32,18 +32,21 @@ _VALIDATION = 1 << 63  # marks the validation split's numbers, which no sample i
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """The properties of a tokenizer that masking needs.
+    """The properties of a tokenizer that masking needs."""
 
-    continues_V: the pieces that continue a word. plain_V: the ids that stand for text, of which random tokens are
-    drawn. end_of_text: the mark of a document's end in the stream; it may be `sep`.
-    """
-
+    #: Id of [CLS].
     cls: int
+    #: Id of [SEP].
     sep: int
+    #: Id of [MASK].
     mask: int
+    #: Id of [PAD].
     pad: int
+    #: Id that ends a document in the stream; it may equal `sep`.
     end_of_text: int | None
+    #: Whether each id continues a word.
     continues_V: np.ndarray
+    #: Ids that represent text; random tokens are drawn from them.
     plain_V: np.ndarray
 
 
@@ -67,7 +70,10 @@ def facts(tokenizer: "Tokenizer") -> Facts:
 
 
 def predictions(context: int, rate: float = MaskedConfig.rate) -> int:
-    """Return P, the number of places for predictions in a row; never fewer than the masked tokens."""
+    """Return P, the number of slots for predictions in a row.
+
+    It is at least the number of masked tokens.
+    """
     return int(rate * context) + 1
 
 
@@ -83,11 +89,13 @@ def masked(
 ) -> Batch:
     """Build the rows of these samples, in the order of `ids`.
 
-    Returns int32 `inputs_BT`, `kinds_BT` (1 in the second part), `real_BT` (0: padding), `places_BP`, `targets_BP`
-    (the tokens that stood there), `next_B` (0: B really follows, 1: it does not), and float32 `weights_BP` (0: place
-    not used). Special tokens are never predicted, [UNK] neither. Whole words are chosen as long as they fit into the
-    number of places that the rate gives; if none fits, the beginning of one. A document of one token always gets
-    another's B; in a source of one document B always follows.
+    Special tokens, including [UNK], are never predicted. With `whole_word`, complete words are chosen while they fit
+    into the number of predictions that the rate gives; if no word fits, the beginning of a word. The B of a document
+    of one token always comes from another document. In a source of one document, B always follows.
+
+    Returns:
+        int32 `inputs_BT`, `kinds_BT` (1 in the second part), `real_BT` (0: padding), `places_BP`, `targets_BP` (the
+        original tokens there) and `next_B` (0: B follows A, 1: it does not); float32 `weights_BP` (0: unused slot).
 
     Raises:
         UserError: The source has only end marks and no tokens.
@@ -110,10 +118,10 @@ def validation(
     config: MaskedConfig,
     seed: int = 0,
 ) -> Iterator[Batch]:
-    """Yield a row from the start of every `context` tokens of the split, batched as in `masked`.
+    """Yield one row for every `context` tokens of the split, in batches as in `masked`.
 
-    Whatever is drawn is a function of the row's number and `seed`. `rows_B` float32 is 1, and 0 for the rows that
-    fill the last batch, which repeat its first row with weights of 0.
+    All random choices depend only on the row's number and `seed`. `rows_B` float32 is 1 for a row of the split and 0
+    for a row that fills the last batch. Such a row repeats the batch's first row with weights of 0.
     """
     text = _Documents(tokens, tokenizer_facts.end_of_text)
     starts = range(0, len(tokens.ids), context)
@@ -129,30 +137,37 @@ def validation(
 
 
 def generator(seed: int, number: int) -> np.random.Generator:
-    """Return the generator of one row (Philox, Salmon et al. 2011: counter-based, so that every key is a stream)."""
+    """Return the random generator of one row.
+
+    Philox (Salmon et al. 2011) is counter-based, so every key is a stream of its own.
+    """
     return np.random.Generator(np.random.Philox(key=np.asarray([seed % 2**64, number], np.uint64)))
 
 
-# ---- Where the text of a row comes from -------------------------------------------------------------------------
+# ---- The text of a row ------------------------------------------------------------------------------------------
 
 
 class _Span(NamedTuple):
-    """Places first to end - 1 of a stream."""
+    """A half-open range of positions of a stream."""
 
+    #: First position.
     first: int
+    #: Position after the last.
     end: int
 
 
 class _Documents:
-    """The documents of a stream without the marks at their ends."""
+    """The documents of a stream, without the tokens that end them."""
 
     def __init__(self, tokens: "Tokens", end_of_text: int | None) -> None:
         self.ids, self.starts, self.end_of_text = np.asarray(tokens.ids), np.asarray(tokens.starts), end_of_text
-        if not len(self.starts) or self.starts[0]:  # what stands before the first start is a document's rest
+        if not len(self.starts) or self.starts[0]:  # the tokens before the first start are the end of a document
             self.starts = np.concatenate([[0], self.starts])
 
     def around(self, place: int) -> _Span:
-        """The document that a place, or the mark behind it, belongs to; if it has no tokens, the next that has some.
+        """Return the document of a position; if it is empty, the next document with tokens.
+
+        The token that ends a document is a position of that document.
 
         Raises:
             UserError: No document has a token.
@@ -165,21 +180,21 @@ class _Documents:
             end -= end > first and int(self.ids[end - 1]) == self.end_of_text
             if end > first:
                 return _Span(first, end)
-        raise UserError("the text has no tokens but marks of ends; add text")
+        raise UserError("the text has only end_of_text tokens; add text")
 
-    def other(self, mine: _Span, random: np.random.Generator) -> tuple[_Span, int]:
-        """Another document and the place in it that was drawn; `mine` if there is no other."""
+    def other(self, current: _Span, random: np.random.Generator) -> tuple[_Span, int]:
+        """Draw another document and a position in it; `current` if there is no other document."""
         size = len(self.ids)
         for place in random.integers(size, size=16).tolist():
-            if (span := self.around(place)) != mine:
+            if (span := self.around(place)) != current:
                 return span, place
         # One document is nearly all of the stream: take the next document.
-        behind = int(self.starts.searchsorted(mine.first, side="right"))
-        span = self.around(int(self.starts[behind % len(self.starts)]))
+        following = int(self.starts.searchsorted(current.first, side="right"))
+        span = self.around(int(self.starts[following % len(self.starts)]))
         return span, span.first
 
     def tokens(self, span: _Span, place: int, length: int) -> np.ndarray:
-        """At most `length` tokens of a document from a place on, moved back where fewer follow."""
+        """Return at most `length` tokens of a document from a position; move back if fewer follow."""
         first = max(span.first, min(place, span.end - length))
         return self.ids[first : min(first + length, span.end)]
 
@@ -196,14 +211,14 @@ class _Rows:
         self.room, self.facts, self.config = context - 3, tokenizer_facts, config
         self.is_plain_V = np.zeros(len(tokenizer_facts.continues_V), bool)
         self.is_plain_V[tokenizer_facts.plain_V] = True
-        whole, some = (count, context), (count, predictions(context, config.rate))
+        BT, BP = (count, context), (count, predictions(context, config.rate))
         self.batch: Batch = {
-            "inputs_BT": np.full(whole, tokenizer_facts.pad, np.int32),
-            "kinds_BT": np.zeros(whole, np.int32),
-            "real_BT": np.zeros(whole, np.int32),
-            "places_BP": np.zeros(some, np.int32),
-            "targets_BP": np.zeros(some, np.int32),
-            "weights_BP": np.zeros(some, np.float32),
+            "inputs_BT": np.full(BT, tokenizer_facts.pad, np.int32),
+            "kinds_BT": np.zeros(BT, np.int32),
+            "real_BT": np.zeros(BT, np.int32),
+            "places_BP": np.zeros(BP, np.int32),
+            "targets_BP": np.zeros(BP, np.int32),
+            "weights_BP": np.zeros(BP, np.float32),
             "next_B": np.zeros(count, np.int32),
         }
 
@@ -227,16 +242,16 @@ class _Rows:
         inputs_T[chosen] = self._hide(inputs_T[chosen], random)
 
     def _pair(self, text: _Documents, place: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool]:
-        """(A, B, whether B is from another document)."""
+        """Return (A, B, whether B is from another document)."""
         length = int(random.integers(2, self.room + 1)) if random.random() < self.config.short else self.room
-        mine = text.around(place)
-        tokens = text.tokens(mine, place, length)
+        document = text.around(place)
+        tokens = text.tokens(document, place, length)
         n = len(tokens)
         cut = int(random.integers(max(1, n // 4), 3 * n // 4 + 1)) if n > 1 else 1
         if n == 1 or random.random() >= self.config.next_sentence:
-            other, there = text.other(mine, random)
-            if other != mine:
-                return tokens[:cut], text.tokens(other, there, max(1, n - cut)), True
+            other_document, other_place = text.other(document, random)
+            if other_document != document:
+                return tokens[:cut], text.tokens(other_document, other_place, max(1, n - cut)), True
         return tokens[:cut], tokens[cut:], False
 
     def _choose(self, inputs_T: np.ndarray, text: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -246,7 +261,7 @@ class _Rows:
         count = max(1, int(self.config.rate * len(text) + 0.5))
         if not self.config.whole_word:
             return np.sort(random.permutation(text)[:count])
-        # A word begins behind a gap too: the pieces on both sides of a [SEP] are never one word.
+        # A word also begins after a gap: the pieces on both sides of a [SEP] are never one word.
         begins = ~self.facts.continues_V[inputs_T[text]] | (np.diff(text, prepend=-1) > 1)
         words = np.split(text, np.flatnonzero(begins)[1:])
         chosen: list[int] = []

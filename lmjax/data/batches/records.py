@@ -2,14 +2,14 @@
 
 Shapes: B rows, S positions of a source, T positions of a target or of a labelled text.
 
-A store of records has the streams `train-0` and `validation-0` (document i is the first text of record i), `train-1`
-and `validation-1` where a record has two texts, and `train-label` and `validation-label` (one id a record, counting
-the label names in alphabetical order) where it has a label. Texts are stored as they are: what marks their beginning
-and end is added here. `end_of_text` begins a target, ends every text and fills what is left of a row.
+A store of records has the streams `train-0` and `validation-0`, where document i is the first text of record i. If
+records have two texts, it also has `train-1` and `validation-1`. If records have labels, it has `train-label` and
+`validation-label`, one id per record, which numbers the label names in alphabetical order. The stored texts have no
+special tokens; these functions add them. `end_of_text` begins a target, ends every text and pads a row.
 
-Each class of length is a source of the order, so that a batch is of one class and little of it is padding. Classes
-have the widths of their longest texts, and each class at least those of the class below: the widths of a row's class,
-or of any class above it, hold the row.
+Each class of length is a source of the order. A batch therefore has one class and little padding. A class has the
+widths of its longest texts, and at least those of the class below. A row thus fits into the widths of its class and of
+any class above it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,25 +32,32 @@ Batch = dict[str, np.ndarray]
 
 
 def pairs(store: Store, ids: Any, *, order: Order, plan: Buckets, bucket: int = 0) -> Batch:
-    """The rows of these samples for sequence to sequence, in the order of `ids`.
+    """Build the rows of these samples for sequence to sequence, in the order of `ids`.
 
-    Returns `source_BS`, `inputs_BT`, `targets_BT` int32 and `source_mask_BS`, `weights_BT` float32. A source is cut to
-    the context and still ends in end_of_text; a target that the context cuts does not end. The widths are those of the
-    highest class among the rows, and of at least class `bucket`: processes that share a batch must agree on it.
+    A source is truncated to the context and still ends in end_of_text; a truncated target does not. The widths are
+    those of the highest class among the rows, and of at least class `bucket`. Processes that share a batch must agree
+    on `bucket`.
+
+    Returns:
+        `source_BS`, `inputs_BT`, `targets_BT` int32 and `source_mask_BS`, `weights_BT` float32.
     """
-    found, records = plan.find(ids, order)
-    return _pairs(store, "train", records, plan.widths[max(int(found.max()), bucket)])
+    classes, records = plan.find(ids, order)
+    return _pairs(store, "train", records, plan.widths[max(int(classes.max()), bucket)])
 
 
 def labelled(store: Store, ids: Any, *, order: Order, plan: Buckets, bucket: int = 0) -> Batch:
-    """The rows of these samples for classification, in the order of `ids`; widths as in `pairs`.
+    """Build the rows of these samples for classification, in the order of `ids`.
 
-    Returns `inputs_BT`, `kinds_BT` (0 first text, 1 second), `labels_B` int32 and `real_BT` (1 for a token) and
-    `weights_B` float32. With a tokenizer of BERT's a row is [CLS] first [SEP] second [SEP] (Devlin et al. 2019, figure
-    2), with others the texts, each with end_of_text. Of two texts that are too long together the longer gives way.
+    The widths are those of `pairs`. With BERT's tokenizer a row is [CLS] first [SEP] second [SEP] (Devlin et al. 2019,
+    figure 2). With other tokenizers it is the texts, each followed by end_of_text. If two texts are too long together,
+    the longer text is truncated.
+
+    Returns:
+        `inputs_BT`, `kinds_BT` (0: first text, 1: second) and `labels_B` int32; `real_BT` (1 for a token) and
+        `weights_B` float32.
     """
-    found, records = plan.find(ids, order)
-    return _labelled(store, "train", records, plan.widths[max(int(found.max()), bucket)], context=plan.context)
+    classes, records = plan.find(ids, order)
+    return _labelled(store, "train", records, plan.widths[max(int(classes.max()), bucket)], context=plan.context)
 
 
 def validation(store: Store, *, plan: Buckets, microbatch: int) -> Iterator[Batch]:
@@ -75,18 +82,18 @@ def validation(store: Store, *, plan: Buckets, microbatch: int) -> Iterator[Batc
 
 def row(tokenizer: Tokenizer, texts: Sequence[str], *, context: int) -> Batch:
     """Build the row of a record outside any store as in `labelled`, with label 0."""
-    one = np.zeros(1, np.int64)
+    zero = np.zeros(1, np.int64)
     ids = [np.asarray(encoded) for encoded in tokenizer.encode_batch(texts)]
-    streams = {f"train-{column}": Tokens(array, one, 0, "") for column, array in enumerate(ids)}
-    store = Store(Path(), tokenizer, streams | {"train-label": Tokens(one, one, 0, "")}, "", {})
-    return _labelled(store, "train", one, (context,), context=context)
+    streams = {f"train-{column}": Tokens(array, zero, 0, "") for column, array in enumerate(ids)}
+    store = Store(Path(), tokenizer, streams | {"train-label": Tokens(zero, zero, 0, "")}, "", {})
+    return _labelled(store, "train", zero, (context,), context=context)
 
 
 def _pairs(store: Store, side: Side, records: np.ndarray, widths: tuple[int, ...]) -> Batch:
     end = _end(store.tokenizer)
     (source, source_size_B), (target, target_size_B) = (_spans(tokens, records) for tokens in text_streams(store, side))
     column_S, column_T = (np.arange(width) for width in widths)
-    kept_B = np.minimum(source_size_B, widths[0] - 1)[:, None]  # widths[0] holds it, unless the context has cut it
+    kept_B = np.minimum(source_size_B, widths[0] - 1)[:, None]  # widths[0] holds it, unless the context truncates it
     source_BS = _take(store.streams[f"{side}-0"], source[:, None] + column_S, column_S < kept_B, end)
     targets_BT = _take(store.streams[f"{side}-1"], target[:, None] + column_T, column_T < target_size_B[:, None], end)
     return {
@@ -131,7 +138,7 @@ def _labelled(store: Store, side: Side, records: np.ndarray, widths: tuple[int, 
 
 
 def _spans(tokens: Tokens, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(first token, how many) of these documents."""
+    """Return (first token, number of tokens) of each document."""
     start_B = tokens.starts[records]
     last = records + 1 >= len(tokens.starts)
     stop_B = np.where(last, len(tokens.ids), tokens.starts[np.where(last, records, records + 1)])
@@ -139,11 +146,11 @@ def _spans(tokens: Tokens, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _take(tokens: Tokens, place: np.ndarray, real: np.ndarray, fill: int) -> np.ndarray:
-    """The tokens at these places where they are real, else `fill`."""
+    """Return the tokens at these places where `real`, else `fill`."""
     return np.where(real, tokens.ids[np.where(real, place, 0)], fill).astype(np.int32)
 
 
-# ---- Of a store -------------------------------------------------------------------------------------------------
+# ---- Description of a store -------------------------------------------------------------------------------------
 
 
 def text_of(store: Store, side: Side, record: int) -> tuple[str, ...]:
@@ -153,7 +160,7 @@ def text_of(store: Store, side: Side, record: int) -> tuple[str, ...]:
 
 
 def labels(store: Store) -> tuple[str, ...]:
-    """The names of the labels, which are numbered in this order; none for pairs."""
+    """Return the names of the labels in the order of their ids; empty for pairs."""
     return tuple(store.manifest.get("labels", ()))
 
 
@@ -176,5 +183,5 @@ def describe(store: Store, *, plan: Buckets) -> list[str]:
 
 def _end(tokenizer: Tokenizer) -> int:
     if tokenizer.end_of_text is None:
-        raise UserError("the tokenizer has no token that ends a text: take another one (data.tokenizer)")
+        raise UserError("the tokenizer has no token that ends a text: choose another tokenizer (data.tokenizer)")
     return tokenizer.end_of_text

@@ -2,16 +2,16 @@
 
 Shapes: B rows, T positions (the context), W = T + 1 tokens that a row reads (inputs and their next tokens).
 
-Every source is a ring of tokens. Window w of an epoch starts at w * T + shift(seed, source, epoch): each epoch cuts
-elsewhere, and the few tokens that no window of one epoch holds are other ones in the next.
+Every source is a ring of tokens. Window w of an epoch starts at w * T + shift(seed, source, epoch). Each epoch has
+other window boundaries, and the few tokens that no window of one epoch contains are in a window of the next.
 
-Packed rows keep attention inside documents. A document's segment begins with the end_of_text in front of it, which so
-says "a document begins"; hence a model learns how documents begin and every token of them is predicted. Where no
-end_of_text stands in front (a tokenizer without one), the segment begins with the first token itself, which then
-cannot be predicted: that target has weight 0.
+Packed rows restrict attention to documents. The segment of a document begins with the end_of_text before it, which
+marks the beginning of a document. A model thus learns how documents begin, and every token of a document is predicted.
+Without an end_of_text before it (a tokenizer has none), the segment begins with the document's first token. That token
+cannot be predicted: its target has weight 0.
 
-Bits per byte is therefore the sum of all nats / ln 2 / the bytes of all text, where the text of the tokens in
-`unpredicted` must not be counted: without packing, or with end_of_text, that is the very first token of the split.
+Bits per byte is therefore the sum of all nats / ln 2 / the bytes of all text except that of the tokens in
+`unpredicted`. Without packing, or with end_of_text, this is only the first token of the split.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,8 +55,9 @@ def causal(
 ) -> Batch:
     """Build the rows of these samples for next-token prediction.
 
-    Returns `inputs_BT`, `targets_BT` int32 and `weights_BT` float32; if packed also `segments_BT` (from 1 in each
-    row) and `positions_BT` (from 0 in each segment), int32. Rows stand in the order of `ids`.
+    Returns:
+        `inputs_BT`, `targets_BT` int32 and `weights_BT` float32, in the order of `ids`; if packed also `segments_BT`
+        (from 1 in each row) and `positions_BT` (from 0 in each segment), int32.
     """
     place = begin_window(sources, ids, order=order, context=context)
     return window_rows(sources, *place, context=context, packed=packed, end_of_text=end_of_text)
@@ -71,19 +72,22 @@ def window_rows(
     packed: bool = False,
     end_of_text: int | None = None,
 ) -> Batch:
-    """The rows whose windows begin at these tokens of these sources, as `causal` returns them."""
+    """Return the rows whose windows begin at these tokens of these sources, as in `causal`."""
     block_BW = np.empty((len(start_B), context + 1), np.int32)
     begins_BW, unknown_BW = np.zeros((2, *block_BW.shape), bool) if packed else (None, None)
     for i, tokens in enumerate(sources):
-        mine = np.flatnonzero(source_B == i)
-        block_BW[mine] = _gather(tokens.ids, start_B[mine], context + 1)
+        rows_of_source = np.flatnonzero(source_B == i)
+        block_BW[rows_of_source] = _gather(tokens.ids, start_B[rows_of_source], context + 1)
         if packed:
-            _mark(begins_BW, unknown_BW, tokens, mine, start_B, end_of_text)
+            _mark(begins_BW, unknown_BW, tokens, rows_of_source, start_B, end_of_text)
     return _batch(block_BW, np.ones((len(start_B), context), np.float32), begins_BW, unknown_BW)
 
 
 def begin_window(sources: Sequence["Tokens"], ids: Any, *, order: Order, context: int) -> tuple[np.ndarray, np.ndarray]:
-    """(source, first token of the window on the source's ring) of each sample; int64, of the shape of `ids`."""
+    """Return (source, first token of the window on the source's ring) of each sample.
+
+    Both are int64 and have the shape of `ids`.
+    """
     source, epoch, window = order.split_id(ids)
     return source, window_start(sources, source, epoch, window, order=order, context=context)
 
@@ -91,7 +95,7 @@ def begin_window(sources: Sequence["Tokens"], ids: Any, *, order: Order, context
 def window_start(
     sources: Sequence["Tokens"], source: Any, epoch: Any, window: Any, *, order: Order, context: int
 ) -> np.ndarray:
-    """The first token, on its source's ring, of each window of an epoch."""
+    """Return the first token, on its source's ring, of each window of an epoch."""
     length = np.asarray([len(tokens.ids) for tokens in sources])[source]
     return (window * context + order.shift(source, epoch, length)) % length
 
@@ -107,10 +111,16 @@ def validation_windows(
 ) -> Iterator[Batch]:
     """Yield the complete split as batches of `microbatch` rows, as in `causal`.
 
-    streams: row r of all batches together reads the r-th part of the split in order, instead of batch by batch.
+    Every token except the first is the target of exactly one position. Weights are 0 after the end (segment 0 there)
+    and, if packed, at the targets of `unpredicted`. All batches have the same shape.
 
-    Every token but the first is the target of exactly one place; weights are 0 after the end (segment 0 there) and,
-    if packed, at the targets of `unpredicted`. All batches have the same shape.
+    Args:
+        tokens: The split.
+        context: Tokens per row.
+        microbatch: Rows per batch.
+        packed: Restrict attention to documents.
+        end_of_text: Id that ends a document.
+        streams: Row r of consecutive batches reads the r-th part of the split in order, instead of batch by batch.
 
     Raises:
         UserError: The split has no token to predict.
@@ -138,7 +148,10 @@ def validation_windows(
 
 
 def unpredicted(tokens: "Tokens", *, packed: bool = False, end_of_text: int | None = None) -> np.ndarray:
-    """Return the places that are never a target: the first, and those of the module docstring."""
+    """Return the positions that are never a target.
+
+    They are the first position and those of the module docstring.
+    """
     starts = np.unique(tokens.starts)
     starts = starts[(starts > 0) & (starts < len(tokens.ids))] if packed else starts[:0]
     alone = starts if end_of_text is None else starts[tokens.ids[starts - 1] != end_of_text]
@@ -151,7 +164,7 @@ def predicted(tokens: "Tokens", *, packed: bool = False, end_of_text: int | None
 
 
 def _gather(ids: np.ndarray, start_B: np.ndarray, width: int) -> np.ndarray:
-    """Rows of `width` tokens of the ring."""
+    """Return rows of `width` tokens of the ring."""
     last = len(ids) - width
     rows_BW = sliding_window_view(np.asarray(ids), width)[np.minimum(start_B, last)]
     over = np.flatnonzero(start_B > last)
@@ -167,11 +180,14 @@ def _mark(
     start_B: np.ndarray,
     end_of_text: int | None,
 ) -> None:
-    """Marks, in these rows, where a segment begins and the first tokens of documents that nothing announces."""
+    """Mark the starts of segments in these rows.
+
+    Also mark the first tokens of documents without an end_of_text before them, which cannot be predicted.
+    """
     size, documents, width = len(tokens.ids), len(tokens.starts), begins_BW.shape[1]
 
     def before(place: np.ndarray) -> np.ndarray:
-        """How many documents of the ring, counted on over its end, start before this place."""
+        """Count the documents that start before a position of the ring, over its end if necessary."""
         turn, place = np.divmod(place, size)
         return turn * documents + np.searchsorted(tokens.starts, place, side="left")
 

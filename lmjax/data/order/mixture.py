@@ -14,7 +14,10 @@ _LONGEST_PERIOD = 10_000
 
 
 class Mixture:
-    """The source of each position, from segments (start, table); a table repeats until the next start."""
+    """The source of each position.
+
+    It is made of segments (start, table). A table of sources repeats until the next start.
+    """
 
     def __init__(self, segments: list[tuple[int, list[int]]], sources: int):
         tables = [np.asarray(table, np.int64) for _, table in segments]
@@ -45,8 +48,8 @@ class Mixture:
         source, rank = np.asarray(source), np.asarray(rank)
         segment = np.zeros(rank.shape, np.int64)
         for i in range(self.base.shape[1]):
-            mine = source == i
-            segment[mine] = np.searchsorted(self.base[:, i], rank[mine], side="right") - 1
+            of_source = source == i
+            segment[of_source] = np.searchsorted(self.base[:, i], rank[of_source], side="right") - 1
         share = self.share[segment, source]
         turn, left = np.divmod(rank - self.base[segment, source], np.maximum(share, 1))
         place = np.minimum(self.offset[segment] + self.first[segment, source] + left, len(self.step) - 1)
@@ -73,8 +76,8 @@ def period_shares(
     else:
         period = _LONGEST_PERIOD
         shares = [_largest_remainder(row, period) for row in rows]
-    for (_, row), got in zip(weights, shares, strict=True):
-        for w, n in zip(row, got, strict=True):
+    for (_, row), integer_shares in zip(weights, shares, strict=True):
+        for w, n in zip(row, integer_shares, strict=True):
             if w > 0 and n == 0:
                 raise UserError(
                     f"mixture weight {w} is less than 1 sample in {_LONGEST_PERIOD}: raise it or set it to 0"
@@ -90,6 +93,15 @@ def _largest_remainder(row: Sequence[Fraction], total: int) -> list[int]:
     return floors
 
 
+def _amounts_due(starts: list[int], rates: list[list[int]]) -> list[list[int]]:
+    """Return due[i][j]: the amount that source i is due before position starts[j]."""
+    due = [[0] for _ in rates[0]]
+    for (start, stop), row in zip(itertools.pairwise(starts), rates, strict=False):
+        for amounts, rate in zip(due, row, strict=True):
+            amounts.append(amounts[-1] + rate * (stop - start))
+    return due
+
+
 def spread_shares(starts: list[int], shares: list[list[int]], period: int) -> list[tuple[int, list[int]]]:
     """Assign a source to every position, always less than one sample away from the shares.
 
@@ -103,13 +115,10 @@ def spread_shares(starts: list[int], shares: list[list[int]], period: int) -> li
     slack = 2 * max(len(sources) - 1, 1)
     sample = period * slack  # all amounts are integers: 1/sample of a sample
     rates = [[n * slack for n in row] for row in shares]
-    due = [[0] for _ in sources]  # due[i][j]: what source i is due before starts[j]
-    for i in sources:
-        for (a, b), row in zip(itertools.pairwise(starts), rates, strict=False):
-            due[i].append(due[i][-1] + row[i] * (b - a))
+    due = _amounts_due(starts, rates)
 
     def reach(i: int, amount: int) -> float:
-        """The number of positions until source i is due `amount`."""
+        """Return the number of positions until source i is due `amount`."""
         j = bisect.bisect_left(due[i], amount) - 1
         return starts[j] - (due[i][j] - amount) // rates[j][i] if rates[j][i] else math.inf
 

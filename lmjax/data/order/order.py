@@ -1,11 +1,10 @@
-"""Which sample is read at which position: a pure function of the seed, with no state to save.
+"""The order of samples: a pure function of the seed, with no state to save.
 
-A sample is one window of one source in one epoch, and its id says which: with S sources,
-`id = source + S * (epoch * windows[source] + window)`. Positions count 0, 1, 2, ...: the mixture says which source
-a position reads, and a keyed permutation says which window of that source's epoch. Positions may come in blocks of
-one source each, for batches of samples that belong together. Exclusions only filter: every
-position retains its sample and an excluded sample is skipped. Excluding a sample before its use thus gives the
-same order as excluding it from the start.
+A sample is one window of one source in one epoch. With S sources, its id is
+`id = source + S * (epoch * windows[source] + window)`. Positions count 0, 1, 2, ... The mixture selects the source of a
+position, and a keyed permutation selects the window of that source's epoch. Positions may form blocks of one source,
+for batches of samples that belong together. Exclusions only filter: every position retains its sample and an excluded
+sample is skipped. Excluding a sample before its use thus gives the same order as excluding it from the start.
 """
 
 import dataclasses
@@ -22,7 +21,7 @@ from lmjax.data.order.permutation import permutation_key, permute
 
 Ranges = tuple[tuple[int, int], ...]
 
-_PERMUTATION, _SHIFT = 1, 2  # what a key is for, so that no two uses share their numbers
+_PERMUTATION, _SHIFT = 1, 2  # purposes of a key; no two purposes share random numbers
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,10 @@ class Order:
 
     @property
     def shares(self) -> tuple[tuple[int, tuple[float, ...]], ...]:
-        """The mixture as resolved: ((from_position, (share of each source, ...)), ...), each summing to 1."""
+        """The resolved mixture: ((from_position, (share of each source, ...)), ...).
+
+        The shares from a position sum to 1.
+        """
         starts, shares, period = period_shares(self.weights, len(self.windows))
         return tuple((at, tuple(n / period for n in row)) for at, row in zip(starts, shares, strict=True))
 
@@ -76,19 +78,21 @@ class Order:
         return dataclasses.replace(self, exclude=(*self.exclude, *ranges))
 
     def take(self, cursor: int, count: int) -> tuple[np.ndarray, int]:
-        """Return the next `count` samples from `cursor` that are not excluded: (int64 ids, next cursor).
+        """Return the next `count` samples from `cursor` that are not excluded.
 
-        The next cursor is the position after the last id; it counts used and skipped samples.
+        Returns:
+            (int64 ids, next cursor). The next cursor is the position after the last id, so it counts used and skipped
+            samples.
         """
-        kept, chunk = [np.zeros(0, np.int64)], count
+        batches, chunk = [np.zeros(0, np.int64)], count
         while count > 0:
             ids = self.sample_id(np.arange(cursor, cursor + chunk))
-            good = np.flatnonzero(~self.excluded(ids))[:count]
-            kept.append(ids[good])
-            count -= len(good)
-            cursor += chunk if count else int(good[-1]) + 1
+            allowed = np.flatnonzero(~self.excluded(ids))[:count]
+            batches.append(ids[allowed])
+            count -= len(allowed)
+            cursor += chunk if count else int(allowed[-1]) + 1
             chunk = min(2 * chunk, 1 << 20)
-        return np.concatenate(kept), cursor
+        return np.concatenate(batches), cursor
 
     def sample_id(self, position: Any) -> np.ndarray:
         """Return the sample at each position, excluded or not; any shape, int64."""
@@ -159,8 +163,8 @@ def _merge(ranges: Ranges, *, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     starts, stops = pairs[:, 0], np.maximum.accumulate(pairs[:, 1])
     first = np.r_[True, starts[1:] > stops[:-1]][: len(starts)]
     starts, stops = starts[first], stops[np.r_[first[1:], True][: len(stops)]]
-    # An epoch of a small corpus may well be lost to skipped batches; nobody means to exclude a hundred of them, and
-    # passing over more than 16 million samples in a row would look like a hang.
+    # Skipped batches may exclude a complete epoch of a small corpus. A hundred consecutive epochs are a mistake, and
+    # skipping more than 16 million consecutive samples would look like a hang.
     everything = max(2 * epoch, min(100 * epoch, 1 << 24))
     for i in np.flatnonzero(stops - starts >= everything):
         raise UserError(

@@ -29,7 +29,9 @@ _Documented = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 @cache
 def docstrings() -> "datasets.Dataset":
-    """The docstrings of the standard library and the topics of `help()`: a dataset with the column "text".
+    """The docstrings of the standard library and the topics of `help()`.
+
+    The dataset has the column "text".
 
     Every docstring of a module below the name of what it describes, then every topic, both in alphabetical order, no
     docstring twice; a document is one of these or, of a long one, a part. About 2 million characters.
@@ -52,7 +54,7 @@ def fingerprint() -> dict[str, str | int]:
 
 
 def modules(root: Path) -> Iterator[str]:
-    """Yield the docstrings of each Python file below `root`, one text per module, by module name."""
+    """Yield the docstrings of each Python file below `root`, one text for each module."""
     files = {path.relative_to(root).with_suffix("").parts: path for path in root.rglob("*.py")}
     seen: set[str] = set()
     for parts in sorted(files):
@@ -94,7 +96,7 @@ def _parse(path: Path) -> ast.Module:
 
 
 def _described(node: ast.Module | _Documented, name: str) -> Iterator[tuple[str, str]]:
-    """(qualified name, docstring) of a node and all that is defined in it, in the order of the source."""
+    """Yield (qualified name, docstring) of a node and its definitions, in source order."""
     text = ast.get_docstring(node)
     if text:
         yield name, text

@@ -21,7 +21,9 @@ FINE = 1 << 32  # resolution of the random numbers compared with weights and sha
 
 
 def documents(config: InContextConfig) -> Iterator[str]:
-    """Return the documents of a configuration in order; a task named twice is twice as frequent.
+    """Return the documents of a configuration in order.
+
+    A task that is named twice is twice as frequent.
 
     Raises:
         UserError: There is no task to render, or a task cannot be loaded or has too few items or examples.

@@ -24,7 +24,9 @@ Row = tuple[dict[str, str], str]  # the columns, and what decides the side of a 
 
 
 def rows(source: str) -> Iterator[Row]:
-    """Return the records of `numbers`, `dates` ("source", "target") or `docstrings` ("text", "label").
+    """Return the records of a generated source.
+
+    The columns are "source" and "target" (`numbers`, `dates`), or "text" and "label" (`docstrings`).
 
     Raises:
         UserError: This Python has no library sources, and the source is `docstrings`.
@@ -55,7 +57,7 @@ _UNITS, _TENS = (
 
 
 def number(index: int) -> tuple[str, str]:
-    """Return a number below 10^9 in English words and its digits, such as "twenty-one" and "21".
+    """Return a number below 10^9 in English words and its digits, as "two" and "2".
 
     Three to nine digits, rarely less; of the numbers above 10,000 one in three has three zeros in a row where a word
     is then missing. Forms: "and" or none, hyphens or blanks, "a hundred" or "one hundred", "twelve hundred" or "one
@@ -161,7 +163,7 @@ PARTS = {
 
 
 def passages() -> Iterator[Row]:
-    """Yield passages of 30 to 60 words of docstrings, equally many of each part of the library.
+    """Yield passages of 30 to 60 words of docstrings, as many of each part of the library.
 
     Words that contain the name of a part or of its modules are removed. Short neighbours form one passage; a long
     docstring is cut into several. The key is the docstring, so a split separates docstrings.
@@ -188,7 +190,7 @@ _NAMES = re.compile("|".join(sorted({*PARTS, *(name for modules in PARTS.values(
 
 
 def _passages(modules: Sequence[str], seen: set[str]) -> Iterator[tuple[str, str]]:
-    """(passage, its key) of these modules, from docstrings that are not in `seen`, which grows."""
+    """Yield (passage, its key) from docstrings that are not in `seen`, which grows."""
     waiting: list[str] = []
     for docstring in _docstrings(modules):
         words = [word for word in docstring.split() if not _NAMES.search(word)]
@@ -211,10 +213,16 @@ def _passages(modules: Sequence[str], seen: set[str]) -> Iterator[tuple[str, str
 
 
 def _docstrings(modules: Sequence[str]) -> Iterator[str]:
+    for path in _source_files(modules):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield ast.get_docstring(node) or ""
+
+
+def _source_files(modules: Sequence[str]) -> Iterator[Path]:
+    """Yield the source files of the standard library, without tests."""
     root = Path(sysconfig.get_path("stdlib"))
     for name in modules:
         for path in sorted([root / f"{name}.py", *(root / name).rglob("*.py")]):
             if path.is_file() and not {"test", "tests"} & set(path.relative_to(root).parts):
-                for node in ast.walk(ast.parse(path.read_bytes())):
-                    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                        yield ast.get_docstring(node) or ""
+                yield path

@@ -1,25 +1,24 @@
-"""Sources of records: jsonl files, two text files that pair line by line, or a generated source.
+"""Sources of records: tables, two text files with aligned lines, or a generated source.
 
 A record is one or two texts, optionally with a label. Its side of the split depends only on its texts, so equal
 records are always on the same side.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from lmjax.config import RecordsConfig, UserError
+from lmjax.config import RecordsConfig, UserError, extensions
 from lmjax.config.errors import nearest
-from lmjax.data.sources import generated, streams, text
+from lmjax.config.ranges import check_ranges
+from lmjax.data.sources import generated, streams
 from lmjax.data.store.ingest import Split
+from lmjax.system import readers
 
 Side = Literal["train", "validation"]
 SIDES: tuple[Side, ...] = ("train", "validation")
-
-_TABLES = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -67,21 +66,23 @@ def fingerprint(config: RecordsConfig) -> dict[str, Any]:
     Raises:
         UserError: The settings are invalid.
     """
+    check_ranges(config, "data")
     if len(config.texts) not in (1, 2):
         raise UserError(f"data.texts names {len(config.texts)} columns: give one, or two for pairs of texts")
     if len(config.texts) == 1 and not config.label:
         raise UserError("nothing to predict: set data.label to a column, or give data.texts two columns")
-    if config.limit < 0:
-        raise UserError(f"data.limit={config.limit}: give a number of records, or 0 for all")
     if config.validation_files and not config.files:
         raise UserError(f"data.validation_files need data.files: the source '{config.source}' has validation records")
-    if not config.validation_files and not 0 < config.validation_fraction < 1:
-        raise UserError(f"data.validation_fraction={config.validation_fraction}: it must lie between 0 and 1")
-    given: list[Any] = [generated.fingerprint(config.source)]
+    content: list[Any] = []
     if config.files:
-        given = [_stamps(names, config) for names in (config.files, config.validation_files)]
+        content = [_stamps(names, config) for names in (config.files, config.validation_files)]
+    elif registered := extensions.find("data.source", config.source):
+        _, identity = registered.value
+        content = [config.source, registered.sha256, identity(config)]
+    else:
+        content = [generated.fingerprint(config.source)]
     return {
-        "records": given,
+        "records": content,
         "columns": [config.texts, config.label],
         "limit": config.limit,
         "lowercase": config.lowercase,
@@ -100,33 +101,32 @@ def _stamps(names: tuple[str, ...], config: RecordsConfig) -> list[list[Any]]:
 
 
 def _files(names: tuple[str, ...], config: RecordsConfig) -> list[Path]:
-    """Jsonl files, also of folders and globs; or two text files, the first column and the second."""
+    """Return tables, also of folders and globs, or two text files with aligned lines."""
     if not names:
         return []
     if len(names) == 2 == len(config.texts) and not config.label and not any(map(_is_table, map(Path, names))):
         paths = [Path(name).expanduser() for name in names]
         for path in paths:
             if not path.is_file():
-                raise text.missing(path)
+                raise readers.missing(path)
         return paths
-    given = [Path(name).expanduser() for name in names]
-    found = [] if any(path.is_file() and not _is_table(path) for path in given) else streams.files(names)
-    tables = [path for path in found if _is_table(path)]
+    has_text = any(path.is_file() and not _is_table(path) for path in (Path(name).expanduser() for name in names))
+    tables = [] if has_text else [path for path in streams.files(names) if _is_table(path)]
     if not tables:
         raise UserError(
-            f"'{names[0]}' holds no records: give files that end in {' or '.join(_TABLES)}, or, for two data.texts "
-            f"without data.label, exactly two text files whose lines belong together"
+            f"'{names[0]}' holds no records: give files that end in {readers.endings(readers.TABLES)}, or, for two "
+            f"data.texts without data.label, exactly two text files whose lines belong together"
         )
     return tables
 
 
 def _is_table(path: Path) -> bool:
-    return (Path(path.stem) if path.suffix in streams.PACKED else path).suffix in _TABLES
+    return readers.kind(path) in readers.TABLES
 
 
 def _read(config: RecordsConfig, names: tuple[str, ...]) -> Iterator[Record]:
     if not names:
-        for number, (row, key) in enumerate(generated.rows(config.source), 1):
+        for number, (row, key) in enumerate(_generated(config), 1):
             yield _record(row, config, f"{config.source}: record {number}", key)
         return
     paths = _files(names, config)
@@ -136,13 +136,21 @@ def _read(config: RecordsConfig, names: tuple[str, ...]) -> Iterator[Record]:
             yield _record(dict(zip(config.texts, pair, strict=True)), config, where)
         return
     for path in paths:
-        for number, line in enumerate(_lines(path), 1):
-            if line:
-                yield _record(_json(line, f"'{path}', line {number}"), config, f"'{path}', line {number}")
+        columns = [*config.texts, *([config.label] if config.label else [])]
+        for where, row in readers.rows(path, columns=dict.fromkeys(columns)):
+            yield _record(row, config, where)
+
+
+def _generated(config: RecordsConfig) -> Iterator[tuple[Any, str]]:
+    """The rows of a source without files, each with the key of its side ('': its texts)."""
+    if registered := extensions.find("data.source", config.source):
+        read, _ = registered.value
+        return ((row, "") for row in read(config))
+    return generated.rows(config.source)
 
 
 def _lines(path: Path) -> Iterator[str]:
-    return (line.removeprefix("\ufeff").strip() for line in text.lines(text.decode(text.read(path), path)))
+    return (line.removeprefix("\ufeff").strip() for _, line in readers.lines(path))
 
 
 def _aligned(first: Path, second: Path) -> Iterator[tuple[str, str]]:
@@ -155,13 +163,6 @@ def _aligned(first: Path, second: Path) -> Iterator[tuple[str, str]]:
                 f"'{first}' has {counts[0]} lines and '{second}' has {counts[1]}: line by line they must be pairs"
             )
         yield a, b
-
-
-def _json(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
 
 
 def _record(row: Any, config: RecordsConfig, where: str, key: str = "") -> Record:

@@ -2,34 +2,32 @@
 
 Each source is one `datasets` stream of pieces.
 
-Plain text and JSON lines are read by lmjax itself and handed to `datasets` as a stream: its own text loader changes
-line breaks, and its JSON loader guesses types (a text that looks like a date becomes one) and cannot say which line
-is malformed. Parquet files and hub datasets go through its loaders.
+Files are read by lmjax itself and handed to `datasets` as a stream: its own text loader changes line breaks, and its
+JSON loader guesses types (a text that looks like a date becomes one) and cannot say which line is malformed.
 """
 
 import glob
-import json
-import tempfile
 import typing
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmjax.config import DataConfig, SourceConfig, UserError
+from lmjax.config import DataConfig, SourceConfig, UserError, extensions
 from lmjax.config.errors import nearest
 from lmjax.data.sources import docstrings, episodes, text
+from lmjax.system import readers
 
 if typing.TYPE_CHECKING:
     import datasets
 
 Piece = tuple[str, bool]  # text, and whether a document begins with it
 
-TEXT, TABLES = (".txt", ".text", ".md", ".rst"), (".jsonl", ".ndjson", ".json", ".parquet")
-PACKED = (".gz", ".zst")
+_ENDINGS = readers.endings(readers.TEXT + readers.TABLES)
 
 
 def sources(data: DataConfig) -> tuple[SourceConfig, ...]:
-    """Return the sources of a configuration: its mixture, or the source of `source` and `files`."""
+    """Return the sources of a configuration: its mixture, or its only source."""
     return data.mixture or (SourceConfig(source=data.source, files=data.files),)
 
 
@@ -44,16 +42,16 @@ def documents(source: SourceConfig, data: DataConfig) -> Iterator[Piece]:
 
 
 def texts(data: DataConfig) -> Iterator[str]:
-    """Yield the text of all sources, each time a piece of the source with the least text so far."""
+    """Yield the text of all sources, always from the source with the least text so far."""
     streams = [documents(source, data) for source in sources(data)]
-    given = dict.fromkeys(range(len(streams)), 0)
-    while given:
-        number = min(given, key=lambda n: given[n])
+    characters = dict.fromkeys(range(len(streams)), 0)  # read of each source that has not ended
+    while characters:
+        number = min(characters, key=lambda n: characters[n])
         piece = next(streams[number], None)
         if piece is None:
-            del given[number]
+            del characters[number]
         else:
-            given[number] += len(piece[0])
+            characters[number] += len(piece[0])
             yield piece[0]
 
 
@@ -62,7 +60,7 @@ def dataset(source: SourceConfig, data: DataConfig) -> "datasets.IterableDataset
     from datasets import IterableDataset
     from datasets.iterable_dataset import ExamplesIterable
 
-    pieces = _pieces(source, data)
+    pieces = _source(source, data).pieces
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
         yield from ((i, {"text": piece, "begins": begins}) for i, (piece, begins) in enumerate(pieces()))
@@ -77,86 +75,104 @@ def fingerprint(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
     Local files are identified by path, size and modification time. A hub dataset is identified by its name only: once
     prepared, it is not read again.
     """
-    if source.files:
-        found = [(path.resolve(), path.stat()) for path in files(source.files)]
-        stamps = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in found]
-        return {"files": stamps, "document": data.document, "text_field": data.text_field}
-    if source.source == "docstrings":
-        return docstrings.fingerprint()
-    if source.source == "in_context":
-        return episodes.fingerprint(data.in_context)
-    return {"hub": _hub_name(source.source), "text_field": data.text_field}
+    return _source(source, data).fingerprint()
 
 
 def size(source: SourceConfig) -> int | None:
     """Return the bytes of text of plain text files; None for other sources."""
     paths = files(source.files)
-    return sum(p.stat().st_size for p in paths) if paths and all(p.suffix in TEXT for p in paths) else None
+    return sum(p.stat().st_size for p in paths) if paths and all(p.suffix in readers.TEXT for p in paths) else None
 
 
 def files(names: Iterable[str]) -> list[Path]:
     """Resolve names, folders (recursively) and globs to files, in a fixed order."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            below = sorted(item for item in path.rglob("*") if item.is_file() and _kind(item))
+            below = sorted(item for item in path.rglob("*") if item.is_file() and readers.kind(item))
             inside = [item for item in below if not any(p.startswith(".") for p in item.relative_to(path).parts)]
             if not inside:
-                raise UserError(f"the folder '{path}' holds no file that ends in {_endings()}")
-            found += inside
+                raise UserError(f"the folder '{path}' holds no file that ends in {_ENDINGS}")
+            paths += inside
         elif path.exists():
-            found.append(path)
+            paths.append(path)
         elif glob.has_magic(name):
             matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
             if not matches:
                 raise UserError(f"no file matches '{name}'")
-            found += [match for match in matches if match.is_file()]
+            paths += [match for match in matches if match.is_file()]
         else:
-            raise text.missing(path)
-    for path in found:
-        if not _kind(path):
-            raise UserError(f"'{path}': cannot tell what this file is; its name must end in {_endings()}")
-    return found
+            raise readers.missing(path)
+    for path in paths:
+        if not readers.kind(path):
+            raise UserError(f"'{path}': cannot tell what this file is; its name must end in {_ENDINGS}")
+    return paths
 
 
-def _kind(path: Path) -> str:
-    """The ending that says how a file is read, without that of its compression; empty if none does."""
-    packed = path.suffix in PACKED
-    ending = Path(path.stem).suffix if packed else path.suffix
-    return ending if ending in TEXT + TABLES and not (packed and ending == ".parquet") else ""
+@dataclass(frozen=True)
+class _Source:
+    """How a source of text is identified and read."""
+
+    #: Returns the identity of the text, a JSON value, without reading it.
+    fingerprint: Callable[[], dict[str, Any]]
+    #: Starts the stream of pieces.
+    pieces: Callable[[], Iterator[Piece]]
 
 
-def _endings() -> str:
-    return ", ".join(TEXT + TABLES) + " (or these and .gz or .zst; parquet only as it is)"
+def _source(source: SourceConfig, data: DataConfig) -> _Source:
+    """Select how a source is read: the only place that depends on its kind.
 
-
-def _pieces(source: SourceConfig, data: DataConfig) -> Callable[[], Iterator[Piece]]:
-    """A function that starts the stream; what can be checked at once is checked before it."""
-    field = data.text_field
+    Raises:
+        UserError: A file is missing, or the source is unknown.
+    """
     if source.files:
         paths = files(source.files)
-        return lambda: (piece for path in paths for piece in _file(path, data))
+        return _Source(
+            lambda: _file_identity(paths, data), lambda: (piece for path in paths for piece in _file(path, data))
+        )
     if source.source == "docstrings":
-        return lambda: _tables(({"text": row} for row in docstrings.docstrings()["text"]), "text", "docstrings")
+        return _Source(docstrings.fingerprint, lambda: _pieces_of(docstrings.docstrings()["text"]))
     if source.source == "in_context":
-        return lambda: (piece for item in episodes.documents(data.in_context) for piece in text.pieces([item]))
+        return _Source(
+            lambda: episodes.fingerprint(data.in_context), lambda: _pieces_of(episodes.documents(data.in_context))
+        )
+    if registered := extensions.find("data.source", source.source):
+        read, identity = registered.value
+        rows = ({"text": document} for document in read(data))
+        return _Source(
+            lambda: {"registered": [source.source, registered.sha256, identity(data)]},
+            lambda: _column(rows, "text", f"data.source={source.source}"),
+        )
     name = _hub_name(source.source)
-    return lambda: _tables(_hub(*name), field, source.source)
+    return _Source(
+        lambda: {"hub": name, "text_field": data.text_field},
+        lambda: _column(_hub(*name), data.text_field, source.source),
+    )
+
+
+def _file_identity(paths: list[Path], data: DataConfig) -> dict[str, Any]:
+    stamps = [(path.resolve(), path.stat()) for path in paths]
+    return {
+        "files": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stamps],
+        "document": data.document,
+        "text_field": data.text_field,
+    }
+
+
+def _pieces_of(texts: Iterable[str]) -> Iterator[Piece]:
+    return (piece for document in texts for piece in text.pieces([document]))
 
 
 def _file(path: Path, data: DataConfig) -> Iterator[Piece]:
-    kind = _kind(path)
-    if kind == ".parquet":
-        return _tables(_parquet(path, data.text_field), data.text_field, f"'{path}'")
-    blocks = text.decode(text.read(path), path)
-    if kind in TEXT:
-        return text.documents(blocks, data.document)
-    return _tables(_json(blocks, path, whole_file=kind == ".json"), data.text_field, f"'{path}'")
+    if readers.kind(path) in readers.TEXT:
+        return text.documents(readers.decode(readers.blocks(path), path), data.document)
+    rows = readers.rows(path, columns=[data.text_field])
+    return _column((row for _, row in rows), data.text_field, f"'{path}'")
 
 
-def _tables(rows: Iterable[Any], field: str, where: str) -> Iterator[Piece]:
-    """The pieces of the texts in one column of rows; an empty cell is no document."""
+def _column(rows: Iterable[Any], field: str, where: str) -> Iterator[Piece]:
+    """Yield the pieces of the texts in one column of rows; an empty cell is no document."""
     for number, row in enumerate(rows, 1):
         record = f"{where}: record {number}"
         if not isinstance(row, dict):
@@ -178,62 +194,17 @@ def _tables(rows: Iterable[Any], field: str, where: str) -> Iterator[Piece]:
         yield from text.pieces([value])
 
 
-def _json(blocks: Iterable[str], path: Path, *, whole_file: bool) -> Iterator[Any]:
-    """The records of JSON lines; a .json file may also be one array or one object, and is then read whole."""
-    lines = text.lines(blocks)
-    for number, line in enumerate(lines, 1):
-        line = line.removeprefix("\ufeff").strip()
-        if number == 1 and whole_file and (line[:1] == "[" or line == "{"):
-            try:
-                value = json.loads("\n".join([line, *lines]))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise UserError(f"'{path}' is not JSON: {error}") from None
-            yield from value if isinstance(value, list) else [value]
-        elif line:
-            try:
-                yield json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise UserError(f"'{path}', line {number} is not JSON: {error}") from None
-
-
-def _parquet(path: Path, field: str) -> Iterator[dict[str, Any]]:
-    import datasets
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        names = pyarrow.parquet.read_schema(path).names
-        if field not in names:
-            yield dict.fromkeys(names)  # `_tables` says what is missing
-            return
-        with tempfile.TemporaryDirectory() as folder:  # `datasets` wants a cache, if only for its lock file
-            yield from datasets.IterableDataset.from_parquet(
-                str(path), columns=[field], batch_size=1000, cache_dir=folder
-            )
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"cannot read '{path}' as parquet: {str(error).splitlines()[0]}") from None
-
-
 def _hub_name(source: str) -> tuple[str, str | None]:
     prefix, _, name = source.partition(":")
     if prefix != "hub" or not name:
-        raise UserError(
-            f"data.source: '{source}' is unknown{nearest(source, ['docstrings', 'in_context', 'hub:NAME'])}"
-        )
+        names = ["docstrings", "in_context", "hub:NAME", *extensions.names("data.source")]
+        raise UserError(f"data.source: '{source}' is unknown{nearest(source, names)}")
     name, _, subset = name.partition(":")
     return name, subset or None
 
 
-def _hub(name: str, subset: str | None) -> Iterator[dict[str, Any]]:
-    import datasets
-
+def _hub(name: str, subset: str | None) -> Iterator[Any]:
     try:
-        splits = datasets.load_dataset(name, subset, streaming=True)
-        if "train" not in splits:
-            raise UserError(f"it has no split 'train', only {', '.join(map(str, splits))}")
-        yield from typing.cast(Iterable[dict[str, Any]], splits["train"])
-    except Exception as error:  # the hub's client has a dozen kinds: not found, offline, gated, connection lost
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"cannot read the hub dataset '{name}': {reason}; for text of your own set data.files=[PATH]"
-        ) from None
+        yield from (row for _, row in readers.hub(name, subset or ""))
+    except UserError as error:
+        raise UserError(f"{error}; for text of your own set data.files=[PATH]") from None

@@ -21,7 +21,7 @@ from lmjax.config import UserError
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.system.files import write_text
 
-BATCH = 2 << 20  # bytes of text that are encoded at once; a token takes some 150 bytes of memory on its way
+BATCH = 2 << 20  # bytes of text per call of the tokenizer; a token needs about 150 bytes of memory meanwhile
 COMMIT = 64 << 20  # bytes of text between two commits
 
 Report = Callable[[int, int | None, str], None]  # bytes done, bytes in all if known, what is being done
@@ -29,17 +29,21 @@ Report = Callable[[int, int | None, str], None]  # bytes done, bytes in all if k
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A source to ingest: what to call it in an error, and a function that starts its pieces."""
+    """A source to ingest."""
 
+    #: Name of the source in error messages.
     name: str
+    #: Starts to read: yields (text, whether a document begins with it).
     pieces: Callable[[], Iterable[tuple[str, bool]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Selection of the validation data: by a hash of each document, or the tail of each stream."""
+    """Selection of the validation data."""
 
+    #: By a hash of each document, or the tail of each stream.
     kind: Literal["hash", "tail"]
+    #: Share of the data.
     fraction: float
 
     def takes(self, piece: str) -> bool:
@@ -52,13 +56,21 @@ class Split:
 class Progress:
     """The committed state on the disk."""
 
-    finished: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # what was read of each finished source
-    pieces: int = 0  # of the source after them, and from here on: of that source
+    #: Number and hash of the documents of each finished source.
+    finished: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    #: Ingested pieces of the current source (the source after the finished ones).
+    pieces: int = 0
+    #: Ingested documents of the current source.
     documents: int = 0
-    sha256: str = hashlib.sha256().hexdigest()  # of these pieces
-    stream: str = ""  # whose last document has not ended
-    sizes: dict[str, int] = dataclasses.field(default_factory=dict)  # bytes of each file
-    text_bytes: dict[str, int] = dataclasses.field(default_factory=dict)  # UTF-8 bytes of the text of each stream
+    #: Hash of these pieces.
+    sha256: str = hashlib.sha256().hexdigest()
+    #: The stream whose last document has not ended; empty if there is none.
+    stream: str = ""
+    #: Bytes of each file.
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    #: UTF-8 bytes of the text of each stream.
+    text_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    #: The tails of the training streams have been moved to the validation stream.
     tails_cut: bool = False
 
 
@@ -76,8 +88,8 @@ def ingest(
 ) -> Progress:
     """Write the streams `train-0`, ... and `validation`, each an `.ids` and a `.starts` file.
 
-    Every document ends in end_of_text (but not the one that a tail cut splits, on the training side); starts are
-    int64 offsets into the ids.
+    Every document ends in end_of_text, except the training part of a document that the cut of a tail divides. Starts
+    are int64 offsets into the ids.
 
     Raises:
         UserError: A source or a side of the split has no text, or an id is outside the vocabulary.
@@ -93,16 +105,18 @@ def ingest(
         documents = sum(source["documents"] for source in progress.finished)
         raise UserError(
             f"no document (of {documents}) fell into the validation split: raise data.validation_fraction, now "
-            f"{split.fraction}, or set data.validation=tail, or give more or smaller documents (data.document)"
+            f"{split.fraction}, or set data.validation=tail, or provide more or smaller documents (data.document)"
         )
     for number, text in enumerate(texts):
         if not progress.sizes[f"train-{number}.ids"]:
-            raise UserError(f"{text.name}: all of it fell into the validation split: lower data.validation_fraction")
+            raise UserError(
+                f"{text.name}: all documents fell into the validation split: lower data.validation_fraction"
+            )
     return progress
 
 
 class _Ingestion:
-    """One source on its way into its training stream and the validation stream."""
+    """Ingestion of one source into its training stream and the validation stream."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, split: Split, progress: Progress, number: int) -> None:
         self.folder, self.tokenizer, self.split, self.progress = folder, tokenizer, split, progress
@@ -123,7 +137,7 @@ class _Ingestion:
                     uncommitted = 0
                 report(sum(progress.text_bytes.values()), total, "encoding")
         if self.current is None:
-            raise UserError(f"{text.name}: no text in it, the corpus is empty")
+            raise UserError(f"{text.name}: the corpus is empty; add text")
         self.current.add(self.end)
         progress.finished.append({"documents": progress.documents, "documents_sha256": progress.sha256})
         progress.pieces, progress.documents, progress.sha256, self.current = 0, 0, Progress().sha256, None
@@ -160,14 +174,18 @@ class _Ingestion:
 
 @dataclasses.dataclass(frozen=True)
 class _Batch:
+    #: (text, whether a document begins with it).
     texts: list[tuple[str, bool]]
-    size: int  # bytes of text
-    pieces: int  # of the source, up to and with this batch
-    sha256: str  # of these pieces
+    #: Bytes of text.
+    size: int
+    #: Pieces of the source up to the end of this batch.
+    pieces: int
+    #: Hash of these pieces.
+    sha256: str
 
 
 def _batches(pieces: Iterable[tuple[str, bool]], done: int, sha256: str) -> Iterator[_Batch]:
-    """The source in batches, after the pieces that are done, whose hash must be this."""
+    """Yield the source in batches after the first `done` pieces, whose hash must be `sha256`."""
     digest, count = hashlib.sha256(), 0
     texts: list[tuple[str, bool]] = []
     size = 0
@@ -190,7 +208,7 @@ def _batches(pieces: Iterable[tuple[str, bool]], done: int, sha256: str) -> Iter
 
 
 def _read_ahead(batches: Iterator[_Batch]) -> Generator[_Batch, None, None]:
-    """The same batches, one read while another is encoded."""
+    """Yield the same batches; read the next batch while the current batch is encoded."""
     with ThreadPoolExecutor(1, "reader") as reader:
         ahead = reader.submit(next, batches, None)
         while (batch := ahead.result()) is not None:
@@ -202,7 +220,7 @@ def _read_ahead(batches: Iterator[_Batch]) -> Generator[_Batch, None, None]:
 
 
 class Stream:
-    """A stream of token ids that grows: `NAME.ids`, and the documents' offsets in `NAME.starts`."""
+    """A growing stream: token ids in `NAME.ids`, offsets of documents in `NAME.starts`."""
 
     def __init__(self, folder: Path, name: str, vocab_size: int) -> None:
         self.name, self.vocab_size, self.dtype = name, vocab_size, dtype(vocab_size)
@@ -248,13 +266,16 @@ def _save(folder: Path, progress: Progress) -> None:
 
 
 def _restore(folder: Path) -> Progress:
-    """What an earlier attempt has done, its files cut to what is certain; nothing, if they do not hold that."""
+    """Restore the committed progress and truncate the files to it.
+
+    If a file is too short, there is no progress.
+    """
     try:
         progress = Progress(**json.loads((folder / "progress.json").read_text("utf-8")))
-        whole = all((folder / name).stat().st_size >= size for name, size in progress.sizes.items())
+        complete = all((folder / name).stat().st_size >= size for name, size in progress.sizes.items())
     except (FileNotFoundError, ValueError, TypeError):
-        progress, whole = Progress(), False
-    progress = progress if whole else Progress()
+        progress, complete = Progress(), False
+    progress = progress if complete else Progress()
     for path in [*folder.glob("*.ids"), *folder.glob("*.starts")]:
         if path.name in progress.sizes:
             os.truncate(path, progress.sizes[path.name])
@@ -266,8 +287,8 @@ def _restore(folder: Path) -> Progress:
 def _cut_tails(folder: Path, progress: Progress, tokenizer: Tokenizer, fraction: float) -> None:
     """Move the last tokens of each training stream to the validation stream, as nanoGPT does.
 
-    A stream of n tokens, its closing end_of_text not counted, keeps the first int(n (1 - fraction)). Only once the
-    validation stream is complete and recorded are the training streams cut, so that this can be interrupted too.
+    A stream of n tokens, without its last end_of_text, retains the first int(n (1 - fraction)). The training streams
+    are truncated only after the validation stream is complete and recorded. An interruption therefore loses nothing.
     """
     sizes, text_bytes, length = {}, {"validation": 0}, 0
     kind = dtype(tokenizer.vocab_size)

@@ -18,7 +18,7 @@ from lmjax.data.tokenizer import Tokenizer
 
 
 def texts(config: RecordsConfig) -> Iterator[str]:
-    """Yield the tokenizer's training text: the training records; for `characters`, all records."""
+    """Yield the tokenizer's training text: training records; for `characters`, all records."""
     every = config.tokenizer.kind == "characters"
     return (text for side, record in rows.records(config) if every or side == "train" for text in record.texts)
 
@@ -26,9 +26,12 @@ def texts(config: RecordsConfig) -> Iterator[str]:
 def ingest_records(
     folder: Path, config: RecordsConfig, *, tokenizer: Tokenizer, report: Report
 ) -> tuple[dict[str, int], dict[str, Any]]:
-    """Write the streams into a folder; return the bytes of text of each and the manifest's details.
+    """Write the streams of records into a folder.
 
     A record with a text that has no tokens is skipped and counted.
+
+    Returns:
+        Bytes of text of each stream, and the details for the manifest.
 
     Raises:
         UserError: A side of the split has no record, only the validation split has a label, or an id is outside the
@@ -36,7 +39,7 @@ def ingest_records(
     """
     names = [f"{side}-{column}" for side in SIDES for column in range(len(config.texts))]
     sizes, counts, digest = dict.fromkeys(names, 0), dict.fromkeys(SIDES, 0) | {"skipped": 0}, hashlib.sha256()
-    numbers: dict[str, int] = {}  # of the labels, as they come
+    numbers: dict[str, int] = {}  # of the labels, in the order of their first occurrence
     labels: dict[Side, array[int]] = {side: array("L") for side in SIDES}
     with ExitStack() as stack:
         streams = {name: stack.enter_context(closing(Stream(folder, name, tokenizer.vocab_size))) for name in names}
@@ -84,11 +87,11 @@ def _batches(records: Iterable[tuple[Side, Record]]) -> Iterator[list[tuple[Side
 def _check(counts: dict[str, int], config: RecordsConfig) -> None:
     name, skipped = rows.name(config), f" ({counts['skipped']} were skipped: a text is empty)" * (counts["skipped"] > 0)
     if not counts["train"] + counts["validation"]:
-        raise UserError(f"{name}: no record in it{skipped}")
+        raise UserError(f"{name}: it has no record{skipped}")
     for side, cure, files in (("train", "lower", "files"), ("validation", "raise", "validation_files")):
         if not counts[side]:
-            change = f"{cure} data.validation_fraction, now {config.validation_fraction}, or give more records"
-            change = f"give more in data.{files}" if config.validation_files else change
+            change = f"{cure} data.validation_fraction, now {config.validation_fraction}, or provide more records"
+            change = f"add records to data.{files}" if config.validation_files else change
             raise UserError(f"{name}: no record for {side}{skipped}: {change}")
 
 
@@ -96,9 +99,14 @@ def _write_labels(folder: Path, labels: dict[Side, array], names: list[str], kin
     """Write each record's label as an index into the sorted names, and return the names."""
     unseen = set(labels["validation"]) - set(labels["train"])
     if unseen:
-        raise UserError(f"the label '{names[min(unseen)]}' of validation records is that of no training record")
+        raise UserError(
+            f"the label '{names[min(unseen)]}' occurs in validation records but in no training record; add records"
+        )
     if not 1 < len(names) < np.iinfo(kind).max:
-        raise UserError(f"data.label must name a column with several values, but not too many: it has {len(names)}")
+        raise UserError(
+            f"data.label: the column has {len(names)} distinct values; name a column with 2 to "
+            f"{np.iinfo(kind).max - 1} values"
+        )
     rank = {name: i for i, name in enumerate(sorted(names))}
     final = np.asarray([rank[name] for name in names], kind)
     for side, provisional in labels.items():

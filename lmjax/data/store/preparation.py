@@ -13,6 +13,7 @@ from typing import Any
 
 from lmjax import __version__
 from lmjax.config import DataConfig, RecordsConfig, SourceConfig, UserError
+from lmjax.config.ranges import check_ranges
 from lmjax.data import vocabularies
 from lmjax.data.sources import rows, streams
 from lmjax.data.store import ingest_records
@@ -30,7 +31,7 @@ def silent(done: int, total: int | None, message: str) -> None:
 
 
 def prepare(config: DataConfig | RecordsConfig, *, report: Report = silent, verify: bool = False) -> Store:
-    """Return the store of a configuration, from the cache if nothing changed, else after ingestion.
+    """Return the store of a configuration from the cache, after ingestion if necessary.
 
     An interrupted ingestion of text resumes; an ingestion of records restarts. If several processes need the same
     store, one process prepares it and the others wait.
@@ -55,7 +56,7 @@ def prepare(config: DataConfig | RecordsConfig, *, report: Report = silent, veri
                     _make(folder, config, identity, report)
         except OSError as error:
             raise UserError(
-                f"cannot keep prepared data in '{cache}' ({error.strerror or error}): set data.cache=FOLDER"
+                f"cannot write prepared data to '{cache}' ({error.strerror or error}): set data.cache=FOLDER"
             ) from None
     return Store.open(folder, verify=verify)
 
@@ -76,8 +77,7 @@ def _identity(config: DataConfig | RecordsConfig) -> dict[str, Any]:
 
 
 def _text_identity(config: DataConfig) -> dict[str, Any]:
-    if not 0 < config.validation_fraction < 1:
-        raise UserError(f"data.validation_fraction={config.validation_fraction}: it must lie between 0 and 1")
+    check_ranges(config, "data")
     return {
         "sources": [streams.fingerprint(source, config) for source in streams.sources(config)],
         "validation": [config.validation, config.validation_fraction],
@@ -85,7 +85,7 @@ def _text_identity(config: DataConfig) -> dict[str, Any]:
 
 
 def _make(folder: Path, config: DataConfig | RecordsConfig, identity: dict[str, Any], report: Report) -> None:
-    """Ingest into a folder next to `folder`, which may hold an earlier attempt, and move it into place."""
+    """Ingest into FOLDER.partial, which may hold an earlier attempt, and rename it."""
     work = folder.with_name(folder.name + ".partial")
     ingested = _records(work, config, report) if isinstance(config, RecordsConfig) else _text(work, config, report)
     if _identity(config) != identity:
@@ -101,12 +101,16 @@ def _make(folder: Path, config: DataConfig | RecordsConfig, identity: dict[str, 
 
 @dataclass(frozen=True)
 class _Ingested:
-    """Complete streams: bytes of text by name in the store's order, and details for the manifest."""
+    """Complete streams."""
 
+    #: Tokenizer of the text.
     tokenizer: Tokenizer
+    #: Bytes of text by stream, in the order of the store.
     text_bytes: dict[str, int]
+    #: Entries of the manifest.
     details: dict[str, Any]
-    total: int | None = None  # bytes of text to read, if that was known
+    #: Bytes of text to read, if known.
+    total: int | None = None
 
 
 def _text(work: Path, config: DataConfig, report: Report) -> _Ingested:
@@ -124,7 +128,7 @@ def _text(work: Path, config: DataConfig, report: Report) -> _Ingested:
         except StaleProgress:
             shutil.rmtree(work)
     else:
-        raise UserError("the text is never twice the same: a file or dataset changes while it is read")
+        raise UserError("two reads of the text differ: a file or dataset changes while it is read")
     names = [*(f"train-{i}" for i in range(len(parts))), "validation"]
     read = [{"name": _name(s), **read} for s, read in zip(parts, progress.finished, strict=True)]
     return _Ingested(trained, {name: progress.text_bytes[name] for name in names}, {"sources": read}, total)

@@ -1,6 +1,6 @@
 """Prepared data: memory-mapped token ids, a tokenizer and a manifest of hashes.
 
-`prepare` gives the store of a configuration from the cache, after creating it if necessary. A store is a folder:
+`prepare` returns the store of a configuration from the cache, after creating it if necessary. A store is a folder:
 `manifest.json`, `tokenizer.json`, and for each stream `NAME.ids` and `NAME.starts`. A complete store never changes.
 """
 
@@ -21,25 +21,31 @@ FORMAT = 1  # of the store and of how documents become tokens; part of a store's
 
 @dataclass(frozen=True)
 class Tokens:
-    """One stream. ids: uint16 or uint32, memory-mapped. starts: int64 offset of each document. bytes: of its text."""
+    """One stream of token ids."""
 
+    #: uint16 or uint32, memory-mapped.
     ids: np.ndarray
+    #: int64 offset of each document.
     starts: np.ndarray
+    #: UTF-8 bytes of the text.
     bytes: int
+    #: Hash of the file of ids.
     sha256: str
 
 
 @dataclass(frozen=True)
 class Store:
-    """Prepared text, or records (see `records` for the names of their streams).
+    """Prepared text, or records (see `records` for the names of their streams)."""
 
-    fingerprint: sha256 over the tokenizer and every stream, the same wherever and from whatever file it was made.
-    """
-
+    #: The store's folder.
     folder: Path
+    #: Tokenizer of all text.
     tokenizer: Tokenizer
+    #: Streams by name.
     streams: dict[str, Tokens]
+    #: sha256 over the tokenizer and every stream; it does not depend on the machine or on the text's files.
     fingerprint: str
+    #: Content of manifest.json.
     manifest: dict[str, Any]
 
     @property
@@ -110,7 +116,7 @@ def _check_file(path: Path, entry: dict[str, Any], *, by_hash: bool) -> None:
 
 def _damaged(path: Path, reason: str) -> UserError:
     return UserError(
-        f"prepared data do not match their manifest: '{path}': {reason}; delete the folder to have it made again"
+        f"prepared data do not match their manifest: '{path}': {reason}; delete the folder to prepare the data again"
     )
 
 

@@ -133,11 +133,11 @@ def read(path: Path) -> Content:
     return Content(metadata, _placed(described, np.frombuffer(data, np.uint8), cursor.at, metadata))
 
 
-def _unique(pairs: Iterator[tuple[str, Any]], what: str) -> dict[str, Any]:
+def _unique(pairs: Iterator[tuple[str, Any]], kind: str) -> dict[str, Any]:
     by_name: dict[str, Any] = {}
     for name, value in pairs:
         if name in by_name:
-            raise UserError(f"it has the {what} '{name}' twice")
+            raise UserError(f"it has the {kind} '{name}' twice")
         by_name[name] = value
     return by_name
 
@@ -176,12 +176,12 @@ class _Cursor:
         self.at += size
         return self.data[self.at - size : self.at]
 
-    def expect(self, count: int, size: int, what: str) -> None:
+    def expect(self, count: int, size: int, unit: str) -> None:
         """Check that the rest of the file can hold `count` items of at least `size` bytes."""
         left = len(self.data) - self.at
         if count * size > left:
             raise UserError(
-                f"its header promises {count} {what}, but has {left} bytes left; it is cut short or damaged"
+                f"its header promises {count} {unit}, but it has {left} bytes left; it is truncated or damaged"
             )
 
     def number(self, code: str) -> Any:

@@ -18,13 +18,13 @@ import numpy as np
 from jax import Array
 
 from lmjax.config import GPTConfig, UserError
-from lmjax.data.sources import text
 from lmjax.inference.language_model import LanguageModel
 from lmjax.interop.gguf import file
 from lmjax.interop.gguf.file import Content, T, Tensor, entry, shown
 from lmjax.interop.gguf.tokenizer import build
 from lmjax.models.costs import check_gpt
 from lmjax.models.gpt import GPT
+from lmjax.system import readers
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
 
@@ -52,7 +52,7 @@ def load(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> La
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise text.missing(path)
+        raise readers.missing(path)
     try:
         content = file.read(path)
         config = _config(content, dtype)
@@ -126,30 +126,36 @@ def _rows(tensors: dict[str, Tensor], name: str) -> int:
 
 @dataclass(frozen=True)
 class _Settings:
-    """The metadata with the prefix `architecture`."""
+    """Typed access to the metadata of an architecture."""
 
+    #: Name of the architecture, the prefix of its keys.
     architecture: str
+    #: All metadata of the file.
     metadata: dict[str, Any]
 
     def get(self, key: str, default: T | None = None, *, kind: type[T]) -> T:
         return entry(self.metadata, f"{self.architecture}.{key}", default, kind=kind)
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A positive integer."""
+        """Return a positive integer."""
         value = self.get(key, default, kind=int)
         if not 0 < value < 2**31:
             raise UserError(f"{self.architecture}.{key}={value} is not above 0 and below 2^31")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
-        """A positive number."""
+        """Return a positive number."""
         value = self.get(key, default, kind=float)
         if not 0 < value < math.inf:
             raise UserError(f"{self.architecture}.{key}={value} is not a number above 0")
         return value
 
     def refuse_unknown(self) -> None:
-        """Raise a UserError for a setting that GPT does not support."""
+        """Check that GPT supports all settings.
+
+        Raises:
+            UserError: GPT does not support a setting.
+        """
         for name, value in self.metadata.items():
             architecture, _, key = name.partition(".")
             if architecture == self.architecture and key not in _READ:
@@ -171,7 +177,11 @@ def _linear(settings: _Settings) -> tuple[float, ...]:
 
 
 def _llama3(config: GPTConfig, tensor: Tensor) -> tuple[float, ...]:
-    """The `rope_scaling` for frequency divisors (K/2); a UserError if not those of Llama 3."""
+    """Return the `rope_scaling` for frequency divisors (K/2).
+
+    Raises:
+        UserError: They are not those of Llama 3.
+    """
     K = config.head_dim
     if tensor.shape != (K // 2,) or config.rope_scaling:
         raise UserError("tensor 'rope_freqs.weight' is inconsistent with the other settings of the positions")
@@ -301,7 +311,7 @@ def _stacked(part: _Part, tensors: list[Tensor | None]) -> Array:
 
 
 def _values(part: _Part, tensor: Tensor | None) -> np.ndarray:
-    """A leaf of one layer: kernels transposed to (in, out), other tensors unchanged."""
+    """Return a leaf of one layer: kernels transposed to (in, out), other tensors unchanged."""
     if tensor is None:
         return np.zeros(part.shape, np.float32)[slice(*part.rows)]
     x = tensor.floats(slice(*part.rows)) if len(part.shape) == 2 else tensor.floats()[slice(*part.rows)]
@@ -310,6 +320,9 @@ def _values(part: _Part, tensor: Tensor | None) -> np.ndarray:
 
 
 def _apart(x: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder rows (H K, ...): the features of a rotary pair, adjacent in the file, K/2 apart."""
+    """Reorder rows (H K, ...): the file has the features of a rotary pair in adjacent rows.
+
+    In the result, their rows differ by K/2.
+    """
     pairs = x.reshape(heads, -1, 2, *x.shape[1:])
     return pairs.swapaxes(1, 2).reshape(x.shape)

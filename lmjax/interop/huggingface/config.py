@@ -55,6 +55,7 @@ def model_config(settings: dict[str, Any]) -> ModelConfig:
 class _Settings:
     """Typed access to a config.json; a missing setting, or null, gives the default."""
 
+    #: Content of the file.
     values: dict[str, Any]
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -76,7 +77,11 @@ class _Settings:
         return float(value)
 
     def must(self, name: str, value: bool | str | float, default: Any) -> None:
-        """Raise a UserError unless a setting has the only value that lmjax supports."""
+        """Check that a setting has the only value that lmjax supports.
+
+        Raises:
+            UserError: It has another value.
+        """
         actual = self.values.get(name)
         if (default if actual is None else actual) != value:
             raise UserError(f"config.json: lmjax computes only {name}={value!r}, the model has {actual!r}")
@@ -153,7 +158,11 @@ def _llama(s: _Settings, family: str) -> GPTConfig:
 
 
 def _no_window(s: _Settings, family: str, context: int) -> None:
-    """Raise a UserError if a sliding window is shorter than the context."""
+    """Check that no sliding window is shorter than the context.
+
+    Raises:
+        UserError: A sliding window is shorter.
+    """
     if family == "llama" or (family == "qwen3" and not s.flag("use_sliding_window", False)):
         return
     window = s.values.get("sliding_window", 4096)  # the default of transformers; null: no window

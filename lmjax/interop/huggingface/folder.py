@@ -10,7 +10,6 @@ All files are read as data: no code of a folder is executed, and pickled weights
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from lmjax.inference.language_model import LanguageModel
 from lmjax.interop.huggingface import layouts, weights
 from lmjax.interop.huggingface.config import model_config, transformers_settings
 from lmjax.models import registry
-from lmjax.system.files import write_text
+from lmjax.system.files import replacing, write_text
 
 CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer_config.json", "generation_config.json"
 _MARK = "exported_by"  # key in the config.json of lmjax's exports
@@ -133,17 +132,16 @@ def export_model(language_model: LanguageModel, folder: Path) -> None:
     settings = transformers_settings(config, first=language_model.first, ends=ends)
     state = layouts.to_transformers(language_model.params, config)
     _make(folder)
-    partial = folder / f"{weights.WHOLE}.partial"
-    save_file(state, partial, metadata={"format": "pt"})
     files = {
         CONFIG: settings | {_MARK: f"lmjax {__version__}"},
         TOKENIZER: _spoken(language_model),
         GENERATION: {"bos_token_id": language_model.first, "eos_token_id": list(ends) or None},
     }
-    for name, content in files.items():
-        write_text(folder / name, json.dumps(content, indent=2) + "\n")
-    write_text(folder / "tokenizer.json", _with_first(language_model).to_str(pretty=True))
-    os.replace(partial, folder / weights.WHOLE)
+    with replacing(folder / weights.WHOLE) as partial:  # renamed last: a folder with new weights is complete
+        save_file(state, partial, metadata={"format": "pt"})
+        for name, content in files.items():
+            write_text(folder / name, json.dumps(content, indent=2) + "\n")
+        write_text(folder / "tokenizer.json", _with_first(language_model).to_str(pretty=True))
 
 
 def _make(folder: Path) -> None:

@@ -205,11 +205,11 @@ def from_transformers(state: Mapping[str, np.ndarray], config: ModelConfig) -> d
 
 
 def _read(shapes: dict[str, tuple[int, ...]], tensor: Callable[[str, tuple[int, ...]], np.ndarray]) -> Any:
-    """Each leaf with its value; stacked leaves are read layer by layer."""
+    """Yield each leaf with its value; stacked leaves are read layer by layer."""
     for leaf, shape in shapes.items():
         if leaf.startswith("blocks/"):
-            rest = leaf.removeprefix("blocks/")
-            yield leaf, np.stack([tensor(f"block_{i}/{rest}", shape[1:]) for i in range(shape[0])])
+            inner_leaf = leaf.removeprefix("blocks/")
+            yield leaf, np.stack([tensor(f"block_{i}/{inner_leaf}", shape[1:]) for i in range(shape[0])])
         else:
             yield leaf, tensor(leaf, shape)
 

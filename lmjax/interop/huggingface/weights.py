@@ -2,6 +2,9 @@
 
 A file is 8 bytes (the header's length, little endian), the header (JSON: name -> dtype, shape, data_offsets), and the
 data, which the tensors fill without gaps or overlaps.
+
+`safetensors.safe_open` is not used: it accepts a tensor that is listed twice and unknown fields of an entry, does not
+name the tensor that a file contradicts, and cannot return bfloat16 as NumPy arrays.
 """
 
 import json

@@ -114,20 +114,20 @@ def attend_cached(q_BTHK: Array, k_BGSK: Array, v_BGSK: Array, seen_BS: Array, *
     `seen_BS` marks the valid keys, at least one in each row; they are visible to all queries.
     """
     B, T, H, K = q_BTHK.shape
-    (G, S), wide, held = k_BGSK.shape[1:3], q_BTHK.dtype, k_BGSK.dtype
+    (G, S), wide, cache_dtype = k_BGSK.shape[1:3], q_BTHK.dtype, k_BGSK.dtype
     q_BGNK = (q_BTHK * K**-0.5).reshape(B, T, G, H // G, K).transpose(0, 2, 1, 3, 4)
     # "b" is rows and key heads merged, as in the cache; otherwise XLA copies a single row's cache for each token.
     q_BNK, k_BSK, v_BSK = q_BGNK.reshape(B * G, -1, K), k_BGSK.reshape(-1, S, K), v_BGSK.reshape(-1, S, K)
-    scores_BNS = einsum("bnk,bsk->bns", as_held(q_BNK, dtype, held), k_BSK, wide)
+    scores_BNS = einsum("bnk,bsk->bns", as_held(q_BNK, dtype, cache_dtype), k_BSK, wide)
     scores_BGNS = jnp.where(seen_BS[:, None, None], scores_BNS.reshape(B, G, -1, S), -jnp.inf)
     weights_BNS = jax.nn.softmax(scores_BGNS, axis=-1).reshape(B * G, -1, S)
-    mixed_BNK = einsum("bns,bsk->bnk", as_held(weights_BNS, dtype, held), v_BSK, wide)
+    mixed_BNK = einsum("bns,bsk->bnk", as_held(weights_BNS, dtype, cache_dtype), v_BSK, wide)
     return mixed_BNK.reshape(B, G, T, H // G, K).transpose(0, 2, 1, 3, 4).reshape(B, T, H, K)
 
 
-def as_held(x: Array, dtype: str, held: Any) -> Array:
+def as_held(x: Array, dtype: str, cache_dtype: Any) -> Array:
     """Round `x` to `dtype` and convert it to the dtype of a cache, which may be wider."""
-    return jax.lax.reduce_precision(x, 8, 7).astype(held) if dtype == "bfloat16" else x
+    return jax.lax.reduce_precision(x, 8, 7).astype(cache_dtype) if dtype == "bfloat16" else x
 
 
 class How(NamedTuple):
@@ -174,12 +174,15 @@ def _divided(q_BTHK: Array, k_BSGK: Array, v_BSGK: Array, visible: Visible, key:
 
 
 def _parts(layout: axes.Layout, q_BTHK: Array, k_BSGK: Array) -> list[tuple[str, ...]]:
-    """The mesh axes that shard rows, positions and heads; none where a size is not divisible."""
+    """Return the mesh axes that shard rows, positions and heads.
+
+    There are none where a size is not divisible.
+    """
     (B, T), (S, G) = q_BTHK.shape[:2], k_BSGK.shape[1:3]
-    wanted: Any = (axes.ROWS, (B,)), (("sequence",), (T, S)), (("tensor",), (G,))
-    counts = [math.prod(layout.size(axis) for axis in names) for names, _ in wanted]
-    fits = [all(size % count == 0 for size in sizes) for (_, sizes), count in zip(wanted, counts, strict=True)]
-    return [names if fit else () for (names, _), fit in zip(wanted, fits, strict=True)]
+    candidates: Any = (axes.ROWS, (B,)), (("sequence",), (T, S)), (("tensor",), (G,))
+    counts = [math.prod(layout.size(axis) for axis in names) for names, _ in candidates]
+    fits = [all(size % count == 0 for size in sizes) for (_, sizes), count in zip(candidates, counts, strict=True)]
+    return [names if fit else () for (names, _), fit in zip(candidates, fits, strict=True)]
 
 
 def _undivided(

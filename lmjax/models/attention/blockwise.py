@@ -81,7 +81,7 @@ def blockwise(
 
 
 def _cut(x: Any, size: int) -> Any:
-    """(B, T, ...) -> (N, B, size, ...), padded with zeros."""
+    """Split (B, T, ...) into blocks (N, B, size, ...), padded with zeros."""
     if x is None:
         return None
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)) + ((0, 0),) * (x.ndim - 2))
@@ -96,16 +96,16 @@ def _forward(q_NBGRCK, k_MBGEK, v_MBGEK, masks, key, causal, rate, dtype):
     q_NBGRCK, k_MBGEK, v_MBGEK = (rounded(x, dtype) for x in (q_NBGRCK, k_MBGEK, v_MBGEK))
     C = q_NBGRCK.shape[4]
 
-    def of_queries(given):
-        i, q_BGRCK = given
+    def of_queries(block):
+        i, q_BGRCK = block
 
         def step(j, so_far):
             top, total, mixed = so_far
             scores = _scores(q_BGRCK, k_MBGEK[j], masks, (i, j), causal, wide)
             higher = jnp.maximum(top, jnp.max(scores, -1))  # never minus infinity: exp(-inf - lowest) = 0
             weights, shrink = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
-            kept = _dropped(rounded(weights, dtype), rate, key, (i, j))
-            mixed = mixed * shrink[..., None] + _einsum("bgrce,bgek->bgrck", kept, v_MBGEK[j], wide)
+            dropped_weights = _dropped(rounded(weights, dtype), rate, key, (i, j))
+            mixed = mixed * shrink[..., None] + _einsum("bgrce,bgek->bgrck", dropped_weights, v_MBGEK[j], wide)
             return higher, total * shrink + jnp.sum(weights, -1), mixed
 
         rows = jnp.zeros(q_BGRCK.shape[:-1], wide)
@@ -124,19 +124,19 @@ def _backward(causal, rate, dtype, saved, g_NBGRCK):
     wide, C = g_NBGRCK.dtype, q_NBGRCK.shape[4]
     inner_NBGRC = jnp.sum(g_NBGRCK * out_NBGRCK, -1)
 
-    def of_queries(so_far, given):
-        i, q_BGRCK, g_BGRCK, log_z_BGRC, inner_BGRC = given
+    def of_queries(so_far, block):
+        i, q_BGRCK, g_BGRCK, log_z_BGRC, inner_BGRC = block
 
         def step(j, so_far):
             dq, dk, dv = so_far
             k_BGEK, v_BGEK = k_MBGEK[j], v_MBGEK[j]
             weights = jnp.exp(_scores(q_BGRCK, k_BGEK, masks, (i, j), causal, wide) - log_z_BGRC[..., None])
-            kept = _dropped(rounded(weights, dtype), rate, key, (i, j))
+            dropped_weights = _dropped(rounded(weights, dtype), rate, key, (i, j))
             mixed = _dropped(_einsum("bgrck,bgek->bgrce", g_BGRCK, v_BGEK, wide), rate, key, (i, j))
             d_scores = rounded(weights * (mixed - inner_BGRC[..., None]), dtype)
             dq = dq + _einsum("bgrce,bgek->bgrck", d_scores, k_BGEK, wide)
             dk = dk.at[j].add(_einsum("bgrce,bgrck->bgek", d_scores, q_BGRCK, wide))
-            return dq, dk, dv.at[j].add(_einsum("bgrce,bgrck->bgek", kept, g_BGRCK, wide))
+            return dq, dk, dv.at[j].add(_einsum("bgrce,bgrck->bgek", dropped_weights, g_BGRCK, wide))
 
         start = jnp.zeros(q_BGRCK.shape, wide), *so_far
         dq_BGRCK, *so_far = lax.fori_loop(0, _blocks_seen(i, C, k_MBGEK, masks, causal), step, start)

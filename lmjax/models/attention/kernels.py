@@ -94,7 +94,7 @@ def refusal(form: str, case: Case, q_BTHK: Any, k_BSGK: Any) -> str:
         alike = case.causal and q_BTHK.shape[1] == k_BSGK.shape[1]
         return "" if alike else "is for causal attention of a sequence to itself; set model.attention=auto"
     if case.packed:
-        return "cannot keep packed documents apart; set data.packed=false, or model.attention=auto"
+        return "cannot restrict attention to packed documents; set data.packed=false, or model.attention=auto"
     if case.dtype != "bfloat16":
         return "computes only in bfloat16; set model.dtype=bfloat16, or model.attention=auto"
     capability = str(getattr(case.device, "compute_capability", "8.0"))

@@ -27,10 +27,10 @@ def _forward(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, rate, dtype):
     wide, keyless = q_BGRTK.dtype, visible[1] is not None  # whether a query may see no key
     q_BGRTK, k_BGSK, v_BGSK = (rounded(x, dtype) for x in (q_BGRTK, k_BGSK, v_BGSK))
     outs, tops, totals = [], [], []
-    for start, stop, seen in query_blocks(q_BGRTK.shape[3], k_BGSK.shape[2], causal):
+    for start, stop, keys_seen in query_blocks(q_BGRTK.shape[3], k_BGSK.shape[2], causal):
         with jax.named_scope("scores"):
-            scores = einsum("bgrck,bgsk->bgrcs", q_BGRTK[:, :, :, start:stop], k_BGSK[:, :, :seen], wide)
-            shown_BCS = shown(visible, start, stop, seen, causal)
+            scores = einsum("bgrck,bgsk->bgrcs", q_BGRTK[:, :, :, start:stop], k_BGSK[:, :, :keys_seen], wide)
+            shown_BCS = shown(visible, start, stop, keys_seen, causal)
             scores = scores if shown_BCS is None else jnp.where(shown_BCS[:, None, None], scores, -jnp.inf)
         with jax.named_scope("softmax"):
             top = jnp.max(scores, -1, keepdims=True)
@@ -39,8 +39,8 @@ def _forward(q_BGRTK, k_BGSK, v_BGSK, visible, key, causal, rate, dtype):
             total = jnp.sum(weights, -1, keepdims=True)
             total = jnp.where(total == 0, 1, total) if keyless else total
         with jax.named_scope("mix"):
-            kept = weights if key is None else weights * _kept(weights, rate, key, start)
-            outs.append(einsum("bgrcs,bgsk->bgrck", rounded(kept, dtype), v_BGSK[:, :, :seen], wide) / total)
+            dropped = weights if key is None else weights * _kept(weights, rate, key, start)
+            outs.append(einsum("bgrcs,bgsk->bgrck", rounded(dropped, dtype), v_BGSK[:, :, :keys_seen], wide) / total)
         tops.append(top[..., 0])
         totals.append(total[..., 0])
     out_BGRTK, top_BGRT, total_BGRT = (jnp.concatenate(parts, 3) for parts in (outs, tops, totals))
@@ -54,21 +54,21 @@ def _backward(causal, rate, dtype, saved, g_BGRTK):
     inner_BGRT = jnp.sum(h_BGRTK * out_BGRTK, -1)
     h_BGRTK = rounded(h_BGRTK, dtype)
     dq, dk_BGSK, dv_BGSK = [], 0.0, 0.0
-    for start, stop, seen in query_blocks(T, S, causal):
+    for start, stop, keys_seen in query_blocks(T, S, causal):
         q, h = (x[:, :, :, start:stop] for x in (q_BGRTK, h_BGRTK))
         top, inner = (x[:, :, None, :, start:stop] for x in (top_BGRT, inner_BGRT))
-        k, v = (x[:, :, :seen] for x in (k_BGSK, v_BGSK))
+        k, v = (x[:, :, :keys_seen] for x in (k_BGSK, v_BGSK))
         weights_BGSRC = jnp.exp(einsum("bgsk,bgrck->bgsrc", k, q, wide) - top)
-        shown_BCS = shown(visible, start, stop, seen, causal)
+        shown_BCS = shown(visible, start, stop, keys_seen, causal)
         if shown_BCS is not None:
             weights_BGSRC = jnp.where(shown_BCS.swapaxes(1, 2)[:, None, :, None], weights_BGSRC, 0)
         mixed_BGSRC, dropped_BGSRC = einsum("bgsk,bgrck->bgsrc", v, h, wide), weights_BGSRC
         if key is not None:
-            kept_BGRCS = jax.ShapeDtypeStruct((*q.shape[:4], seen), wide)
+            kept_BGRCS = jax.ShapeDtypeStruct((*q.shape[:4], keys_seen), wide)
             kept_BGSRC = jnp.moveaxis(_kept(kept_BGRCS, rate, key, start), -1, 2)
             mixed_BGSRC, dropped_BGSRC = mixed_BGSRC * kept_BGSRC, weights_BGSRC * kept_BGSRC
         d_scores_BGSRC = rounded(weights_BGSRC * (mixed_BGSRC - inner), dtype)
-        pad = ((0, 0), (0, 0), (0, S - seen), (0, 0))
+        pad = ((0, 0), (0, 0), (0, S - keys_seen), (0, 0))
         dv_BGSK += jnp.pad(einsum("bgsrc,bgrck->bgsk", rounded(dropped_BGSRC, dtype), h, wide), pad)
         dk_BGSK += jnp.pad(einsum("bgsrc,bgrck->bgsk", d_scores_BGSRC, q, wide), pad)
         dq.append(_over_keys(d_scores_BGSRC, k, wide))

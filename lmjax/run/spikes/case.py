@@ -1,4 +1,6 @@
-"""Facts about a spike, recorded or recomputed from the offending batch and the current parameters.
+"""Facts about a spike.
+
+They are recorded, or recomputed from the offending batch and the current parameters.
 
 Shapes: K microbatches of m rows, R rows of the batch, T positions, W values in the guard's window.
 """
@@ -28,11 +30,17 @@ from lmjax.training.state import State
 class Case:
     """The facts about a spike that several sections of its report use."""
 
+    #: The run.
     run: Run
+    #: Directory of the run.
     run_dir: Path
+    #: State after the trigger was judged.
     state: State
+    #: The batch at which the guard fired.
     fed: ScheduledBatch
+    #: The guard's decision.
     decision: Decision
+    #: History of the run before the decision.
     past: History
 
     @cached_property
@@ -74,9 +82,9 @@ class Case:
 
     @cached_property
     def bands(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Median and robust deviation of the losses and of the log gradient norms in the window; NaN if it is empty.
+        """Median and robust deviation of the window's losses, and of its log gradient norms.
 
-        The guard computes its z from these values.
+        The guard computes its z from these values. They are NaN if the window is empty.
         """
         config, window = self.run.config.guard, self.state.window
         losses = _band(window.losses_W, self.count, floor=config.loss_floor_nats, floor_share=config.loss_floor)
@@ -84,7 +92,7 @@ class Case:
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """Arrays (R, ...) of the computation, which differ from the store's if something corrupted them."""
+        """Arrays (R, ...) of the computation; they differ from the store's if they were corrupted."""
         arrays = jax.device_get(self.fed.batch["arrays"])
         return {name: a.reshape(-1, *a.shape[2:])[: self.fed.sequences] for name, a in arrays.items()}
 
@@ -98,7 +106,7 @@ class Case:
         """Cross-entropy of each row in nats per token, without dropout."""
         batch, params = self.fed.batch, self.state.params
         microbatch_losses = [
-            _row_losses(self.run.task, params, batch["arrays"], i) for i in range(int(batch["microbatches"]))
+            _row_losses(self.run.objective, params, batch["arrays"], i) for i in range(int(batch["microbatches"]))
         ]
         return np.concatenate(jax.device_get(microbatch_losses)).astype(np.float64)
 
@@ -112,38 +120,41 @@ class Case:
 
 
 @partial(jax.jit, static_argnums=0)
-def _row_losses(task: Objective, params: Any, arrays: dict[str, Array], i: Array) -> Array:
-    sums_m, weights_m = task.by_row(params, {name: array[i] for name, array in arrays.items()})
+def _row_losses(objective: Objective, params: Any, arrays: dict[str, Array], i: Array) -> Array:
+    sums_m, weights_m = objective.by_row(params, {name: array[i] for name, array in arrays.items()})
     return sums_m / jnp.where(weights_m == 0, 1, weights_m)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _add_gradient(
-    task: Objective, total: Any, params: Any, arrays: dict[str, Array], carry: Any, key: Array, i: Array
+    objective: Objective, total: Any, params: Any, arrays: dict[str, Array], carry: Any, key: Array, i: Array
 ) -> Any:
     """Add microbatch i to `total`, which is (gradient of the loss sum, weight sum)."""
 
-    def objective(params: Any) -> tuple[Array, Array]:
+    def loss(params: Any) -> tuple[Array, Array]:
         microbatch, rng = {name: array[i] for name, array in arrays.items()}, jax.random.fold_in(key, i)
         carry_i = jax.tree.map(lambda leaf: leaf[i], carry)
-        sums = task.loss(params, microbatch, rng=rng, carry=carry_i, train=True)
+        sums = objective.loss(params, microbatch, rng=rng, carry=carry_i, train=True)
         return sums.loss, sums.weight
 
-    return jax.tree.map(jnp.add, total, jax.grad(objective, has_aux=True)(params))
+    return jax.tree.map(jnp.add, total, jax.grad(loss, has_aux=True)(params))
 
 
 def gradient(run: Run, state: State, fed: ScheduledBatch) -> tuple[Any, Array]:
-    """Return the gradient of a batch as in `step.make_update`, with dropout, but not yet divided by the weight."""
+    """Return (gradient of the loss sum, weight sum) of a batch, as in `step.make_update`.
+
+    This includes dropout.
+    """
     key = jax.random.fold_in(jax.random.key(run.config.seed), fed.update)
     total: Any = jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0)
     for i in range(int(fed.batch["microbatches"])):
-        total = _add_gradient(run.task, total, state.params, fed.batch["arrays"], state.carry, key, i)
+        total = _add_gradient(run.objective, total, state.params, fed.batch["arrays"], state.carry, key, i)
     return total
 
 
 @jax.jit
 def _norms(tree: Any) -> Any:
-    """Return the norm of each leaf, or of each layer of a leaf that a scan stacks, without overflow."""
+    """Return the norm of each leaf (of each layer, if a scan stacks them), without overflow."""
 
     def norm(path: tuple[Any, ...], x: Array) -> Array:
         axes = tuple(range(path[0].key == "blocks", x.ndim))
@@ -155,7 +166,10 @@ def _norms(tree: Any) -> Any:
 
 
 def layer_norms(tree: Any) -> dict[str, dict[str, float]]:
-    """Return norms of parameters or a gradient, by group (embedding, block_0, ..., final norm, head) and leaf."""
+    """Return the norms of parameters or of a gradient, by group and leaf.
+
+    The groups are embedding, block_0, ..., final norm, head.
+    """
     groups: dict[str, dict[str, float]] = {}
     norms = jax.device_get(_norms(tree))
     for name, norm in zip(leaf_names(tree), jax.tree.leaves(norms), strict=True):

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lmjax.run.curves import COLOURS, plain
+from lmjax.display.figures import COLOURS, panels
 from lmjax.run.spikes.case import Case
 
 BEFORE, FURTHEST = 200, 1000  # updates shown before the trigger; largest number, to include the target
@@ -19,7 +19,7 @@ _NOT_FINITE: dict[str, Any] = {"color": COLOURS[3], "linestyle": "", "marker": "
 
 
 def figure(case: Case) -> Figure:
-    """Plot loss and gradient norm of the updates before the trigger, with the bounds of the guard."""
+    """Plot loss and gradient norm before the trigger, with the bounds of the guard."""
     decision, config = case.decision, case.run.config.guard
     at, target = decision.trigger.update + 1, decision.target
     left = max(target if at - FURTHEST <= target < at - BEFORE else at - BEFORE, 0)
@@ -27,10 +27,9 @@ def figure(case: Case) -> Figure:
     losses = [median + z * deviation for z in (0, config.loss_z, config.hard_z)]
     norms = [math.exp(min(log_median + z * log_deviation, 80)) for z in (0, config.grad_z, config.hard_z)]
 
-    result = Figure(figsize=(8, 5.5), layout="constrained")
-    panels = result.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    result, (upper, lower) = panels((8, 5.5), 2, heights=(3, 2), share_x=True)
     names = (("loss", "loss (nats per token)"), ("grad_norm", "gradient norm"))
-    for which, (axes, (key, label), bounds) in enumerate(zip(panels, names, (losses, norms), strict=True)):
+    for which, (axes, (key, label), bounds) in enumerate(zip((upper, lower), names, (losses, norms), strict=True)):
         accepted = [(n, values[which]) for n, values in sorted(case.accepted.items()) if left <= n <= at]
         suspects = [(r["update"] + 1, float.fromhex(r[key])) for r in case.past.suspects if left <= r["update"] < at]
         _panel(axes, np.reshape(accepted, (-1, 2)), np.reshape(suspects, (-1, 2)), bounds, log=key == "grad_norm")
@@ -39,16 +38,15 @@ def figure(case: Case) -> Figure:
         for x, _, colour in _marks(case):
             axes.axvline(x, color=colour, linewidth=1.2, alpha=0.6, zorder=1)
         axes.set_ylabel(label)
-    panels[-1].set_xlabel("update")
-    panels[-1].set_xlim(left, at + 0.03 * max(at - left, 1))
-    result.align_ylabels(panels)
+    lower.set_xlabel("update")
+    lower.set_xlim(left, at + 0.03 * max(at - left, 1))
+    result.align_ylabels([upper, lower])
     result.legend(handles=_legend(case), loc="outside upper center", ncols=4, fontsize="small", frameon=False)
     return result
 
 
 def _panel(axes: Axes, accepted: np.ndarray, suspects: np.ndarray, bounds: Sequence[float], *, log: bool) -> None:
     """Draw one panel from (update, value) pairs; non-finite values are marked at the top."""
-    plain(axes)
     axes.plot(*accepted.T, color=COLOURS[0], linewidth=1.2)
     axes.plot(*suspects.T, zorder=3, **_LEFT_OUT)
     odd = suspects[~np.isfinite(suspects[:, 1]) & np.isfinite(suspects[:, 0]), 0]

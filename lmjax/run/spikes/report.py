@@ -33,11 +33,11 @@ def write_report(run: Run, run_dir: Path, state: State, fed: ScheduledBatch, dec
     the section is written again. A section that fails contains its error.
 
     Args:
-        run: the run.
-        run_dir: directory of the run.
-        state: the current state.
-        fed: the batch.
-        decision: the decision of the guard.
+        run: The run.
+        run_dir: Directory of the run.
+        state: The current state.
+        fed: The batch.
+        decision: The decision of the guard.
 
     Raises:
         UserError: The journal is damaged.
@@ -66,7 +66,7 @@ def write_report(run: Run, run_dir: Path, state: State, fed: ScheduledBatch, dec
         ("Gradient by layer", _layers),
         ("State", lambda case: _state(broken)),
         ("Documents of the suspects", _documents),
-        ("Going on by hand", _by_hand),
+        ("Next steps", _by_hand),
     ]
     body = [f"{mark}\n## {_title(decision)}", _attempt("", _headline, case)]
     body += [_attempt(f"### {title}\n\n", section, case) for title, section in sections]
@@ -89,7 +89,7 @@ def _title(decision: Decision) -> str:
     if decision.verdict:
         return f"Attempt {decision.attempt}: given up"
     if decision.reproduced:
-        return f"Replay of attempt {decision.attempt}: it came again"
+        return f"Replay of attempt {decision.attempt}: the spike recurred"
     return f"Attempt {decision.attempt}: {decision.kind}"
 
 
@@ -113,7 +113,7 @@ def _done(case: Case) -> str:
             f"**The guard gives up:** {decision.verdict}. The run is left at a healthy checkpoint, {decision.target}."
         )
     if decision.positions is None:
-        return f"The run goes back to update {decision.target} and replays the same data: does it come again?"
+        return f"The run goes back to update {decision.target} and replays the same data: does the spike recur?"
     start, stop = decision.positions
     text = (
         f"The run goes back to update {decision.target} and leaves out the positions {start:,} to {stop:,}: "
@@ -127,7 +127,7 @@ def _done(case: Case) -> str:
 
 
 def _tried(case: Case) -> str:
-    """Tabulate the last batches in the order of their trial, beginning a few batches before the onset."""
+    """Tabulate the last batches in the order of their trial, from shortly before the onset."""
     decision, config = case.decision, case.run.config.guard
     names = ("loss", "z_loss", "grad_norm", "z_grad_norm", "learning_rate", "update_norm")
     rows: list[tuple[int, int, list[Any]]] = []
@@ -174,40 +174,40 @@ def _mean(case: Case, finite: np.ndarray, odd: int) -> str:
     bound = median + case.run.config.guard.loss_z * deviation
     if not few or not case.count:
         return text
-    rest = float(finite[:-few].mean())
+    mean = float(finite[:-few].mean())
     if finite.mean() <= bound:
         says = "what can be measured is an ordinary batch" if odd else "the losses of the batch are ordinary"
         return f"{text} The mean is within the guard's bound of {_n(bound)}: **{says}**."
-    says = "they make the spike" if rest <= bound else "the complete batch is abnormal"
-    return f"{text} Without the worst {few} the mean is {_n(rest)}, the guard's bound {_n(bound)}: **{says}**."
+    says = "they cause the spike" if mean <= bound else "the complete batch is abnormal"
+    return f"{text} Without the worst {few} the mean is {_n(mean)}, the guard's bound {_n(bound)}: **{says}**."
 
 
 def _sequences(case: Case) -> str:
     """Show the worst sequences, decoded, with their origin."""
     run, rows, losses = case.run, case.rows, case.losses_R
-    stored = run.task.arrays(case.ids)
-    other = sum(any((rows[name][i] != stored[name][i]).any() for name in stored) for i in range(len(losses)))
+    stored = run.samples.arrays(case.ids)
+    corrupted = sum(any((rows[name][i] != stored[name][i]).any() for name in stored) for i in range(len(losses)))
     parts = [f"{len(losses)} sequences, at the positions {case.fed.before:,} to {case.fed.cursor:,}; the worst first."]
-    if other:
+    if corrupted:
         parts.append(
-            f"**{other} of them are not what the store holds for these samples**: the data were spoiled on the way."
+            f"**{corrupted} of them differ from the store's samples**: the data were corrupted after they were read."
         )
     for row in case.worst[:SHOWN].tolist():
         sample = int(case.ids[row])
         source, epoch, window = (int(part) for part in run.order.split_id(sample))
         parts.append(
-            f"**Loss {_n(losses[row])}**: sample {sample}, source {_inline(run.task.source_name(source))}, "
-            f"epoch {epoch}, window {window}, {run.task.place(sample)}"
+            f"**Loss {_n(losses[row])}**: sample {sample}, source {_inline(run.samples.source_name(source))}, "
+            f"epoch {epoch}, window {window}, {run.samples.place(sample)}"
         )
-        parts.append(_code(run.task.row_text(rows, row)[:CHARACTERS]))
-    rest = losses[case.worst[SHOWN:]]
-    if len(rest):
-        parts.append(f"The other {len(rest)} sequences: loss {_n(rest[-1])} to {_n(rest[0])}.")
+        parts.append(_code(run.samples.row_text(rows, row)[:CHARACTERS]))
+    remaining = losses[case.worst[SHOWN:]]
+    if len(remaining):
+        parts.append(f"The other {len(remaining)} sequences: loss {_n(remaining[-1])} to {_n(remaining[0])}.")
     return "\n\n".join(parts)
 
 
 def _layers(case: Case) -> str:
-    """Tabulate norms of the batch's gradient and of the parameters, from the first layer to the last."""
+    """Tabulate norms of the batch's gradient and of the parameters by layer."""
     total, weight = gradient(case.run, case.state, case.fed)
     scale = abs(float(weight)) or 1.0
     gradients, params = layer_norms(total), layer_norms(case.state.params)
@@ -236,20 +236,23 @@ def _state(names: Sequence[str]) -> str:
 
 
 def _documents(case: Case) -> str:
-    """Tabulate the documents of the batches left out since the onset (of a divergence, of the last batch)."""
+    """Tabulate the documents of the batches left out since the onset.
+
+    After a divergence, no batch was left out: the documents of the last batch.
+    """
     run = case.run
     tried = [[i for pair in record["samples"] for i in range(*pair)] for record in case.suspects] or [case.ids.tolist()]
     samples, batches = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
     for ids in tried:
-        places = Counter(place for sample in ids for place in run.task.documents_of(sample))
+        places = Counter(place for sample in ids for place in run.samples.documents_of(sample))
         samples.update(places)
         batches.update(places.keys())
     rows = []
     for place in sorted(samples, key=lambda place: (-batches[place], -samples[place], place))[:SHOWN]:
-        begins = _inline(run.task.beginning(*place, BEGINNING)[:BEGINNING])
-        rows.append([_inline(run.task.source_name(place[0])), place[1], batches[place], samples[place], begins])
-    head = f"{sum(map(len, tried)):,} samples of {len(tried)} batches lie in {len(samples):,} documents"
-    most = "; those that most lie in:" if len(samples) > SHOWN else ":"
+        begins = _inline(run.samples.beginning(*place, BEGINNING)[:BEGINNING])
+        rows.append([_inline(run.samples.source_name(place[0])), place[1], batches[place], samples[place], begins])
+    head = f"{sum(map(len, tried)):,} samples of {len(tried)} batches belong to {len(samples):,} documents"
+    most = f"; the {SHOWN} most frequent:" if len(samples) > SHOWN else ":"
     return f"{head}{most}\n\n{_table('source|document|batches|samples|begins', rows)}"
 
 
@@ -266,11 +269,10 @@ def _by_hand(case: Case) -> str:
 
 
 def _draw(case: Case, path: Path) -> str:
-    from lmjax.run.spikes.panels import figure  # imports matplotlib, which is slow
+    from lmjax.display.figures import save  # imports matplotlib, which is slow
+    from lmjax.run.spikes.panels import figure
 
-    partial = path.with_name(path.name + ".partial")
-    figure(case).savefig(partial, dpi=150, format="png")
-    partial.replace(path)
+    save(figure(case), path)
     return f"![Loss and gradient norm around update {case.decision.trigger.update + 1}]({path.name})"
 
 
@@ -295,7 +297,7 @@ def _table(header: str, rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _code(text: str) -> str:
-    """Format an indented block, which no content can end; unprintable characters become escapes."""
+    """Format an indented block, which no content can end; escape unprintable characters."""
     return textwrap.indent("\n".join(map(_printable, text.split("\n"))), "    ", lambda line: True)
 
 

@@ -116,17 +116,17 @@ def test_the_tokenizer_knows_both_columns_of_the_training_side(tmp_path: Path) -
     ("rows", "options", "message"),
     [
         ([{"source": "a", "target": "b"}], {}, "no record for validation: raise data.validation_fraction, now 0.05"),
-        ([{"source": "a", "target": ""}], {}, r"no record in it \(1 were skipped: a text is empty\)"),
+        ([{"source": "a", "target": ""}], {}, r"it has no record \(1 were skipped: a text is empty\)"),
         ([{"source": "a", "target": "b"}], {"validation_fraction": 0.9999999}, "no record for train: lower data.valid"),
         (
             [{"text": f"{i}", "y": "both" if i < 99 else "one"} for i in range(100)],
             {"texts": ("text",), "label": "y", "validation_files": ("a.jsonl",), "limit": 99},
-            "the label 'one' of validation records is that of no training record",
+            "the label 'one' occurs in validation records but in no training record",
         ),
         (
             [{"text": f"{i}", "y": 0} for i in range(100)],
             {"texts": ("text",), "label": "y"},
-            "data.label must name a column with several values, but not too many: it has 1",
+            "data.label: the column has 1 distinct values; name a column with 2 to",
         ),
     ],
 )

@@ -5,6 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 
 from lmjax.config import RecordsConfig, UserError
@@ -31,6 +34,22 @@ def test_columns_and_labels_of_json_lines(tmp_path: Path) -> None:
     assert [texts for _, texts, _ in read(files=(first, str(packed)), **options)] == expected
     assert [label for *_, label in read(files=(str(tmp_path),), **options)] == ["1", "no", "1.5"]
     assert read(files=(first,), validation_files=(str(packed),), **options)[-1] == ("validation", ("tén", "x"), "1.5")
+
+
+def test_every_table_gives_the_same_records(tmp_path: Path) -> None:
+    content = {"source": ["eins", "zwei, drei"], "target": ["one", 'two "three"'], "more": ["", "x"]}
+    arrow = pyarrow.table(content)
+    table(tmp_path / "a.jsonl", *arrow.to_pylist())
+    (tmp_path / "a.json").write_text(json.dumps(arrow.to_pylist(), indent=1))
+    pyarrow.csv.write_csv(arrow, tmp_path / "a.csv")
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b'source\ttarget\neins\tone\nzwei, drei\ttwo "three"\n'))
+    pyarrow.parquet.write_table(arrow, tmp_path / "a.parquet")
+    with pyarrow.ipc.new_file(tmp_path / "a.arrow", arrow.schema) as file:
+        file.write_table(arrow)
+    expected = [("train", (source, target), "") for source, target in zip(*list(content.values())[:2], strict=True)]
+    for name in ("a.jsonl", "a.json", "a.csv", "a.tsv.gz", "a.parquet", "a.arrow"):
+        assert read(files=(str(tmp_path / name),), validation_fraction=1e-9) == expected, name
+    assert read(files=(str(tmp_path),), validation_fraction=1e-9) == expected * 6
 
 
 def test_lines_of_two_files_belong_together(tmp_path: Path) -> None:
@@ -74,8 +93,8 @@ GOOD = {"source": "a", "target": "b"}
         (GOOD | {"source": None}, {"label": "source", "texts": ("target",)}, "neither text nor a number but NoneType"),
         (GOOD, {"texts": ("source",)}, "nothing to predict: set data.label"),
         (GOOD, {"texts": ("a", "b", "c")}, "data.texts names 3 columns"),
-        (GOOD, {"limit": -1}, "data.limit=-1"),
-        (GOOD, {"validation_fraction": 0.0}, "validation_fraction=0.0: it must lie between 0 and 1"),
+        (GOOD, {"limit": -1}, "data.limit = -1 must not be negative"),
+        (GOOD, {"validation_fraction": 0.0}, "validation_fraction = 0.0 must be in"),
         (GOOD, {"files": (), "validation_files": ("x",)}, "data.validation_files need data.files"),
         (GOOD, {"files": ("a.jsonk",)}, "no file or folder 'a.jsonk'; did you mean 'a.jsonl'?"),
         (GOOD, {"files": ("a.de", "a.em")}, "no file or folder 'a.em'; did you mean 'a.de'?"),

@@ -1,5 +1,6 @@
 """Every kind of source gives its text exactly, and each mistake is one clear line."""
 
+import csv
 import gzip
 import json
 import os
@@ -39,12 +40,19 @@ def test_tables_give_their_column_exactly(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(
         pyarrow.table({"text": TEXTS, "id": range(5)}), tmp_path / "a.parquet", row_group_size=2
     )
-    for name in ("a.jsonl", "a.jsonl.gz", "lines.json", "array.json", "a.parquet"):
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "text"), *enumerate(TEXTS)])
+    table = pyarrow.table({"text": TEXTS, "id": range(5)})
+    with pyarrow.ipc.new_stream(tmp_path / "a.arrow", table.schema) as stream:
+        stream.write_table(table, max_chunksize=2)
+    for name in ("a.jsonl", "a.jsonl.gz", "lines.json", "array.json", "a.parquet", "a.csv", "a.arrow"):
         assert read(tmp_path / name) == TEXTS, name
     (tmp_path / "object.json").write_text(json.dumps({"text": "one"}, indent=1))
     assert read(tmp_path / "object.json") == ["one"]
     (tmp_path / "empty.jsonl").write_bytes(lines_of(["", "x"]) + b'{"text": null}\n')
     assert read(tmp_path / "empty.jsonl") == ["x"]
+    (tmp_path / "a.tsv").write_text('text\tlabel\nSay "a"\t1\n\t2\n')
+    assert read(tmp_path / "a.tsv") == ['Say "a"']
     (tmp_path / "named.jsonl").write_bytes(lines_of(TEXTS, "content"))
     assert read(tmp_path / "named.jsonl", text_field="content") == TEXTS
 
@@ -93,6 +101,9 @@ MISTAKES = {
     "a.txt.gz": (b"plain", "cannot unpack '.*a.txt.gz'"),
     "a.txt.zst": (b"plain text", "cannot unpack '.*a.txt.zst'"),
     "a.parquet": (b"plain text", "cannot read '.*a.parquet' as parquet"),
+    "a.arrow": (b"plain text", "cannot read '.*a.arrow' as arrow"),
+    "cells.csv": (b"text,id\na,1\nb\n", "'.*cells.csv', line 3 has 1 cells, the header has 2 columns"),
+    "field.csv": (b"body,id\na,1\n", "record 1 has no field 'text', only 'body', 'id'; set data.text_field"),
 }
 
 

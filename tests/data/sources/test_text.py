@@ -1,17 +1,13 @@
-"""Reading, decoding and cutting text: nothing is lost, and a cut changes no token."""
+"""Cutting text into documents and pieces: nothing is lost, and a cut changes no token."""
 
-import gzip
 import itertools
 import random
-from pathlib import Path
 
 import pytest
-import zstandard
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from lmjax.config import UserError
 from lmjax.data import vocabularies
 from lmjax.data.sources import text
 
@@ -76,7 +72,6 @@ def test_lines_and_paragraphs_however_they_come_in_blocks(value: str, sizes: lis
     assert list(text.documents(blocks, "line")) == [(line, True) for line in lines]
     assert list(text.documents(blocks, "paragraph")) == [(paragraph, True) for paragraph in paragraphs]
     assert "".join(piece for piece, _ in text.documents(blocks, "file")) == value
-    assert list(text.lines(blocks)) == (value.removesuffix("\n").split("\n") if value else [])
 
 
 def test_a_document_longer_than_a_piece_stays_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,38 +98,3 @@ def test_byte_level_bpe_of_pieces_is_that_of_the_whole(monkeypatch: pytest.Monke
     parts = [piece for piece, _ in text.pieces([value], 100)]
     assert len(parts) > 50
     assert [i for part in parts for i in backend.encode(part).ids] == backend.encode(value).ids
-
-
-@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
-def test_reading_plain_and_packed_files(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "BLOCK", 64)
-    content = ("Zwölf Boxkämpfer\r\n" * 100).encode()
-    path = tmp_path / f"a.txt{ending}"
-    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[ending]
-    path.write_bytes(pack(content))
-    assert b"".join(text.read(path)) == content
-    assert "".join(text.decode(text.read(path), path)) == content.decode()
-    if ending:
-        path.write_bytes(pack(content[:500]) + pack(content[500:]))  # as several compressed parts
-        assert b"".join(text.read(path)) == content
-        path.write_bytes(pack(content)[:-9])
-        with pytest.raises(UserError, match="cannot unpack"):
-            list(text.read(path))
-        path.write_bytes(b"not packed at all, only text")
-        with pytest.raises(UserError, match="cannot unpack"):
-            list(text.read(path))
-
-
-@settings(max_examples=100, deadline=None)
-@given(before=st.text(max_size=20), bad=st.sampled_from([b"\xff", b"\xc3(", b"\xe2\x82"]), size=st.integers(1, 7))
-def test_bytes_that_are_not_utf8_are_named_with_their_offset(before: str, bad: bytes, size: int) -> None:
-    content = before.encode() + bad
-    blocks = [content[i : i + size] for i in range(0, len(content), size)]
-    with pytest.raises(UserError, match=rf"'x.txt' is not UTF-8 text: byte 0x.. at offset {len(before.encode())}$"):
-        list(text.decode(blocks, Path("x.txt")))
-
-
-def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path) -> None:
-    (tmp_path / "input.txt").touch()
-    assert str(text.missing(tmp_path / "inptu.txt")).endswith(f"did you mean '{tmp_path / 'input.txt'}'?")
-    assert str(text.missing(tmp_path / "nothing/input.txt")).endswith("does not exist")

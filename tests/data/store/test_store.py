@@ -216,12 +216,12 @@ def mistakes(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
     (folder / "empty.txt").write_text(" \n\n ")
     (folder / "one.txt").write_text("one document")
     return {
-        "empty": ({"files": (str(folder / "empty.txt"),)}, r"empty.txt: no text in it, the corpus is empty"),
+        "empty": ({"files": (str(folder / "empty.txt"),)}, r"empty.txt: the corpus is empty; add text"),
         "one": ({"files": (str(folder / "one.txt"),)}, r"no document \(of 1\) fell into the validation split"),
-        "all": ({"validation_fraction": 0.9999}, "all of it fell into the validation split"),
-        "fraction": ({"validation_fraction": 1.5}, "validation_fraction=1.5: it must lie between 0 and 1"),
+        "all": ({"validation_fraction": 0.9999}, "all documents fell into the validation split"),
+        "fraction": ({"validation_fraction": 1.5}, r"validation_fraction = 1.5 must be in \(0, 1\)"),
         "missing": ({"files": (str(folder / "b.txt"),)}, "no file or folder"),
-        "cache": ({"cache": str(folder / "one.txt" / "cache")}, "cannot keep prepared data in .* set data.cache"),
+        "cache": ({"cache": str(folder / "one.txt" / "cache")}, "cannot write prepared data to .* set data.cache"),
         "tokenizer": ({"tokenizer": TokenizerConfig("file", path=str(folder / "t.json"))}, "no file or folder"),
     }
 

@@ -42,7 +42,7 @@ HEADINGS = [
     "### Gradient by layer",
     "### State",
     "### Documents of the suspects",
-    "### Going on by hand",
+    "### Next steps",
 ]
 
 
@@ -204,10 +204,10 @@ def test_the_provenance_is_where_the_tokens_are_found(tiny: Config, tmp_path: Pa
 
 def test_what_is_not_what_the_store_holds_is_said(tiny: Config, tmp_path: Path) -> None:
     spike = spiked(tiny, tmp_path / "run")
-    assert "not what the store holds" not in spike.report()
+    assert "differ from the store's samples" not in spike.report()
     spike.spoil("inputs_BT", 65, row=5)
     text = section(spike.report(), "The batch")
-    assert "**1 of them are not what the store holds" in text
+    assert "**1 of them differ from the store's samples" in text
     assert "    " + 16 * "A" in text  # what was computed with, not what is in the store
 
 
@@ -219,7 +219,7 @@ def test_it_is_said_whether_a_few_sequences_make_the_spike(tiny: Config, tmp_pat
     for row in rows:
         spike.spoil("targets_BT", noise[row], row=row)
     text = section(spike.report(), HEADINGS[2][4:])
-    assert ("**they make the spike**" if len(rows) == 1 else "**the complete batch is abnormal**") in text
+    assert ("**they cause the spike**" if len(rows) == 1 else "**the complete batch is abnormal**") in text
     counts = [int(line.split()[-1]) for line in text.splitlines() if line.startswith("    ")]
     assert sum(counts) == 8
 
@@ -327,7 +327,7 @@ def test_the_headline_and_the_table_tell_what_the_guard_saw(tiny: Config, tmp_pa
     assert line.startswith("**Update 65: 2 hard suspects in a row.** Loss 11 (median ")
     assert f"(median {np.median(spike.losses[-32:]):.4g} of 32 updates), gradient norm 4 (median" in line
     assert f"began at update 65, position {UPDATES * size:,}." in line
-    assert line.endswith("goes back to update 20 and replays the same data: does it come again?")
+    assert line.endswith("goes back to update 20 and replays the same data: does the spike recur?")
     rows = table(section(text, "What the guard saw"))
     assert [row[0] for row in rows] == ["61", "62", "63", "64", "65", "65", "65"]
     assert [row[1] for row in rows] == [f"{loss:.4g}" for loss in [*spike.losses[-4:], 9, np.nan, 11]]
@@ -359,7 +359,7 @@ def test_right_after_an_announced_change_there_is_no_median(tiny: Config, tmp_pa
     [
         (
             {"kind": "skip", "positions": (320, 368), "reproduced": True, "cut": (20, 0.5, 100)},
-            "Replay of attempt 1: it came again",
+            "Replay of attempt 1: the spike recurred",
             "leaves out the positions 320 to 368: 48 samples, 7.50% of the run. "
             "The learning rate is multiplied by 0.5 and rises back over 100 updates.",
         ),
@@ -443,10 +443,10 @@ def test_a_run_reports_a_spike_that_comes_again(tiny: Config, tmp_path: Path) ->
     text = (run_dir / "spikes" / f"{trigger['update'] + 1}.md").read_text()
     assert [line for line in headings(text) if line.startswith("## ")] == [
         "## Attempt 1: replay",
-        "## Replay of attempt 1: it came again",
+        "## Replay of attempt 1: the spike recurred",
     ]
     assert "Could not be determined" not in text
-    assert "**8 of them are not what the store holds" in text
+    assert "**8 of them differ from the store's samples" in text
     # The gradient that is taken apart is the one that the guard saw.
     last = table(section(text, "What the guard saw"))[-1]
     assert table(section(text, "Gradient by layer"))[-1][1] == last[3]

@@ -1,0 +1,1 @@
+"""Parts and pages of the documentation that the code determines."""

@@ -1,0 +1,261 @@
+"""Rows, lines and blocks of files: exactly what other writers wrote, and every mistake is one clear line."""
+
+import csv
+import gzip
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lmjax.config import UserError
+from lmjax.system import readers
+
+COLUMNS = {"text": ['a "quoted", cell', "Zwölf\r\nBoxkämpfer 🙂\n", "", "2024-01-01", " 007 "], "label": list("xyzxy")}
+ROWS = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*COLUMNS.values(), strict=True)]
+TABLE = pyarrow.table(COLUMNS)
+
+
+def rows(path: Path, **options: Any) -> list[Any]:
+    return [row for _, row in readers.rows(path, **options)]
+
+
+# ---- Tables ---------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path) -> Path:
+    """Write `TABLE` with another library than lmjax."""
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
+    plain = path.with_name(name)
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(TABLE, plain, row_group_size=2)
+    elif name == "stream.arrow":
+        with pyarrow.ipc.new_stream(plain, TABLE.schema) as stream:
+            stream.write_table(TABLE, max_chunksize=2)
+    elif name == "set.arrow":
+        datasets.Dataset.from_dict(COLUMNS).save_to_disk(path.parent / "set")
+        next((path.parent / "set").glob("*.arrow")).rename(plain)
+    elif name.endswith(".arrow"):
+        with pyarrow.ipc.new_file(plain, TABLE.schema) as file:
+            file.write_table(TABLE, max_chunksize=2)
+    elif name.endswith(".csv"):
+        pyarrow.csv.write_csv(TABLE, plain)
+    elif name == "array.json":
+        plain.write_text(json.dumps(ROWS, indent=1))
+    else:
+        plain.write_text("".join(json.dumps(row) + "\n\n" for row in ROWS))
+    content = plain.read_bytes()
+    if path.suffix in readers.PACKED:
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else zstandard.compress(content))
+    return path
+
+
+NAMES = ["a.jsonl", "a.ndjson.gz", "lines.json", "array.json", "array.json.zst", "a.csv", "a.csv.gz", "a.csv.zst"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a.parquet", "file.arrow", "stream.arrow", "set.arrow"])
+def test_every_table_has_the_rows_that_another_library_wrote(tmp_path: Path, name: str) -> None:
+    assert rows(write(tmp_path / name)) == ROWS
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
+def test_of_a_binary_table_only_the_columns_asked_for_are_read(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "BATCH", 2)
+    path = write(tmp_path / name)
+    assert rows(path, columns=["label"]) == [{"label": label} for label in COLUMNS["label"]]
+    assert rows(path, columns=["label", "none"]) == ROWS  # so that a message can name the columns that exist
+    assert [where for where, _ in readers.rows(path)] == [f"'{path}', row {n}" for n in range(1, 6)]
+
+
+def test_the_location_of_a_row_is_its_first_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('a,b\n"1\n2",3\n\n4,5\n')
+    assert list(readers.rows(tmp_path / "a.csv")) == [
+        (f"'{tmp_path / 'a.csv'}', line 2", {"a": "1\n2", "b": "3"}),
+        (f"'{tmp_path / 'a.csv'}', line 5", {"a": "4", "b": "5"}),
+    ]
+    (tmp_path / "a.jsonl").write_text('\n{"a": 1}\n \n[2]')
+    assert [where.split(", ")[1] for where, _ in readers.rows(tmp_path / "a.jsonl")] == ["line 2", "line 4"]
+
+
+def test_delimited_cells_are_text_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfa,b\r\n 1 ,\r\n" + b"x" * 200_000 + b",\xef\xbb\xbf\r\n")
+    assert rows(tmp_path / "a.csv") == [{"a": " 1 ", "b": ""}, {"a": "x" * 200_000, "b": "\ufeff"}]
+    (tmp_path / "a.tsv").write_text('a\tb\n"Yes, she\tsaid "no"\n\\t\t\'\n')
+    assert rows(tmp_path / "a.tsv") == [{"a": '"Yes, she', "b": 'said "no"'}, {"a": "\\t", "b": "'"}]
+    (tmp_path / "b.csv").write_text("a,b\n")
+    assert rows(tmp_path / "b.csv") == []
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.text(), st.text(), st.sampled_from(["x", '"', ",", "\n", ""])), max_size=5))
+def test_any_text_survives_csv(tmp_path: Path, cells: list[tuple[str, ...]]) -> None:
+    cells = [tuple(cell.encode(errors="replace").decode().replace("\r", "\n") for cell in row) for row in cells]
+    with (tmp_path / "any.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("a", "b", "c"), *cells])
+    assert rows(tmp_path / "any.csv") == [dict(zip("abc", row, strict=True)) for row in cells]
+
+
+MISTAKES = {
+    "two.csv": (b"a,a\n1,2\n", "'.*two.csv', line 1: the column 'a' occurs twice"),
+    "long.csv": (b"a,b\n1,2\n1,2,3\n", "'.*long.csv', line 3 has 3 cells, the header has 2 columns"),
+    "short.tsv": (b"a\tb\n1\n", "'.*short.tsv', line 2 has 1 cells, the header has 2 columns"),
+    "quote.csv": (b'a,b\n1,"2"3\n', "'.*quote.csv', line 2 is not csv: ',' expected after '\"'"),
+    "open.csv": (b'a,b\n1,2\n1,"2\n3\n', "'.*open.csv', line 3 is not csv: unexpected end of data"),
+    "mac.csv": (b"a,b\r1,2\r", "'.*mac.csv', line 1 is not csv: new-line character"),
+    "bytes.csv": (b"a,b\n1,2\n1,\xff\n", "'.*bytes.csv', line 3 is not UTF-8 text: byte 0xff at 2"),
+    "bytes.jsonl": (b"1\n\n\xff", "'.*bytes.jsonl', line 3 is not UTF-8 text: byte 0xff at 0"),
+    "half.jsonl": (b'1\n{"a": ', "'.*half.jsonl', line 2 is not JSON"),
+    "deep.jsonl": (b"[" * 100_000, "'.*deep.jsonl', line 1 is not JSON"),
+    "digits.jsonl": (b"1" * 10_000, "'.*digits.jsonl', line 1 is not JSON"),
+    "array.json": (b'[{"a": 1},\n oops]', "'.*array.json' is not JSON: .*line 2"),
+    "plain.parquet": (b"plain text", "cannot read '.*plain.parquet' as parquet"),
+    "plain.arrow": (b"plain text", "cannot read '.*plain.arrow' as arrow"),
+    "empty.arrow": (b"", "cannot read '.*empty.arrow' as arrow"),
+    "a.parquet.gz": (b"x", "a.parquet.gz': cannot tell what this file is; its name must end in .jsonl"),
+    "a.csv.gz": (b"plain", "cannot unpack '.*a.csv.gz'"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_that_says_where(tmp_path: Path, name: str) -> None:
+    content, message = MISTAKES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        rows(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    for name in ("none.jsonl", "none.csv", "none.parquet", "none.arrow"):
+        with pytest.raises(UserError, match=f"cannot read '.*{name}'.*No such file"):
+            rows(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
+def test_a_damaged_binary_table_is_refused_or_read(tmp_path: Path, name: str) -> None:
+    """Any cut and any flipped bits give rows or one line; none reads memory outside of the file."""
+    whole, path = write(tmp_path / name).read_bytes(), tmp_path / f"bad{Path(name).suffix}"
+
+    @settings(max_examples=150, deadline=None)
+    @given(
+        st.integers(0, len(whole)),
+        st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(1, 255)), max_size=3),
+    )
+    def damage(stop: int, flips: list[tuple[int, int]]) -> None:
+        content = bytearray(whole)
+        for place, mask in flips:
+            content[place] ^= mask
+        for bad in (content, content[:stop]):
+            path.write_bytes(bad)
+            message = f"{path}"
+            try:
+                rows(path)
+            except UserError as error:
+                message = str(error)
+            assert str(path) in message
+            assert "\n" not in message
+
+    damage()
+
+
+def test_limits_hold_before_the_memory_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('"short"\n"' + "long" * 10 + '"\nno JSON')
+    with pytest.raises(UserError, match=r"a\.jsonl', line 2 has more than 20 bytes"):
+        rows(tmp_path / "a.jsonl", longest=20)
+    (tmp_path / "a.csv").write_text('a,b\n1,2\n1,"' + "line\n" * 10)
+    with pytest.raises(UserError, match=r"a\.csv', line 3 has more than 20 bytes"):
+        rows(tmp_path / "a.csv", longest=20)
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    with pytest.raises(UserError, match=r"a\.json' has more than 20 bytes; write its rows as JSON lines"):
+        rows(tmp_path / "a.json", longest=20, largest=20)
+    assert rows(tmp_path / "a.json", longest=20, largest=2000) == ROWS  # a limit of lines does not concern an array
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.tsv"])
+def test_a_large_table_is_never_held_whole(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("w") as file:
+        file.write("" if name == "a.jsonl" else "text\n")
+        for _ in range(200):
+            file.write(json.dumps("word " * 20_000) + "\n")
+    table = readers.rows(tmp_path / name)
+    next(table)
+    tracemalloc.start()
+    count = sum(1 for _ in table)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 199
+    assert peak < 8e6  # of 20 MB
+
+
+# ---- The hub --------------------------------------------------------------------------------------------------------
+
+
+def test_a_hub_dataset_gives_the_first_split_that_it_has(tmp_path: Path) -> None:
+    """A folder is a dataset too: `load_dataset` takes both by the same name."""
+    (tmp_path / "train.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    table = readers.hub(str(tmp_path), splits=("test", "train"))
+    assert list(table) == [(f"hub:{tmp_path}, train row {n}", {"a": n}) for n in (1, 2)]
+    with pytest.raises(
+        UserError, match=f"cannot read the hub dataset '{tmp_path}': it has no split 'test', only train"
+    ):
+        next(readers.hub(str(tmp_path), splits=("test",)))
+
+
+# ---- Lines and blocks -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=st.text(st.sampled_from("a b\n\ré"), max_size=60), block=st.integers(1, 9))
+def test_lines_however_they_come_in_blocks(tmp_path_factory: pytest.TempPathFactory, value: str, block: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "lines.txt"
+    path.write_bytes(value.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "BLOCK", block)
+        lines = list(readers.lines(path))
+    assert [line for _, line in lines] == (value.removesuffix("\n").split("\n") if value else [])
+    assert [where for where, _ in lines] == [f"'{path}', line {n}" for n in range(1, len(lines) + 1)]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_reading_plain_and_packed_files(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "BLOCK", 64)
+    content = ("Zwölf Boxkämpfer\r\n" * 100).encode()
+    path = tmp_path / f"a.txt{ending}"
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[ending]
+    path.write_bytes(pack(content))
+    assert b"".join(readers.blocks(path)) == content
+    assert "".join(readers.decode(readers.blocks(path), path)) == readers.read_text(path) == content.decode()
+    if ending:
+        path.write_bytes(pack(content[:500]) + pack(content[500:]))  # as several compressed parts
+        assert b"".join(readers.blocks(path)) == content
+        path.write_bytes(pack(content)[:-9])
+        with pytest.raises(UserError, match="cannot unpack"):
+            list(readers.blocks(path))
+        path.write_bytes(b"not packed at all, only text")
+        with pytest.raises(UserError, match="cannot unpack"):
+            list(readers.blocks(path))
+
+
+@settings(max_examples=100, deadline=None)
+@given(before=st.text(max_size=20), bad=st.sampled_from([b"\xff", b"\xc3(", b"\xe2\x82"]), size=st.integers(1, 7))
+def test_bytes_that_are_not_utf8_are_named_with_their_offset(before: str, bad: bytes, size: int) -> None:
+    content = before.encode() + bad
+    blocks = [content[i : i + size] for i in range(0, len(content), size)]
+    with pytest.raises(UserError, match=rf"'x.txt' is not UTF-8 text: byte 0x.. at offset {len(before.encode())}$"):
+        list(readers.decode(blocks, Path("x.txt")))
+
+
+def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "input.txt").touch()
+    assert str(readers.missing(tmp_path / "inptu.txt")).endswith(f"did you mean '{tmp_path / 'input.txt'}'?")
+    assert str(readers.missing(tmp_path / "nothing/input.txt")).endswith("does not exist")
