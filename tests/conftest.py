@@ -1,6 +1,7 @@
 """What several tests share: a small corpus and a configuration that trains on it in a second."""
 
 import atexit
+import gc
 import os
 import random
 import shutil
@@ -36,6 +37,10 @@ settings.register_profile("steady", deadline=None, derandomize=True, suppress_he
 settings.load_profile("steady")
 
 
+# Traced programs are many small objects that stay alive; the collector would visit them over and over.
+gc.set_threshold(50_000, 50, 1000)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """The rest of the fault matrix is in no tier, though some of it is slow: `-m slow` leaves it out."""
     chosen = config.option.markexpr
@@ -45,7 +50,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files with the longest tests first, so that several processes end together."""
-    longest = ("test_notebooks.py", "test_multiprocess.py", "test_meshes.py", "test_kills.py", "test_rollback.py")
+    longest = (
+        *("test_notebooks.py", "test_multiprocess.py", "test_meshes.py", "test_kills.py", "test_rollback.py"),
+        *("test_launch.py", "test_audit.py", "test_transformer.py", "test_gpt.py", "test_detector.py"),
+    )
     items.sort(key=lambda item: item.path.name not in longest)
 
 

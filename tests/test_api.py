@@ -12,20 +12,26 @@ from lmjax.config import Config, RuntimeConfig, UserError
 from lmjax.system import runtime
 from tests import ROOT
 
+SHORT = ("train.updates=4", "train.evaluate_every=0", "train.sample_tokens=0", "train.baselines=false")
 
-def test_a_run_is_trained_loaded_continued_and_evaluated(tiny: Config, tmp_path: Path) -> None:
-    run = lmjax.train(tiny, "train.updates=4", run_dir=tmp_path / "run")
+
+def test_a_run_is_trained_and_resumed(tiny: Config, tmp_path: Path) -> None:
+    run = lmjax.train(tiny, *SHORT, run_dir=tmp_path / "run")
     assert run == tmp_path / "run"
     assert lmjax.resume(run) == run  # complete already
-    lm = lmjax.load(run)
-    assert isinstance(lmjax.generate(lm, "the cat", max_tokens=4), str)
-    assert len(lmjax.generate(run, ["the", "cat"], max_tokens=4)) == 2
-    result = lmjax.evaluate(lm, ["copying"], shots=(0,), limit=2)
-    assert set(result.tasks) == {"copying"}
     with pytest.raises(UserError, match="exists"):
         lmjax.train(tiny, run_dir=run)
     with pytest.raises(UserError, match=r"is not a run: it has no config.json"):
         lmjax.resume(tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_a_run_is_loaded_continued_and_evaluated(tiny: Config, tmp_path: Path) -> None:
+    run = lmjax.train(tiny, *SHORT, run_dir=tmp_path / "run")
+    lm = lmjax.load(run)
+    assert isinstance(lmjax.generate(lm, "the cat", max_tokens=4), str)
+    assert len(lmjax.generate(run, ["the", "cat"], max_tokens=4)) == 2
+    assert set(lmjax.evaluate(lm, ["copying"], shots=(0,), limit=2).tasks) == {"copying"}
 
 
 def test_the_public_names_are_few_and_import_nothing_heavy() -> None:

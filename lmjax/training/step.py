@@ -57,9 +57,7 @@ def make_update(
     place: Callable[[Any], Any] = lambda gradients: gradients,
     axis: str | None = None,
 ) -> Update:
-    """Build the update `(state, batch) -> (state, metrics)`.
-
-    It is to be jitted with `donate_argnums=0`.
+    """Build `update(state, batch) -> (state, metrics)`; jit it with `donate_argnums=0`.
 
     The gradient is that of (sum of loss sums) / (sum of weight sums), so that another division into microbatches
     changes nothing but rounding. Random keys are derived from (seed, update, microbatch). Unless the guard's policy is

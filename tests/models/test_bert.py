@@ -267,6 +267,7 @@ def test_flops_equal_what_the_compiler_counts():
     assert counted == pytest.approx(bert.flops_per_token(MEASURED) * 2 * 128, rel=0.05)
 
 
+@pytest.mark.slow
 def test_memory_is_about_what_the_compiler_plans():
     config = dataclasses.replace(MEASURED, layers=6, scan=True)
     planned = gradient_of(config, 16).compile().memory_analysis().temp_size_in_bytes

@@ -45,10 +45,9 @@ def loss_and_gradients(config, params, batch):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
-@pytest.mark.parametrize(
-    "shape", ["cpu", pytest.param("baby", marks=pytest.mark.slow), pytest.param("gpt2", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", ["cpu", "baby", "gpt2"])
 def test_a_fast_gpt_is_the_plain_one(monkeypatch: pytest.MonkeyPatch, shape: str, dtype: str) -> None:
     config = GPTConfig(**SHAPES[shape], bias=False, activation="gelu", scan=False, dtype=dtype)
     params = gpt.init_params(gpt.GPT(config), 0)

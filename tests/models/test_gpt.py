@@ -206,6 +206,7 @@ over_training = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @over_training
 def test_scanned_equals_unrolled(config):
     """Values and gradients, with the same dropout."""

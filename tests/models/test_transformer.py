@@ -123,7 +123,7 @@ def ours_on_fixture(style):
 
 
 @pytest.mark.parametrize("source", ["fixture", pytest.param("live", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("style", ["norm_last", "norm_first"])
+@pytest.mark.parametrize("style", [pytest.param("norm_last", marks=pytest.mark.slow), "norm_first"])
 @pytest.mark.filterwarnings("ignore")  # of torch
 def test_hidden_states_logits_and_gradients_equal_torch(style, source):
     given = fixture_script()
@@ -291,6 +291,7 @@ def test_flops_equal_the_count_of_xla():
     assert transformer.flops_per_token(config) * 2 * 2 * config.context == pytest.approx(counted, rel=0.02)
 
 
+@pytest.mark.slow
 def test_activations_are_near_those_of_the_compiled_program():
     config = TransformerConfig(layers=3, width=128, heads=4, context=128, vocab_size=64)
     held = lowered(config, 8).compile().memory_analysis().temp_size_in_bytes

@@ -54,15 +54,8 @@ def trained(made: build.Run, updates: int, groups: tuple[int, ...]) -> tuple[lis
     return found, state
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("gpt", marks=pytest.mark.slow),
-        pytest.param("nnlm", marks=pytest.mark.slow),
-        "lstm",
-        pytest.param("masked", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", "nnlm", "lstm", "masked"])
 def test_they_are_the_updates_one_by_one(name: str, tiny: Config, corpus: Path) -> None:
     """In any grouping the same bits, since the program is one; another program may round otherwise."""
     config = tiny if name == "gpt" else small.config(name, corpus)

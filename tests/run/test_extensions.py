@@ -93,6 +93,7 @@ def test_the_command_line_finds_it_in_a_process_of_its_own(custom: Config, tmp_p
         assert used.returncode == 0, used.stderr
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_refused_by_a_resume_and_allowed_by_name(custom: Config, tmp_path: Path) -> None:
     path = tmp_path / "copy" / "plain.py"
     path.parent.mkdir()

@@ -91,7 +91,6 @@ def test_a_run_continued_from_any_checkpoint_ends_with_the_same_bits(tiny: Confi
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [
@@ -197,6 +196,7 @@ def test_what_cannot_work_is_refused_and_leaves_nothing_behind(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_resumes_only_as_it_was_configured(tiny: Config, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     digest_of(tiny, folder)

@@ -42,6 +42,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_an_old_run_resumes_with_the_bits_it_would_have_had(old: Path) -> None:
     """Bit for bit where the processor and JAX are those the fixture was made with; elsewhere the losses agree up to
     the rounding of bfloat16 (8 bits) in the products."""

@@ -12,6 +12,8 @@ from lmjax.inference.language_model import LanguageModel
 from lmjax.interop.gguf import model
 from lmjax.interop.huggingface import folder as huggingface
 from lmjax.models.bert import BERT
+from lmjax.objectives.causal import Causal
+from lmjax.objectives.masked import Masked
 from lmjax.run import pretrained, saved
 from tests.evaluation import plain
 
@@ -33,9 +35,11 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Path, 
     def load(path: Path, update: int | None) -> SimpleNamespace:
         found.append((path, update))
         lm = plain.language_model(plain.FAMILIES["nnlm"])
-        objective = CausalConfig() if update != 9 else MaskedConfig()
-        config = SimpleNamespace(objective=objective)
-        return SimpleNamespace(config=config, model=lm.model, params=lm.params, tokenizer=lm.tokenizer)
+        kind, settings = (Masked, MaskedConfig()) if update == 9 else (Causal, CausalConfig())
+        objective, config = object.__new__(kind), SimpleNamespace(objective=settings)
+        return SimpleNamespace(
+            config=config, objective=objective, model=lm.model, params=lm.params, tokenizer=lm.tokenizer
+        )
 
     monkeypatch.setattr(saved, "load", load)
     monkeypatch.setattr(saved, "best", lambda path: (7, 1.5))

@@ -25,6 +25,7 @@ runtime.prepare()
 assert "jax" not in sys.modules
 import jax
 print(json.dumps([jax.config.jax_compilation_cache_dir, os.environ["TOKENIZERS_PARALLELISM"]]))
+jax.devices()
 try:
     runtime.prepare()
 except AssertionError:
@@ -40,6 +41,21 @@ def test_settings_reach_jax_and_the_users_own_stay(tmp_path: Path) -> None:
     first, second = done.stdout.splitlines()
     assert json.loads(first) == [str(tmp_path / "lmjax" / "compiled"), "false"]
     assert second == "too late"
+
+
+def test_settings_reach_a_jax_that_is_imported_and_not_started(tmp_path: Path) -> None:
+    """A user's configuration file imports JAX before the runtime settings are known."""
+    script = (
+        "import jax, flax\nfrom lmjax.config import RuntimeConfig\nfrom lmjax.system import runtime\n"
+        f"runtime.start(RuntimeConfig(host_devices=3, compilation_cache='{tmp_path}'))\n"
+        "print(jax.device_count(), jax.config.jax_compilation_cache_dir, "
+        "jax.config.jax_persistent_cache_min_compile_time_secs)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "XLA_FLAGS"):
+        environment.pop(name, None)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["3", str(tmp_path), "0.1"]
 
 
 @pytest.fixture

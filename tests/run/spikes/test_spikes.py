@@ -174,6 +174,7 @@ def test_the_worst_sequences_come_first_with_their_loss_and_their_text(tiny: Con
     assert [[line[4:] for line in text.splitlines()] for _, text in found] == texts
 
 
+@pytest.mark.slow
 def test_the_provenance_is_where_the_tokens_are_found(tiny: Config, tmp_path: Path) -> None:
     spike = spiked(tiny, tmp_path / "run", "data.shuffle=true")
     tokens, end = spike.run.store.sources[0], spike.run.store.tokenizer.end_of_text
@@ -452,6 +453,7 @@ def test_a_run_reports_a_spike_that_comes_again(tiny: Config, tmp_path: Path) ->
     assert table(section(text, "Gradient by layer"))[-1][1] == last[3]
 
 
+@pytest.mark.slow
 def test_a_run_reports_a_spike_that_does_not_come_again(tiny: Config, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with faults.armed("learning_rate=times:1000@80-84"):
