@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmjax.config import Config, RunError, UserError, presets
+from lmjax.config import Config, RunError, UserError, presets, user_files
 from lmjax.config.checks import check
 from lmjax.config.codec import apply_overrides
 from lmjax.system import runtime
@@ -132,6 +132,7 @@ def plan(config: str | Config = "quickstart", *changes: str) -> None:
 
 
 def _resolve(config: str | Config, changes: Sequence[str]) -> Config:
+    user_files.check_caller()
     chosen = apply_overrides(presets.load(config) if isinstance(config, str) else config, changes)
     check(chosen)
     return chosen

@@ -12,7 +12,7 @@ from lmjax.config import Config, RuntimeConfig, UserError
 from lmjax.system import runtime
 from tests import ROOT
 
-SHORT = ("train.updates=4", "train.evaluate_every=0", "train.sample_tokens=0", "train.baselines=false")
+SHORT = ("train.sample_tokens=0", "train.baselines=false")
 
 
 def test_a_run_is_trained_and_resumed(tiny: Config, tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def _replace(node: Any, path: list[str], value: str, key: str, root: Any = None)
     if path[1:] == ["family"] and value != getattr(child, "family", value):  # switch the member
         members = _members(typing.get_args(hints[name]))
         if value not in members:
-            raise UserError(f"{key}: '{value}' is unknown{nearest(value, members)}")
+            hint = "; or name its file in extensions=[FILE.py]" if path[0] in ("model", "objective") else ""
+            raise UserError(f"{key}: '{value}' is unknown{nearest(value, members)}{hint}")
         return dataclasses.replace(node, **{name: members[value]()})
     if len(path) > 1:
         return dataclasses.replace(node, **{name: _replace(child, path[1:], value, key, root)})
@@ -181,7 +182,8 @@ def _decode(value: Any, hint: Any, key: str) -> Any:
         members = _members(args)
         family = value.get("family", next(iter(members))) if isinstance(value, dict) else None
         if family not in members:
-            raise UserError(f"{key}.family: '{family}' is unknown{nearest(str(family), members)}")
+            hint = "; or name its file in extensions=[FILE.py]" if key in ("model", "objective") else ""
+            raise UserError(f"{key}.family: '{family}' is unknown{nearest(str(family), members)}{hint}")
         return _decode(value, members[family], key)
     if is_dataclass(hint):
         if not isinstance(value, dict):

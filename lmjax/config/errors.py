@@ -22,3 +22,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     if matches:
         return f"; did you mean '{matches[0]}'?"
     return f"; choose from {', '.join(choices)}" if len(choices) <= 24 else "; --print-config shows every key"
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line of printable characters."""
+    text = " ".join(str(error).split())
+    return "".join(character for character in text if character.isprintable())[:500]

@@ -6,7 +6,8 @@ a configuration lists.
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -16,7 +17,7 @@ from lmjax.config.errors import UserError, nearest
 from lmjax.config.models import CustomModelConfig, ModelConfig
 from lmjax.config.objectives import CustomObjectiveConfig, ObjectiveConfig
 from lmjax.config.schema import OptimizerConfig, ScheduleConfig
-from lmjax.config.user_files import digest_of, local_imports, original_of, sha256, split
+from lmjax.config.user_files import Entry, digest_of, imports_of, parse_entry, preserved, remember
 
 Kind = Literal[
     "model.family", "objective.family", "optimizer.name", "schedule.shape", "data.source", "metric", "callback"
@@ -53,22 +54,36 @@ def register(kind: Kind, name: str, value: Any, *, own: Iterable[str] = (), dept
     Raises:
         UserError: The name is not an identifier or is in use, or the caller is no file.
     """
+    if not (isinstance(value, tuple) or callable(value)):
+        raise UserError(f"register {kind} '{name}': give a function, not {value!r}")
     if not name.isidentifier():
         raise UserError(f"register {kind} '{name}': the name must be an identifier (letters, digits, underscores)")
     if name in own:
         raise UserError(f"register {kind} '{name}': lmjax has this name already; choose another one")
-    caller = sys._getframe(depth).f_globals.get("__file__", "")
+    scope = sys._getframe(depth).f_globals
+    caller = scope.get("__file__", "")
     if not os.path.isfile(caller):
         raise UserError(
             f"register {kind} '{name}': the call is not in a file, so no run could be resumed; write it into a .py "
             "file and import that"
         )
-    file = Path(caller).resolve()
-    path = original_of(file)
+    path = remember(Path(caller), sys.modules.get(scope.get("__name__", "")))
     known = _extensions.get((kind, name))
     if known is not None and known.path != path:
         raise UserError(f"register {kind} '{name}': {known.path} registered this name before {path}; rename one")
-    _extensions[kind, name] = Extension(value, path, sha256(file))
+    _extensions[kind, name] = Extension(value, path, digest_of(path))
+
+
+@contextmanager
+def foreign() -> Iterator[None]:
+    """Read the configuration of another run; restore what is registered at the end."""
+    before = dict(_extensions)
+    with preserved():
+        try:
+            yield
+        finally:
+            _extensions.clear()
+            _extensions.update(before)
 
 
 def find(kind: Kind, name: str) -> Extension | None:
@@ -120,8 +135,12 @@ def check_name(key: Kind, name: str, own: Sequence[str]) -> None:
         UserError: It is neither.
     """
     known = [*own, *names(key)]
-    if name not in known:
-        raise UserError(f"{key}: '{name}' is not one of {', '.join(known)}{nearest(name, known)}")
+    if name in known:
+        return
+    shown = {"metric": "train.metrics", "callback": "train.callbacks"}.get(key, key)
+    if not known:
+        raise UserError(f"{shown}: '{name}' is not registered; name its file in extensions=[FILE.py]")
+    raise UserError(f"{shown}: '{name}' is unknown{nearest(name, known)}; or name its file in extensions=[FILE.py]")
 
 
 def register_family(config: type, family: Any, *, objectives: Sequence[str] = ("causal",)) -> None:
@@ -243,7 +262,7 @@ OWN_FAMILIES = tuple(name for config in get_args(ModelConfig) for name in _liter
 OWN_OBJECTIVES = tuple(name for config in get_args(ObjectiveConfig) for name in _literals(config, "family"))
 OWN_OPTIMIZERS = _literals(OptimizerConfig, "name")
 OWN_SHAPES = _literals(ScheduleConfig, "shape")
-OWN_TEXT_SOURCES = ("docstrings", "in_context", "hub")
+OWN_TEXT_SOURCES = ("docstrings", "in_context", "hub:NAME")
 OWN_RECORD_SOURCES = _literals(RecordsConfig, "source")
 
 
@@ -267,15 +286,11 @@ def recorded(config: Any) -> tuple[str, ...]:
 
     An import counts if it is a file in the same folder or package.
     """
-    files = {original_of(path): "" for path, _ in map(split, config.extensions)}
-    for key in used(config):
-        if extension := _extensions.get(key):
-            files[extension.path] = extension.sha256
-    for path in list(files):
-        for other in local_imports(path):
-            files.setdefault(other, "")
-    digests = {path: digest or digest_of(path) for path, digest in files.items()}
-    return tuple(f"{path}#sha256={digest}" for path, digest in sorted(digests.items()))
+    registering = dict.fromkeys(parse_entry(text).path for text in config.extensions if parse_entry(text).registers)
+    registering |= dict.fromkeys(_extensions[key].path for key in used(config) if key in _extensions)
+    imported = dict.fromkeys(other for path in registering for other in imports_of(path) if other not in registering)
+    entries = [Entry(path, digest_of(path)) for path in registering]
+    return tuple(map(str, [*entries, *(Entry(path, digest_of(path), registers=False) for path in imported)]))
 
 
 def used(config: Any) -> list[tuple[Kind, str]]:

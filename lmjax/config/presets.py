@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lmjax.config import extensions, user_files
 from lmjax.config.codec import from_json, parse_json
-from lmjax.config.errors import UserError, nearest
+from lmjax.config.errors import UserError, nearest, one_line
 from lmjax.config.schema import Config
 
 
@@ -71,8 +71,9 @@ def read(path: Path, *, exact: bool = False) -> Config:
     """
     text = _read(path)
     tree = parse_json(text)
-    entries = tree.get("extensions", ()) if isinstance(tree, dict) else ()
-    user_files.load(map(str, entries), path.parent / user_files.FOLDER, exact=exact)
+    entries = tree.get("extensions", []) if isinstance(tree, dict) else []
+    if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries):  # else `from_json` refuses
+        user_files.load(entries, path.parent / user_files.FOLDER, exact=exact)
     return from_json(text, Config)
 
 
@@ -92,7 +93,13 @@ def _functions(path: Path) -> dict[str, Callable[[], Config]]:
 
 
 def _call(function: Callable[[], Config], path: Path) -> Config:
-    result = function()
+    try:
+        result = function()
+    except UserError:
+        raise
+    except Exception as error:
+        where = f"{path}: {function.__name__}()"
+        raise UserError(f"{where}: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(result, Config):
         raise UserError(f"{path}: {function.__name__}() returned {type(result).__name__}, not a Config")
     return replace(result, extensions=extensions.recorded(result))

@@ -44,8 +44,10 @@ def check_ranges(config: Any, prefix: str = "") -> None:
     for name, ranges in field_ranges(type(config)).items():
         key, value = f"{prefix}.{name}".lstrip("."), getattr(config, name)
         for field_range in ranges:
+            if field_range.of_items and not isinstance(value, tuple):
+                raise UserError(f"{key} = {value!r} must be a tuple")
             for item in value if field_range.of_items else (value,):
-                if not field_range.is_valid(item):
+                if not _valid(field_range, item):
                     raise UserError(f"{key} = {item} {field_range.rule}")
         if is_dataclass(value):
             check_ranges(value, key)
@@ -53,6 +55,13 @@ def check_ranges(config: Any, prefix: str = "") -> None:
             for index, item in enumerate(value):
                 if is_dataclass(item):
                     check_ranges(item, f"{key}[{index}]")
+
+
+def _valid(field_range: Range, value: Any) -> bool:
+    try:
+        return field_range.is_valid(value)
+    except TypeError:  # of another type than the field
+        return False
 
 
 @cache

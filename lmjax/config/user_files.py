@@ -1,63 +1,199 @@
 """The Python files that a configuration lists: import, identify and copy them.
 
-An entry is `PATH#sha256=HASH`: a resume compares the hash, and every later command imports the file again. Imports no
-JAX.
+An entry is `PATH#sha256=HASH` for a file that registers, or `PATH#import=HASH` for one that such a file imports. A
+resume compares the hashes, and every later command imports the files again. Imports no JAX.
 """
 
 import ast
 import hashlib
+import importlib
 import importlib.util
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from lmjax.config.errors import UserError
+from lmjax.config.errors import UserError, one_line
 
 #: The folder of the copies in a run directory.
 FOLDER = "extensions"
-
-#: Imported files: path -> (hash of the imported content, module).
-_imported: dict[Path, tuple[str, ModuleType]] = {}
-#: Copies of files, which register under the path of the original: copy -> original.
-_originals: dict[Path, Path] = {}
+_ENTRY = re.compile(r"(.*)#(sha256|import)=([0-9a-f]{64})", re.DOTALL)
 
 
-def import_file(path: Path, original: Path | None = None) -> ModuleType:
-    """Import a Python file, once for each content.
+@dataclass
+class _State:
+    """What this process has imported, by the paths of the originals, also for copies."""
 
-    Its folder is at the front of `sys.path` meanwhile.
+    #: Content of each file when it was imported.
+    contents: dict[Path, bytes] = field(default_factory=dict)
+    modules: dict[Path, ModuleType] = field(default_factory=dict)
+    #: The files of the same folder or package that a file imports.
+    imports: dict[Path, tuple[Path, ...]] = field(default_factory=dict)
+    #: Copy -> original.
+    originals: dict[Path, Path] = field(default_factory=dict)
+    #: Files that are being imported.
+    importing: list[Path] = field(default_factory=list)
 
-    A file of a package (next to an `__init__.py`) is imported by its dotted name.
+
+_state = _State()
+
+
+# ---- Entries --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a configuration."""
+
+    path: Path
+    #: SHA-256 of its content; empty: the content at the next import.
+    sha256: str = ""
+    #: Whether the file registers something, or is imported by one that does.
+    registers: bool = True
+
+    def __str__(self) -> str:
+        """The text in `config.json`."""
+        return f"{self.path}#{'sha256' if self.registers else 'import'}={self.sha256}"
+
+
+def parse_entry(text: str) -> Entry:
+    """Parse an entry of `extensions`."""
+    match = _ENTRY.fullmatch(text)
+    path = Path(match[1] if match else text).expanduser().absolute()
+    return Entry(path, match[3], match[2] == "sha256") if match else Entry(path)
+
+
+def original_of(path: Path) -> Path:
+    """Return the absolute path under which a file registers."""
+    return _state.originals.get(path.resolve(), path.resolve())
+
+
+def remember(path: Path, module: ModuleType | None) -> Path:
+    """Note the content of a file that registers, and of its imports; return its path.
 
     Args:
         path: The file.
-        original: The path under which it registers, if `path` is a copy.
+        module: Its module, if the user's program imported it; `import_file` notes what it imports itself.
+    """
+    original = original_of(path)
+    if original not in _state.importing and original not in _state.modules:
+        files = local_imports(original)
+        for file in (original, *files):
+            _state.contents.setdefault(file, file.read_bytes())
+        _state.imports[original] = tuple(sorted(files))
+        if module is not None:
+            _state.modules[original] = module
+    return original
+
+
+def imports_of(path: Path) -> tuple[Path, ...]:
+    """Return the files of the same folder or package that an imported file imports."""
+    return _state.imports.get(path, ())
+
+
+def digest_of(path: Path) -> str:
+    """Return the hash of a file: of the content that was imported, else of the content now."""
+    content = _state.contents.get(path)
+    return sha256(path.read_bytes() if content is None else content)
+
+
+def sha256(content: bytes) -> str:
+    """Return the hash of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+# ---- Import ---------------------------------------------------------------------------------------------------------
+
+
+def import_file(path: Path, copies: Path | None = None) -> ModuleType:
+    """Import a Python file; again only if it or a file that it imports has changed.
+
+    Its folder is at the front of `sys.path` meanwhile. A file of a package (next to an `__init__.py`) is imported by
+    its dotted name. Imports inside functions are done at once, so that they find the same files later.
+
+    Args:
+        path: The file.
+        copies: The folder of a run's copies to import in place of the files; None: the files themselves.
 
     Raises:
         UserError: The file does not exist, or raises an error.
     """
-    path = path.resolve()
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    digest = sha256(path)
-    if path in _imported and _imported[path][0] == digest:
-        return _imported[path][1]
-    if original is not None:
-        _originals[path] = original
-    root, name = _root(path)
+    original = path.resolve() if copies is None else path
+    file = original if copies is None else _copy_of(original, copies) or original
+    if not file.is_file():
+        what = "is a folder; name the files in it" if file.is_dir() else "does not exist"
+        raise UserError(f"extensions: {file} {what}")
+    root, _ = _root(file)
+    base = original.parents[len(file.relative_to(root).parts) - 1]
+    others = local_imports(file)
+    sources = {base / other.relative_to(root): other for other in (file, *others)}
+    contents = {source: other.read_bytes() for source, other in sources.items()}
+    known = _state.modules.get(original)
+    if known is not None and all(_state.contents.get(source) == content for source, content in contents.items()):
+        return known
+    _state.originals.update({other.resolve(): source for source, other in sources.items() if other != source})
+    _forget(sources)
+    _state.contents.update(contents)
+    _state.imports[original] = tuple(sorted(set(sources) - {original}))
+    _state.modules[original] = _run(file, original, others)
+    return _state.modules[original]
+
+
+def _run(file: Path, original: Path, imports: set[Path]) -> ModuleType:
+    root, names = _root(file)
     sys.path.insert(0, str(root))
+    _state.importing.append(original)
+    importlib.invalidate_caches()
     try:
-        module = importlib.import_module(name) if "." in name else _execute(path, f"lmjax_file_{name}_{digest[:12]}")
+        if len(names) > 1:
+            module = importlib.import_module(".".join(names))
+        else:
+            module = _execute(file, f"lmjax_file_{sha256(str(file).encode())[:12]}")
+        for other in imports:
+            _import_quietly(".".join(_root(other)[1]))
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"{path}{_line(path, error)}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{original}{_line(file, error)}: {type(error).__name__}: {one_line(error)}") from error
     finally:
+        _state.importing.pop()
         sys.path.remove(str(root))
-    _imported[path] = (digest, module)
     return module
+
+
+def _import_quietly(name: str) -> None:
+    """Import a module that a function may import later; a failure here may not matter."""
+    try:
+        importlib.import_module(name)
+    except Exception:
+        sys.modules.pop(name, None)
+
+
+def _forget(sources: dict[Path, Path]) -> None:
+    """Remove the modules of these files (original -> file to import) from `sys.modules`.
+
+    Raises:
+        UserError: A module of the same name, of another folder of extensions, is in use.
+    """
+    for source, file in sources.items():
+        _state.modules.pop(source, None)
+        name = ".".join(_root(file)[1])
+        other = _known_file(sys.modules.get(name))
+        if other in sources:
+            del sys.modules[name]
+        elif other is not None:
+            raise UserError(f"extensions: {source} and {other} are two modules of the same name '{name}'; rename one")
+
+
+def _known_file(module: ModuleType | None) -> Path | None:
+    """The original of a module's file, if it is a user's file."""
+    file = getattr(module, "__file__", None)
+    original = original_of(Path(file)) if file else None
+    return original if original in _state.contents else None
 
 
 class _SourceLoader(SourceFileLoader):
@@ -85,7 +221,7 @@ def _execute(path: Path, name: str) -> ModuleType:
     return module
 
 
-def _line(path: Path, error: Exception) -> str:
+def _line(path: Path, error: BaseException) -> str:
     """The last line of the file that the error passed, as `, line N`."""
     lines = [error.lineno] if isinstance(error, SyntaxError) else []
     trace = error.__traceback__
@@ -96,77 +232,94 @@ def _line(path: Path, error: Exception) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-def _root(path: Path) -> tuple[Path, str]:
-    """The folder for `sys.path` and the dotted name of a file."""
-    parts, folder = [path.stem], path.parent
+def _root(path: Path) -> tuple[Path, list[str]]:
+    """The folder for `sys.path` and the names of packages and module of a file."""
+    names, folder = [path.stem], path.parent
     while (folder / "__init__.py").is_file():
-        parts.insert(0, folder.name)
+        names.insert(0, folder.name)
         folder = folder.parent
-    return folder, ".".join(parts)
+    return folder, names if path.stem != "__init__" else names[:-1]
 
 
-def original_of(path: Path) -> Path:
-    """Return the absolute path under which a file registers."""
-    return _originals.get(path.resolve(), path.resolve())
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Restore at the end which content of each file this process works with."""
+    contents, modules, imports = dict(_state.contents), dict(_state.modules), dict(_state.imports)
+    named = {name: module for name, module in list(sys.modules.items()) if _known_file(module) is not None}
+    try:
+        yield
+    finally:
+        _state.contents, _state.modules, _state.imports = contents, modules, imports
+        sys.modules.update(named)
 
 
 # ---- The files of a configuration -----------------------------------------------------------------------------------
 
 
-def split(entry: str) -> tuple[Path, str]:
-    """Return the path and the hash (or '') of an entry of `extensions`."""
-    path, _, digest = entry.partition("#sha256=")
-    return Path(path).expanduser(), digest
-
-
-def load(entries: Iterable[str], copies: Path | None = None, *, exact: bool = False) -> None:
-    """Import the files that a configuration lists.
+def load(texts: Iterable[str], copies: Path | None = None, *, exact: bool = False) -> None:
+    """Import the files that a configuration lists, all from their paths or all from the run's copies.
 
     Args:
-        entries: The entries.
-        copies: Folder of the run's copies, used for a file that is gone.
-        exact: Use the copy also for a file that has changed.
+        texts: The entries.
+        copies: Folder of the run's copies, used if a file is gone.
+        exact: Use the copies also if a file has changed.
 
     Raises:
         UserError: A file is missing, has changed without a copy (`exact`), or cannot be imported.
     """
+    entries = [parse_entry(text) for text in texts]
+    missing = [entry for entry in entries if not entry.path.is_file()]
+    changed = [e for e in entries if e.sha256 and e not in missing and sha256(e.path.read_bytes()) != e.sha256]
+    different = [*missing, *(changed if exact else [])]
+    if different:
+        _check_copies(entries, different[0], copies)
     for entry in entries:
-        path, digest = split(entry)
-        copy = None if copies is None else copies / _relative(path)
-        changed = not path.is_file() or (exact and bool(digest) and sha256(path) != digest)
-        if not changed:
-            import_file(path)
-        elif copy is not None and copy.is_file():
-            import_file(copy, original=path.resolve())
-        elif not path.is_file():
-            raise UserError(f"extensions: {path} does not exist; bring it back")
-        else:
-            raise UserError(f"extensions: {path} is not the file of the run (sha256 {digest}); bring that one back")
+        if entry.registers:
+            import_file(entry.path, copies if different else None)
 
 
-def digest_of(path: Path) -> str:
-    """The hash of a file: of the content that was imported, else of the content now."""
-    if path in _imported:
-        return _imported[path][0]
-    copies = [copy for copy, original in _originals.items() if original == path]
-    return sha256(path if path.is_file() or not copies else copies[-1])
+def _check_copies(entries: list[Entry], different: Entry, copies: Path | None) -> None:
+    """Raise UserError if the copies are not the files of the run."""
+    what = "has changed since the run recorded it" if different.path.is_file() else "does not exist"
+    for entry in entries:
+        copy = None if copies is None else _copy_of(entry.path, copies)
+        if copy is None:
+            raise UserError(f"extensions: {different.path} {what}, and there is no copy of {entry.path}; bring it back")
+        if sha256(copy.read_bytes()) != entry.sha256:
+            raise UserError(f"extensions: {different.path} {what}, and {copy} is not the copy that the run wrote")
 
 
-def _relative(path: Path) -> Path:
-    """The path of a file among the copies, where each original folder has a folder."""
-    root, _ = _root(path)
-    return Path(hashlib.sha256(str(root).encode()).hexdigest()[:8], path.relative_to(root))
+def save_copies(texts: Iterable[str], run_dir: Path) -> None:
+    """Write the imported content of the files of a configuration into a run directory."""
+    for entry in map(parse_entry, texts):
+        content = _state.contents.get(entry.path)
+        content = entry.path.read_bytes() if content is None else content
+        copy = _copy_of(entry.path, run_dir / FOLDER)
+        if copy is None:
+            root, _ = _root(entry.path)
+            copy = run_dir / FOLDER / _folder(root) / entry.path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+
+
+def _copy_of(path: Path, copies: Path) -> Path | None:
+    """The copy of a file, or None; its folder among the copies is named after its original folder or package root."""
+    candidates = (copies / _folder(root) / path.relative_to(root) for root in path.parents)
+    return next((copy for copy in candidates if copy.is_file()), None)
+
+
+def _folder(root: Path) -> str:
+    return sha256(str(root).encode())[:8]
+
+
+# ---- What a file imports --------------------------------------------------------------------------------------------
 
 
 def local_imports(path: Path) -> set[Path]:
     """Return the files of the same folder or package that a file imports.
 
-    Imports of imports and the `__init__.py` files of packages are included.
+    Imports of imports, imports inside functions and the `__init__.py` files of packages are included. What is below
+    `if __name__ == "__main__":` is not.
     """
     seen: set[Path] = set()
     todo = [path]
@@ -175,32 +328,67 @@ def local_imports(path: Path) -> set[Path]:
         if file in seen or not file.is_file():
             continue
         seen.add(file)
-        root, name = _root(file)
-        todo += [root.joinpath(*name.split(".")[:n], "__init__.py") for n in range(1, name.count(".") + 1)]
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            todo += _files_of(node, root, name)
+        root, names = _root(file)
+        todo += [root.joinpath(*names[:n], "__init__.py") for n in range(1, len(names))]
+        package = names if file.stem == "__init__" else names[:-1]
+        todo += [other for node in _nodes(file) for other in _files_of(node, root, package)]
     return seen - {path}
 
 
-def _files_of(node: ast.AST, root: Path, name: str) -> list[Path]:
-    """The files below `root` that an import statement of the module `name` may read."""
+def _nodes(file: Path) -> Iterator[ast.AST]:
+    """The nodes of a file's syntax tree, without those that only its use as a program executes."""
+    try:
+        todo: list[ast.AST] = [ast.parse(importlib.util.decode_source(file.read_bytes()))]
+    except (SyntaxError, UnicodeDecodeError, ValueError):
+        return  # its import says what is wrong
+    while todo:
+        node = todo.pop()
+        yield node
+        if not is_main_guard(node):
+            todo += ast.iter_child_nodes(node)
+
+
+def is_main_guard(node: ast.AST) -> bool:
+    """Whether a statement is `if __name__ == "__main__":`."""
+    return isinstance(node, ast.If) and any(
+        isinstance(name, ast.Name) and name.id == "__name__" for name in ast.walk(node.test)
+    )
+
+
+def _files_of(node: ast.AST, root: Path, package: list[str]) -> list[Path]:
+    """The files below `root` that an import statement in `package` may read."""
     if isinstance(node, ast.Import):
         modules = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
-        base = ".".join([*name.split(".")[: -node.level], *([node.module] if node.module else [])])
-        base = base if node.level else node.module or ""
+        parents = package[: len(package) - node.level + 1] if node.level else []
+        base = ".".join([*parents, *([node.module] if node.module else [])])
         modules = [base, *(f"{base}.{alias.name}" for alias in node.names)]
     else:
         return []
-    package = {name.split(".")[0]} if "." in name else {path.stem for path in root.glob("*")} - {"lmjax"}
-    places = [root.joinpath(*module.split(".")) for module in modules if module.split(".")[0] in package]
+    own = {package[0]} if package else {path.stem for path in root.glob("*")} - {"lmjax"}
+    places = [root.joinpath(*module.split(".")) for module in modules if module.split(".")[0] in own]
     return [file for place in places for file in (place.with_name(place.name + ".py"), place / "__init__.py")]
 
 
-def save_copies(entries: Iterable[str], run_dir: Path) -> None:
-    """Copy the files of a configuration into a run directory."""
-    for path, _ in map(split, entries):
-        copy = run_dir / FOLDER / _relative(path)
-        if path.is_file():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(path.read_bytes())
+# ---- Programs -------------------------------------------------------------------------------------------------------
+
+
+def check_caller() -> None:
+    """Check that no file of extensions trains while it is imported.
+
+    Raises:
+        UserError: A file does, or would when a later command imports it.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = Path(frame.f_code.co_filename)
+        if frame.f_code.co_name == "<module>" and file.is_file() and original_of(file) in _state.contents:
+            statements = ast.parse(importlib.util.decode_source(file.read_bytes())).body
+            line = frame.f_lineno
+            inside = [node for node in statements if node.lineno <= line <= (node.end_lineno or node.lineno)]
+            if not any(map(is_main_guard, inside)):
+                raise UserError(
+                    f"{file}, line {line}: the file registers extensions, so every later command imports it, and would "
+                    'train again; put this under `if __name__ == "__main__":`'
+                )
+        frame = frame.f_back

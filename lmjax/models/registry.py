@@ -59,8 +59,17 @@ def _registered(config: ModelConfig) -> Family:
 
 
 def build(config: ModelConfig) -> nn.Module:
-    """The model of a configuration whose vocabulary is known."""
-    return family(config).module(config)
+    """Build the model of a configuration whose vocabulary is known.
+
+    Raises:
+        UserError: A user's module has no field `config`.
+    """
+    model = family(config).module(config)
+    if not hasattr(model, "config"):
+        raise UserError(
+            f"model.family={config.family}: {type(model).__name__} needs the field `config: {type(config).__name__}`"
+        )
+    return model
 
 
 def logical_axes(config: ModelConfig) -> Mapping[str, tuple[str, ...]]:

@@ -3,20 +3,22 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lmjax.config import CausalConfig, Config, RNNConfig, UserError
+from lmjax.config import CausalConfig, Config, CustomModelConfig, RNNConfig, UserError
 from lmjax.data.batches.windows import predicted, unpredicted
+from lmjax.data.store.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.inference.generate import generate
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
 from lmjax.models import ngram, rnn
+from lmjax.models.probe import check_language_model
 from lmjax.objectives import losses
 from lmjax.objectives.objective import Loss, Objective
 from lmjax.objectives.text_samples import CarriedSamples, TextSamples
@@ -50,6 +52,17 @@ class Causal(Objective):
                 "model.carried=false"
             )
         return Carried if carried and cls is Causal else cls
+
+    @classmethod
+    def build(cls, config: Config, store: Store) -> Self:
+        """Build the objective; a user's model is checked first.
+
+        Raises:
+            UserError: The settings contradict each other or the data, or the model is no causal language model.
+        """
+        if isinstance(config.model, CustomModelConfig):
+            check_language_model(config.model, cls.model_of(config))
+        return super().build(config, store)
 
     def loss(
         self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool

@@ -3,6 +3,7 @@
 import numpy as np
 
 from lmjax.config import ScheduleConfig, UserError, extensions
+from lmjax.config.errors import one_line
 from lmjax.config.ranges import check_ranges
 from lmjax.optim.batch_plan import BatchPlan
 
@@ -55,12 +56,17 @@ def learning_rates(schedule: ScheduleConfig, plan: BatchPlan) -> np.ndarray:
 def _registered_shape(schedule: ScheduleConfig, progress: np.ndarray, warmup: float) -> np.ndarray:
     """The share of the peak of each update, by a user's function."""
     extensions.check_name("schedule.shape", schedule.shape, extensions.OWN_SHAPES)
-    share = np.asarray(extensions.get("schedule.shape", schedule.shape)(progress, float(warmup), schedule), float)
-    if share.shape != progress.shape or not (np.isfinite(share) & (share >= 0)).all():
-        raise UserError(
-            f"schedule.shape = {schedule.shape}: the registered function must return {len(progress)} finite numbers "
-            f">= 0, one for each update; it returned an array of shape {share.shape}"
-        )
+    key = f"schedule.shape={schedule.shape}"
+    try:
+        share = np.asarray(extensions.get("schedule.shape", schedule.shape)(progress.copy(), float(warmup), schedule))
+        share = share.astype(np.float64, casting="same_kind" if share.dtype.kind == "f" else "safe")
+    except Exception as error:
+        raise UserError(f"{key}: {type(error).__name__}: {one_line(error)}") from error
+    if share.shape != progress.shape:
+        raise UserError(f"{key}: the function returned shape {share.shape}; it must return {progress.shape}")
+    bad = np.flatnonzero(~(np.isfinite(share) & (share >= 0)))
+    if len(bad):
+        raise UserError(f"{key}: the share of the peak at update {bad[0] + 1} is {share[bad[0]]}; it must be >= 0")
     return share
 
 

@@ -15,6 +15,7 @@ import jax
 import optax
 
 from lmjax.config import OptimizerConfig, UserError, extensions
+from lmjax.config.errors import one_line
 from lmjax.config.ranges import check_ranges
 from lmjax.pytrees import path_name
 
@@ -68,7 +69,21 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             return optax.chain(clip, optax.partition({"muon": muon, "adamw": optax.chain(adam, decay)}, _muon_labels))
         case _:
             extensions.check_name("optimizer.name", config.name, extensions.OWN_OPTIMIZERS)
-            return optax.chain(clip, extensions.get("optimizer.name", config.name)(config))
+            return optax.chain(clip, _registered(config))
+
+
+def _registered(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The transformation of a user's function."""
+    try:
+        made = extensions.get("optimizer.name", config.name)(config)
+    except Exception as error:
+        raise UserError(f"optimizer.name={config.name}: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(made, optax.GradientTransformation):
+        raise UserError(
+            f"optimizer.name={config.name}: the registered function must return an optax.GradientTransformation, not "
+            f"{type(made).__name__}"
+        )
+    return made
 
 
 def _frozen(patterns: Sequence[str], params: Any) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import extensions
+from lmjax.config.errors import one_line
 from lmjax.training.events import Event, Kind, Notify
 
 
@@ -24,11 +25,12 @@ def notifier(names: Sequence[str], run_dir: Path, *, report: Callable[[str], Non
         for name, call in list(active.items()):
             try:
                 call(Event(kind, run_dir, update, values))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 del active[name]
+                reason = f"{type(error).__name__}: {one_line(error)}"
                 report(
-                    f"update {update}: the callback {name} failed on '{kind}' ({type(error).__name__}: {error}) and is "
-                    "not called again; training continues"
+                    f"update {update}: the callback {name} failed on '{kind}' ({reason}) and is not called again; "
+                    "training continues"
                 )
 
     return notify

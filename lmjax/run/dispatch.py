@@ -29,6 +29,7 @@ def choose_dispatch(
         flops_per_token: training FLOPs of a token.
         rows_independent: batches have one shape; otherwise each update is dispatched alone.
     """
+    flops_per_token = max(flops_per_token, 1.0)  # a model without matrix products
     large = flops_per_token * config.batch.microbatch * plan.context > _LARGE
     updates = 1
     if on_host(mesh) and rows_independent:

@@ -11,6 +11,7 @@ import jax
 
 from lmjax import __version__
 from lmjax.config import ClassificationConfig, Config, DataConfig, UserError, codec, errors, extensions
+from lmjax.config.user_files import parse_entry
 from lmjax.journal.history import MEANS
 from lmjax.journal.journal import Journal
 from lmjax.parallel.mesh import describe_mesh
@@ -64,9 +65,21 @@ def allowed_changes(saved: Config, config: Config, allow: Sequence[str]) -> list
     changed = codec.differences(saved, config)
     refused = [line for line in changed if line.partition(":")[0] not in allow and not line.startswith(MEANS)]
     if refused:
+        refused = [_changed_files(saved, config) if line.startswith("extensions:") else line for line in refused]
         keys = " ".join(f"--allow-change {line.partition(':')[0]}" for line in refused)
         raise UserError(f"the run has another configuration ({'; '.join(refused)}); to change it: {keys}")
     return changed
+
+
+def _changed_files(saved: Config, config: Config) -> str:
+    """The differences of `extensions`, by file."""
+    before, after = ({entry.path: entry.sha256 for entry in map(parse_entry, c.extensions)} for c in (saved, config))
+    paths = [path for path in before | after if before.get(path) != after.get(path)]
+    kinds = {
+        path: "changed" if path in before and path in after else "new" if path in after else "left out"
+        for path in paths
+    }
+    return "extensions: " + ", ".join(f"{path} {kind}" for path, kind in kinds.items())
 
 
 def same_inputs(run: Run, journal: Journal) -> None:

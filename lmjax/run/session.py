@@ -134,7 +134,7 @@ def _loop_inputs(
             step=step,
             batches=partial(feed.device_batches, run),
             samples=partial(feed.sample_ranges, run),
-            evaluate=validation.evaluator(run, stop=stop),
+            evaluate=validation.evaluator(run, stop=stop, report=console.event),
             autopsy=partial(report.write_report, run, run_dir),
             conclude=partial(report.conclude_report, run_dir),
             machine=machine_of(versions(run)),

@@ -9,7 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmjax.config import Config, GPTConfig, ModelConfig, TokenizerConfig, UserError, presets
+from lmjax.config import (
+    Config,
+    CustomModelConfig,
+    GPTConfig,
+    ModelConfig,
+    TokenizerConfig,
+    UserError,
+    extensions,
+    presets,
+)
 from lmjax.data import tokenizer
 from lmjax.interop.huggingface import folder, weights
 from lmjax.parallel import mesh
@@ -63,7 +72,15 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
             f"init_from={source} is not a run or a Hugging Face model (it has no config.json), and not a .gguf or "
             f".safetensors file"
         )
-    return presets.read(source / "config.json", exact=True).model, source / "tokenizer.json"
+    with extensions.foreign():
+        model = presets.read(source / "config.json", exact=True).model
+    own = extensions.find("model.family", model.family)
+    if isinstance(model, CustomModelConfig) and (own is None or type(model) is not own.value[0]):
+        raise UserError(
+            f"init_from={source} has the registered model.family={model.family}; this configuration does not import "
+            "the same file: name it in extensions=[FILE.py]"
+        )
+    return model, source / "tokenizer.json"
 
 
 def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, Any]]:

@@ -1,12 +1,13 @@
 """Evaluation of a run's state on its validation split and on tasks in context."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from lmjax.config import extensions
+from lmjax.config import UserError, extensions
+from lmjax.config.errors import one_line
 from lmjax.evaluation import in_training
 from lmjax.inference.language_model import LanguageModel
 from lmjax.parallel import mesh, processes
@@ -22,7 +23,9 @@ class Interrupted(RuntimeError):
     """A signal asked the run to stop during an evaluation."""
 
 
-def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, bool], dict[str, float]]:
+def evaluator(
+    run: Run, *, stop: StopRequest | None = None, report: Callable[[str], None] = print
+) -> Callable[[State, bool], dict[str, float]]:
     """Return a function (state, final) that computes the scores on the validation split.
 
     The scores are `val_loss` and those that the objective and the tasks add. The function reads the first
@@ -51,18 +54,30 @@ def evaluator(run: Run, *, stop: StopRequest | None = None) -> Callable[[State, 
             batch_sums.append(new_sums)
         batch_sums = jax.device_get(batch_sums)
         totals = {name: float(np.sum([np.float64(part[name]) for part in batch_sums])) for name in batch_sums[0]}
-        return objective.scores(totals) | in_context(params) | _registered(run, params, int(state.update))
+        scores = objective.scores(totals) | in_context(params)
+        return scores | _registered(run, params, int(state.update), known=scores, report=report)
 
     return evaluate
 
 
-def _registered(run: Run, params: Any, update: int) -> dict[str, float]:
-    """Compute the metrics of `train.metrics`."""
-    names = run.config.train.metrics
+def _registered(
+    run: Run, params: Any, update: int, *, known: Mapping[str, float], report: Callable[[str], None]
+) -> dict[str, float]:
+    """Compute the metrics of `train.metrics`; one that fails is reported and left out."""
+    names, values = run.config.train.metrics, {}
     if not names:
         return {}
     loaded = LoadedRun(run.config, run.objective, local_copy(params), run.store.tokenizer, update)
-    return {f"val_{name}": float(extensions.get("metric", name)(loaded)) for name in names}
+    for name in names:
+        try:
+            if f"val_{name}" in known:
+                raise UserError(f"val_{name} is a metric of lmjax; register it under another name")
+            values[f"val_{name}"] = float(extensions.get("metric", name)(loaded))
+        except (Exception, SystemExit) as error:
+            report(
+                f"update {update}: the metric {name} failed ({type(error).__name__}: {one_line(error)}); it is left out"
+            )
+    return values
 
 
 def _in_context(run: Run) -> Callable[[Any], dict[str, float]]:

@@ -21,6 +21,7 @@ _KEEP = ((-1, -1), (-2, 64 * 2**20), (-4, 0))
 # M_ARENA_MAX: blocks above 64 MB are kept only in the first arena, which all threads then share.
 _ONE_ARENA = ((-8, 1),)
 
+_user_flags: set[str] = set()  # names in XLA_FLAGS before `prepare`
 _DEVICE_COUNT = "xla_force_host_platform_device_count"
 _GPUS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and either in WSL
 _TPUS = ("/dev/accel*", "/dev/vfio/[0-9]*")
@@ -84,6 +85,7 @@ def prepare(config: RuntimeConfig | None = None) -> None:
     if _only_compilers():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     environment = settings(config)
+    _user_flags.update(flag.partition("=")[0] for flag in os.environ.get("XLA_FLAGS", "").split())
     os.environ.update({name: flags for name, flags in environment.items() if name == "XLA_FLAGS"})
     for name, value in environment.items():
         os.environ.setdefault(name, value)
@@ -104,7 +106,9 @@ def start(config: RuntimeConfig | None = None) -> None:
     wanted = set((config or RuntimeConfig()).xla_flags)
     if config is not None and config.host_devices:
         wanted.add(f"--{_DEVICE_COUNT}={config.host_devices}")
-    missing = wanted - set(os.environ.get("XLA_FLAGS", "").split())
+    present = set(os.environ.get("XLA_FLAGS", "").split())
+    # A variable that the user set before lmjax prepared has precedence.
+    missing = {flag for flag in wanted - present if flag.partition("=")[0] not in _user_flags}
     if missing:
         raise UserError(
             f"runtime: JAX was started before lmjax could set XLA_FLAGS {' '.join(sorted(missing))}; call lmjax "

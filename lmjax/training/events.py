@@ -1,4 +1,4 @@
-"""The events of a run, of which callbacks are told."""
+"""The events of a run that callbacks receive."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -34,12 +34,12 @@ def write(path: Path, text: str, **values: object) -> Path:
 
 def test_a_file_on_the_command_line_adds_a_name(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.py", OPTIMIZER, name="mine_a", value=1)
-    with pytest.raises(UserError, match=r"optimizer.name: 'mine_a' is not one of adamw, adam"):
+    with pytest.raises(UserError, match=r"optimizer.name: 'mine_a' is unknown; .*extensions=\[FILE.py\]"):
         checks.check(codec.apply_overrides(Config(), ["optimizer.name=mine_a"]))
     config = codec.apply_overrides(Config(), [f"extensions=[{path}]", "optimizer.name=mine_a"])
     checks.check(config)
     assert extensions.get("optimizer.name", "mine_a")(None) == 1
-    assert extensions.recorded(config) == (f"{path}#sha256={user_files.sha256(path)}",)
+    assert extensions.recorded(config) == (f"{path}#sha256={user_files.sha256(path.read_bytes())}",)
 
 
 def test_a_family_is_a_member_of_the_union(tmp_path: Path) -> None:
@@ -87,6 +87,8 @@ def test_a_name_belongs_to_one_file(tmp_path: Path) -> None:
             "class D(C): ...\nlmjax.register_family(D, None)",
             r"family: Literal\['NAME'\] = 'NAME'",
         ),
+        ("import lmjax\nlmjax.register_callback('not_callable', 5)", "give a function, not 5"),
+        ("import sys\nsys.exit()", r"bad.py, line 2: SystemExit"),
         ("import lmjax\n1 / 0", r"bad.py, line 2: ZeroDivisionError: division by zero"),
         ("import lmjax\nx = (", r"bad.py, line 2: SyntaxError"),
         ("import nowhere_to_be_seen", r"bad.py, line 1: ModuleNotFoundError"),

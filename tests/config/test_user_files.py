@@ -42,7 +42,7 @@ def test_a_file_that_is_gone_is_read_from_its_copy(tmp_path: Path) -> None:
     assert extensions.recorded(config) == config.extensions
     for copy in (run_dir / user_files.FOLDER).rglob("*.py"):
         copy.unlink()
-    with pytest.raises(UserError, match=r"extensions: .*mine.py does not exist; bring it back"):
+    with pytest.raises(UserError, match=r"mine.py does not exist, and there is no copy"):
         presets.read(run_dir / "config.json", exact=True)
 
 
@@ -51,18 +51,18 @@ def test_a_changed_file_without_a_copy_is_refused(tmp_path: Path) -> None:
     write(path, OPTIMIZER, name="mine_g", value=2)
     for copy in (run_dir / user_files.FOLDER).rglob("*.py"):
         copy.unlink()
-    with pytest.raises(UserError, match=r"mine.py is not the file of the run \(sha256 "):
+    with pytest.raises(UserError, match=r"mine.py has changed since the run recorded it, and there is no copy"):
         presets.read(run_dir / "config.json", exact=True)
 
 
 def test_the_files_that_a_file_imports_are_recorded_too(tmp_path: Path) -> None:
-    write(tmp_path / "constants.py", "VALUE = 4\n")
+    write(tmp_path / "constants_h.py", "VALUE = 4\n")
     write(tmp_path / "unrelated.py", "")
-    path = write(tmp_path / "top.py", "import constants\n" + OPTIMIZER, name="mine_h", value="constants.VALUE")
+    path = write(tmp_path / "top.py", "import constants_h\n" + OPTIMIZER, name="mine_h", value="constants_h.VALUE")
     config = codec.apply_overrides(Config(), [f"extensions=[{path}]", "optimizer.name=mine_h"])
     assert value("mine_h") == 4
-    recorded = [user_files.split(entry)[0].name for entry in extensions.recorded(config)]
-    assert recorded == ["constants.py", "top.py"]
+    recorded = [user_files.parse_entry(entry).path.name for entry in extensions.recorded(config)]
+    assert recorded == ["top.py", "constants_h.py"]
 
 
 def test_a_file_of_a_package_is_imported_by_its_name(tmp_path: Path) -> None:
@@ -72,5 +72,99 @@ def test_a_file_of_a_package_is_imported_by_its_name(tmp_path: Path) -> None:
     path = write(tmp_path / "a_package" / "top.py", text, name="mine_i", value="constants.VALUE")
     config = codec.apply_overrides(Config(), [f"extensions=[{path}]", "optimizer.name=mine_i"])
     assert value("mine_i") == 5
-    recorded = [user_files.split(entry)[0].name for entry in extensions.recorded(config)]
-    assert recorded == ["__init__.py", "constants.py", "top.py"]
+    recorded = [user_files.parse_entry(entry).path.name for entry in extensions.recorded(config)]
+    assert recorded == ["top.py", "__init__.py", "constants.py"]
+
+
+def train(path: Path, run_dir: Path, name: str) -> Config:
+    """What a run does with the files: import them, record them, copy them."""
+    config = codec.apply_overrides(Config(), [f"extensions=[{path}]", f"optimizer.name={name}"])
+    config = codec.apply_overrides(config, [f"extensions={list(extensions.recorded(config))}"])
+    user_files.save_copies(config.extensions, run_dir)
+    (run_dir / "config.json").write_text(codec.to_json(config))
+    return config
+
+
+@pytest.mark.parametrize("style", ["top", "function", "package"])
+def test_a_changed_or_missing_import_is_read_from_its_copy(style: str, tmp_path: Path) -> None:
+    name = f"of_{style}"
+    folder = tmp_path / f"package_{style}"
+    helper = write(folder / f"values_{style}.py", "VALUE = 1\n")
+    use = f"import values_{style} as v" if style != "package" else f"from . import values_{style} as v"
+    if style == "package":
+        write(folder / "__init__.py", "")
+    text = {"function": f"import lmjax\ndef f(config):\n    {use}\n    return v.VALUE\n"}.get(
+        style, f"import lmjax\n{use}\ndef f(config):\n    return v.VALUE\n"
+    )
+    path = write(folder / "top.py", text + f"lmjax.register_optimizer('{name}', f)\n")
+    run_dir = tmp_path / "run"
+    config = train(path, run_dir, name)
+    assert value(name) == 1
+    helper.write_text("VALUE = 2\n")
+    assert presets.read(run_dir / "config.json", exact=True) == config
+    assert value(name) == 1  # the copies
+    assert extensions.recorded(presets.read(run_dir / "config.json")) != config.extensions
+    assert value(name) == 2  # a resume would read the new file, and is refused
+    folder.rename(tmp_path / "away")
+    assert presets.read(run_dir / "config.json") == config
+    assert value(name) == 1
+    assert extensions.recorded(config) == config.extensions
+
+
+def test_two_versions_in_one_process_are_told_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.py", OPTIMIZER, name="mine_j", value=1)
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(path, first, "mine_j")
+    write(path, OPTIMIZER, name="mine_j", value=2)
+    train(path, second, "mine_j")
+    for run_dir, expected in ((second, 2), (first, 1), (second, 2)):
+        presets.read(run_dir / "config.json", exact=True)
+        assert value("mine_j") == expected
+    with extensions.foreign():
+        presets.read(first / "config.json", exact=True)
+        assert value("mine_j") == 1
+    assert value("mine_j") == 2
+
+
+def test_a_copy_is_the_imported_content_and_is_checked(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.py", OPTIMIZER, name="mine_k", value=1)
+    config = codec.apply_overrides(Config(), [f"extensions=[{path}]", "optimizer.name=mine_k"])
+    write(path, OPTIMIZER, name="mine_k", value=2)  # after the import, before the run is written
+    recorded = extensions.recorded(config)
+    user_files.save_copies(recorded, tmp_path / "run")
+    (copy,) = (tmp_path / "run" / user_files.FOLDER).rglob("mine.py")
+    assert user_files.sha256(copy.read_bytes()) == user_files.parse_entry(recorded[0]).sha256
+    copy.write_text(copy.read_text() + "# another")
+    with pytest.raises(UserError, match="is not the copy that the run wrote"):
+        user_files.load(recorded, copy.parents[1], exact=True)
+
+
+def test_modules_of_the_same_name_in_two_folders_are_refused(tmp_path: Path) -> None:
+    for folder, name in (("a", "mine_l"), ("b", "mine_m")):
+        write(tmp_path / folder / "same_name.py", "VALUE = 1\n")
+        write(tmp_path / folder / f"{name}.py", "import same_name\n" + OPTIMIZER, name=name, value="same_name.VALUE")
+    user_files.import_file(tmp_path / "a" / "mine_l.py")
+    with pytest.raises(UserError, match=r"two modules of the same name 'same_name'; rename one"):
+        user_files.import_file(tmp_path / "b" / "mine_m.py")
+
+
+def test_what_only_a_program_imports_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "side_effect.py", "raise SystemExit")
+    text = OPTIMIZER + "if __name__ == '__main__':\n    import side_effect\n"
+    path = write(tmp_path / "program.py", text, name="mine_n", value=1)
+    user_files.import_file(path)
+    assert user_files.imports_of(path) == ()
+
+
+@pytest.mark.parametrize("start", ["\ufeff", "# -*- coding: latin-1 -*-\n"])
+def test_any_encoding_of_python_is_read(start: str, tmp_path: Path) -> None:
+    path = tmp_path / "encoded.py"
+    encoding = "latin-1" if "latin" in start else "utf-8"
+    path.write_bytes((start + "WORD = '\xe9'\n").encode(encoding))
+    assert user_files.import_file(path).WORD == "\xe9"
+
+
+@pytest.mark.parametrize("name", ["os.path.py", "a b.py", "x#sha256=y.py"])
+def test_a_file_of_any_name_is_the_one_that_is_executed(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("MINE = True\n")
+    assert user_files.import_file(user_files.parse_entry(str(tmp_path / name)).path).MINE

@@ -77,7 +77,7 @@ def test_the_command_line_finds_it_in_a_process_of_its_own(custom: Config, tmp_p
     words = (*CHANGES[:1], "model.family=conv", "model.width=16", "model.context=32", "train.updates=12")
     folder = tmp_path / "run"
     short = ("checkpoint.every=4", "train.sample_tokens=4", "train.final_batches=2", "train.baselines=false")
-    killed = runs.train_py("quickstart", *words, *short, "--run-dir", folder, fault="update=SIGKILL@7")
+    killed = runs.train_py("quickstart", *words, *short, "--run-dir", folder, fault="update=kill@7")
     assert killed.returncode == -9, killed.stderr
     resumed = runs.train_py("--resume", folder)
     assert resumed.returncode == 0, resumed.stderr
@@ -104,7 +104,9 @@ def test_a_changed_file_is_refused_by_a_resume_and_allowed_by_name(custom: Confi
     assert runs.start(config, folder) == 0
     path.write_text(path.read_text() + "# another version\n")
     longer = apply_overrides(presets.load(str(folder / "config.json")), ["train.updates=6"])
-    with pytest.raises(UserError, match=r"another configuration .*extensions: .*--allow-change extensions"):
+    with pytest.raises(
+        UserError, match=r"another configuration .*extensions: .*plain.py changed.*--allow-change extensions"
+    ):
         lmjax.resume(folder, "train.updates=6", allow=["train.updates"])
     lmjax.resume(folder, "train.updates=6", allow=["train.updates", "extensions"])
     assert runs.summary(folder)["updates"] == 6
@@ -132,7 +134,7 @@ def test_the_learning_rate_has_the_shape(custom: Config) -> None:
     assert rates[[0, 15, 31]] == pytest.approx([1, 1, 0.1], rel=1e-6)
     assert rates[19] == pytest.approx(1 - 0.9 * np.sqrt(4 / 16), rel=1e-6)  # after 20 of 32 updates
     lmjax.register_schedule("below_zero", lambda progress, warmup, schedule: -progress)
-    with pytest.raises(UserError, match=r"must return 32 finite numbers >= 0"):
+    with pytest.raises(UserError, match=r"the share of the peak at update 1 is -0.03125; it must be >= 0"):
         build.check(apply_overrides(custom, ["schedule.shape=below_zero"]))
 
 
@@ -165,18 +167,13 @@ def test_rows_of_a_source_are_records(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_callback_that_fails_is_reported_once_and_the_run_continues(
-    custom: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "failing.py"
     path.write_text("import lmjax\nlmjax.register_callback('failing', lambda event: event.nothing)\n")
-    changes = [
-        f"extensions=[{path}]",
-        "train.callbacks=[failing,notify]",
-        "train.updates=3",
-        "train.metrics=[]",
-        "train.sample_tokens=0",
-    ]
-    assert launch.start(apply_overrides(custom, changes), tmp_path / "run") == 0
+    files = f"extensions=[{path},{EXAMPLES / 'notify.py'}]"
+    changes = [files, "train.callbacks=[failing,notify]", "train.updates=3", "train.sample_tokens=0"]
+    assert launch.start(apply_overrides(small.config("nnlm", corpus), changes), tmp_path / "run") == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("the callback failing failed on 'checkpoint' (AttributeError") == 1
     assert "is not called again; training continues" in shown
@@ -186,3 +183,84 @@ def test_a_callback_that_fails_is_reported_once_and_the_run_continues(
 def test_a_model_without_segments_refuses_packed_data(custom: Config) -> None:
     with pytest.raises(UserError, match=r"data.packed=true: the model of model.family=conv takes no segments_BT"):
         build.check(apply_overrides(custom, ["data.packed=true"]))
+
+
+BASE = """
+from dataclasses import dataclass
+from typing import Literal
+import jax.numpy as jnp
+import lmjax
+from flax import linen as nn
+from lmjax.config import CustomModelConfig
+from lmjax.models.family import Family
+
+@dataclass(frozen=True)
+class BadConfig(CustomModelConfig):
+    family: Literal["{name}"] = "{name}"
+
+class Bad(nn.Module):
+    config: BadConfig
+    @nn.compact
+    def __call__(self, ids_BT, *, train=False):
+        x_BTD = nn.Embed(self.config.vocab_size, 8)(ids_BT)
+        {body}
+
+lmjax.register_family(BadConfig, Family(module=Bad))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        ("future", "return nn.Dense(self.config.vocab_size)(jnp.roll(x_BTD, -1, 1))", "changes logits before it"),
+        ("mean", "return nn.Dense(self.config.vocab_size)(x_BTD - x_BTD.mean(1, keepdims=True))", "changes logits"),
+        ("narrow", "return nn.Dense(100)(x_BTD)", r"returns float32 of shape \(1, 16, 100\)"),
+        ("pooled", "return nn.Dense(self.config.vocab_size)(x_BTD[:, -1])", r"returns float32 of shape \(1, 257\)"),
+        ("pair", "return x_BTD, x_BTD", "returns tuple"),
+        ("half", "return nn.Dense(self.config.vocab_size)(x_BTD).astype(jnp.bfloat16)", "returns bfloat16"),
+        ("raising", "raise ValueError('my bad')", r"\(Bad\) fails on token ids .*ValueError: my bad"),
+        (
+            "norms",
+            "return nn.Dense(self.config.vocab_size)(nn.BatchNorm(use_running_average=True)(x_BTD))",
+            "has variables in 'batch_stats'",
+        ),
+    ],
+)
+def test_a_model_that_breaks_the_contract_is_refused(
+    name: str, body: str, message: str, corpus: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / f"{name}.py"
+    path.write_text(BASE.format(name=f"bad_{name}", body=body))
+    changes = [f"extensions=[{path}]", f"model.family=bad_{name}", "model.context=16"]
+    config = apply_overrides(small.config("nnlm", corpus), changes)
+    with pytest.raises(UserError, match=message):
+        build.build(config, prepare(config.data))
+
+
+def test_a_metric_that_fails_leaves_the_others(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics_of_a_test.py"
+    path.write_text(
+        "import lmjax\nlmjax.register_metric('failing', lambda run: 1 / 0)\n"
+        "lmjax.register_metric('updates', lambda run: run.update)\n"
+    )
+    changes = [f"extensions=[{path}]", "train.metrics=[failing,updates]", "train.updates=3", "train.sample_tokens=0"]
+    assert launch.start(apply_overrides(small.config("nnlm", corpus), changes), tmp_path / "run") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "update 3: the metric failing failed (ZeroDivisionError: division by zero); it is left out" in shown
+    end = runs.summary(tmp_path / "run")
+    assert end["val_updates"] == 3
+    assert end["val_loss"] > 0
+
+
+@pytest.mark.slow
+def test_a_program_that_trains_when_it_is_imported_is_refused(tmp_path: Path) -> None:
+    start = "import lmjax\nlmjax.register_callback('of_a_program', print)\n"
+    call = "lmjax.plan('quickstart', 'train.callbacks=[of_a_program]')\n"
+    (tmp_path / "bare.py").write_text(start + call)
+    refused = runs.command(tmp_path / "bare.py", environment={"PYTHONPATH": str(ROOT)}.items())
+    assert "put this under `if __name__ ==" in refused.stderr
+    (tmp_path / "guarded.py").write_text(start + "if __name__ == '__main__':\n    " + call)
+    allowed = runs.command(tmp_path / "guarded.py", environment={"PYTHONPATH": str(ROOT)}.items())
+    assert allowed.returncode == 0, allowed.stderr

@@ -78,7 +78,8 @@ def fingerprint(config: RecordsConfig) -> dict[str, Any]:
         content = [_stamps(names, config) for names in (config.files, config.validation_files)]
     elif registered := extensions.find("data.source", config.source):
         _, identity = registered.value
-        content = [config.source, registered.sha256, identity(config)]
+        value = streams.registered_identity(f"data.source={config.source}", identity, config)
+        content = [config.source, registered.sha256, value]
     else:
         content = [generated.fingerprint(config.source)]
     return {
@@ -145,7 +146,8 @@ def _generated(config: RecordsConfig) -> Iterator[tuple[Any, str]]:
     """The rows of a source without files, each with the key of its side ('': its texts)."""
     if registered := extensions.find("data.source", config.source):
         read, _ = registered.value
-        return ((row, "") for row in read(config))
+        rows = streams.registered_rows(f"data.source={config.source}", read, config)
+        return ((row, "") for row in rows)
     return generated.rows(config.source)
 
 

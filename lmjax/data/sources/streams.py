@@ -7,6 +7,7 @@ JSON loader guesses types (a text that looks like a date becomes one) and cannot
 """
 
 import glob
+import json
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import DataConfig, SourceConfig, UserError, extensions
-from lmjax.config.errors import nearest
+from lmjax.config.errors import nearest, one_line
 from lmjax.data.sources import docstrings, episodes, text
 from lmjax.system import readers
 
@@ -139,10 +140,10 @@ def _source(source: SourceConfig, data: DataConfig) -> _Source:
         )
     if registered := extensions.find("data.source", source.source):
         read, identity = registered.value
-        rows = ({"text": document} for document in read(data))
+        where = f"data.source={source.source}"
         return _Source(
-            lambda: {"registered": [source.source, registered.sha256, identity(data)]},
-            lambda: _column(rows, "text", f"data.source={source.source}"),
+            lambda: {"registered": [source.source, registered.sha256, registered_identity(where, identity, data)]},
+            lambda: _column(({"text": document} for document in registered_rows(where, read, data)), "text", where),
         )
     name = _hub_name(source.source)
     return _Source(
@@ -192,6 +193,30 @@ def _column(rows: Iterable[Any], field: str, where: str) -> Iterator[Piece]:
                 f"{record}: the field '{field}' holds half a character (a lone surrogate) at {error.start}"
             ) from None
         yield from text.pieces([value])
+
+
+def registered_rows(where: str, read: Callable[[Any], Iterable[Any]], data: Any) -> Iterator[Any]:
+    """Yield what a user's source yields.
+
+    Raises:
+        UserError: The source raises an error.
+    """
+    try:
+        yield from read(data)
+    except Exception as error:
+        raise UserError(f"{where}: {type(error).__name__}: {one_line(error)}") from error
+
+
+def registered_identity(where: str, identity: Callable[[Any], Any], data: Any) -> Any:
+    """Return the fingerprint that a user's source gives.
+
+    Raises:
+        UserError: It is not a JSON value, or computing it raises an error.
+    """
+    try:
+        return json.loads(json.dumps(identity(data), allow_nan=False))
+    except Exception as error:
+        raise UserError(f"{where}, its fingerprint: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _hub_name(source: str) -> tuple[str, str | None]:
