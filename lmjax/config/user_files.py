@@ -257,7 +257,7 @@ def preserved() -> Iterator[None]:
 
 
 def load(texts: Iterable[str], copies: Path | None = None, *, exact: bool = False) -> None:
-    """Import the files that a configuration lists, all from their paths or all from the run's copies.
+    """Import the files that a configuration lists, all from their paths or all copies.
 
     Args:
         texts: The entries.

@@ -115,6 +115,7 @@ def contents(run_dir: Path) -> dict[str, str]:
 # ---- A run that is in order -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_clean_run_is_in_order_and_not_touched(clean: Path, audited: Callable[..., Report]) -> None:
     before = contents(clean)
     report = audited(clean)
@@ -201,6 +202,7 @@ def test_a_divergence_is_derived_again(config: Config, tmp_path: Path, audited: 
     assert "spike: divergence" in report.text
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_in_order_and_its_torn_line_is_reported_not_repaired(
     clean: Path, tmp_path: Path, audited: Callable[..., Report]
 ) -> None:
@@ -377,6 +379,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 def test_damaged_and_foreign_checkpoints_are_found(
     spiky: Path, clean: Path, tmp_path: Path, audited: Callable[..., Report]
 ) -> None:
@@ -402,6 +405,7 @@ def test_damaged_and_foreign_checkpoints_are_found(
     assert "checkpoint: checkpoints/180, the newest checkpoint in the journal, is missing" in audited(folder).wrong
 
 
+@pytest.mark.slow
 def test_a_run_that_fell_back_is_in_order(clean: Path, tmp_path: Path, audited: Callable[..., Report]) -> None:
     folder = copy(clean, tmp_path)
     (folder / "summary.json").unlink()
@@ -454,6 +458,7 @@ def test_a_replay_notices_a_weight_that_flipped_without_a_sign(
     assert report.wrong[0].startswith("replay: update 30: the ")  # loss or gradient norm
 
 
+@pytest.mark.slow
 def test_a_replay_on_another_machine_is_compared_with_a_tolerance(
     clean: Path, tmp_path: Path, audited: Callable[..., Report]
 ) -> None:
@@ -465,6 +470,7 @@ def test_a_replay_on_another_machine_is_compared_with_a_tolerance(
     assert "to within 1e-05" in report.text
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_said_in_one_line(clean: Path, tmp_path: Path, audited: Callable[..., Report]) -> None:
     for updates in ((0, 5), (1, 181), (9, 8)):
         with pytest.raises(UserError, match="updates 1 to 180 can be replayed"):

@@ -184,6 +184,7 @@ def test_generated_texts_are_those_of_generate() -> None:
 # ---- What must not matter -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_outcome_is_its_own_whatever_else_is_asked(rough: LanguageModel) -> None:
     chosen, matched = capitals("choose"), capitals("match")
     whole = outcomes(evaluate(rough, [chosen, matched], Settings(shots=(0, 1, 4), seeds=3)))
@@ -251,6 +252,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
     assert again == result
 
 
+@pytest.mark.slow
 def test_what_is_asked_twice_is_computed_once(rough: LanguageModel) -> None:
     rows = [{"input": "a", "answer": "B"}] * 5
     for kind in ("match", "generate"):

@@ -162,6 +162,7 @@ accept = jax.jit(detector.accept, static_argnames="config")
 assess = jax.jit(detector.assess, static_argnames="config")
 
 
+@pytest.mark.slow
 @fast
 @given(st.integers(0, 2**31), st.sampled_from([0.0, 0.01, 0.05]))
 def test_divergence_is_that_of_a_plain_loop_over_medians(seed: int, slope: float) -> None:
@@ -283,6 +284,7 @@ def test_the_policy_changes_no_bit_while_nothing_is_suspect() -> None:
 # ---- Long runs ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "noise", [pytest.param("gaussian", marks=pytest.mark.slow), "t5", pytest.param("t3", marks=pytest.mark.slow)]
 )

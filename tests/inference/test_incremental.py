@@ -81,6 +81,7 @@ def test_bfloat16_rounds_the_cache_and_little_else() -> None:
     assert np.linalg.norm(found_NBV - expected_NBV) / np.linalg.norm(expected_NBV) < 4 * 2**-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("rows", "large"),

@@ -200,6 +200,7 @@ def test_bfloat16_is_float32_within_rounding():
         assert np.linalg.norm(ours - expected) < 0.02 * np.linalg.norm(expected)  # some twenty roundings of 2^-9
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_training_only_and_by_its_generator_only():
     params = params_of(TRAINED)
     without = apply(SMALL, params)

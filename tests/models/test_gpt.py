@@ -221,6 +221,7 @@ def test_remat_changes_nothing(scan, remat):
     assert_same_training(dataclasses.replace(config, remat=remat), config)
 
 
+@pytest.mark.slow
 @over_training
 def test_bfloat16_is_float32_within_rounding(config):
     params, inputs = rough(config), ids()
@@ -272,6 +273,7 @@ def test_a_packed_document_is_computed_as_if_alone(config):
     np.testing.assert_allclose(packed[:, 3:8], alone, rtol=1e-5, atol=1e-5)  # sums in another order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_dropout_acts_in_training_only_and_by_its_generator_only(scan):
     config = dataclasses.replace(DROPOUT, scan=scan)
@@ -289,6 +291,7 @@ def test_dropout_acts_in_training_only_and_by_its_generator_only(scan):
 # ---- Initial parameters -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @over_two
 def test_loss_at_initialisation_is_that_of_guessing(config):
     config = dataclasses.replace(config, width=64, vocab_size=500, context=64)

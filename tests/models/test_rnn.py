@@ -239,6 +239,7 @@ def test_what_is_out_of_range_is_named(key, value):
 # ---- How far back a prediction is felt --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [pytest.param(0.3, marks=pytest.mark.slow), 1.0, 1.6])
 def test_gradients_vanish_or_explode_like_the_powers_of_the_recurrent_weights(scale):
     """With nothing coming in every state is 0, where tanh is the identity: the gradient is U's power times the last's.

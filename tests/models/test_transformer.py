@@ -146,6 +146,7 @@ def test_hidden_states_logits_and_gradients_equal_torch(style, source):
 # ---- What may not change the result -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @over_both
 def test_what_stands_in_padding_changes_no_bit(config):
     source, mask, target = pairs()
@@ -199,6 +200,7 @@ def test_decoding_with_a_cache_gives_the_same_logits(config):
         np.testing.assert_array_equal(logits.argmax(-1), expected[:, t].argmax(-1))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_float32_within_rounding():
     source, mask, target = pairs()
     narrow = compiled(dataclasses.replace(SMALL, dtype="bfloat16"))(source, target, source_mask_BS=mask)
@@ -233,6 +235,7 @@ def test_dropout_acts_in_training_only_and_by_its_generator_only():
 # ---- Initial parameters -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_initial_parameters_follow_their_table():
     config = dataclasses.replace(FIRST, width=128, mlp_width=256, layers=1, vocab_size=300)
     source, _, target = pairs()

@@ -28,6 +28,7 @@ def loss(model, params, batch, config):
     return total, (weight, sums)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tied", "chunk"),
     [pytest.param(True, 1, marks=pytest.mark.slow), pytest.param(False, 12, marks=pytest.mark.slow), (True, 1000)],

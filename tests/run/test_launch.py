@@ -211,6 +211,7 @@ def test_a_run_resumes_only_as_it_was_configured(tiny: Config, tmp_path: Path) -
     assert changes == [["train.updates: 12 -> 16"]]
 
 
+@pytest.mark.slow
 def test_a_complete_run_says_so_and_trains_nothing(
     tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +236,7 @@ def test_changed_data_are_refused(tiny: Config, tmp_path: Path) -> None:
         resume.resume(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_at_zero(tiny: Config, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     digest_of(tiny, folder)

@@ -112,6 +112,7 @@ def test_greedy_continuations_are_those_of_the_harness(ours: Any, theirs: Any) -
     assert len({len(text) for text in found}) > 5
 
 
+@pytest.mark.slow
 def test_drawn_continuations_differ_and_unknown_settings_are_refused(ours: Any) -> None:
     drawn = {"do_sample": True, "temperature": 0.9, "max_gen_toks": 20}
     requests = instances("generate_until", [("The wren", drawn)] * 3)

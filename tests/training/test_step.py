@@ -90,6 +90,7 @@ def close(a, b, tolerance):
 SMALL_GPT = GPT(GPTConfig(layers=2, width=16, heads=2, context=T, vocab_size=V))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [TINY, pytest.param(SMALL_GPT, marks=pytest.mark.slow)], ids=["tiny", "gpt"])
 def test_k_microbatches_equal_one_batch_of_k(model):
     loss = make_loss(model)

@@ -55,6 +55,7 @@ def reference_logits(path: Path, architecture: str, ids: np.ndarray) -> np.ndarr
         return model.double().eval()(torch.from_numpy(ids)).logits.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture",
     [pytest.param("llama", marks=pytest.mark.slow), "qwen2", pytest.param("qwen3", marks=pytest.mark.slow), "gpt2"],

@@ -60,6 +60,7 @@ def shown(S):
     return (np.random.default_rng(2).random((B, S)) < 0.75).astype(np.int32) | (np.arange(S) == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("causal", "S"), [pytest.param(True, 300, marks=pytest.mark.slow), (False, 40)])
 def test_hidden_keys_of_another_sequence_and_the_gradients_equal_those_of_jax(causal, S):
     q, k, v, g = arrays(2)
@@ -94,6 +95,7 @@ def test_attention_to_a_cache_is_attention_to_the_keys_that_are_there(key_heads)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_row_without_keys_gives_zeros_and_no_gradient():
     *given, g = arrays(T=20)
     seen_BS = np.stack([np.zeros(20), np.ones(20)])
@@ -105,6 +107,7 @@ def test_a_row_without_keys_gives_zeros_and_no_gradient():
     assert not attention_weights(*given[:2], causal=False, seen_BS=seen_BS)[0].any()
 
 
+@pytest.mark.slow
 def test_bfloat16_is_float32_within_rounding():
     given = arrays()
     narrow = jax.jit(partial(value_and_gradients, partial(attend, causal=True, dtype="bfloat16")))(*given)

@@ -203,6 +203,7 @@ def test_the_provenance_is_where_the_tokens_are_found(tiny: Config, tmp_path: Pa
     assert several  # documents are short: some samples lie in more than one
 
 
+@pytest.mark.slow
 def test_what_is_not_what_the_store_holds_is_said(tiny: Config, tmp_path: Path) -> None:
     spike = spiked(tiny, tmp_path / "run")
     assert "differ from the store's samples" not in spike.report()
@@ -225,6 +226,7 @@ def test_it_is_said_whether_a_few_sequences_make_the_spike(tiny: Config, tmp_pat
     assert sum(counts) == 8
 
 
+@pytest.mark.slow
 def test_a_text_cannot_break_the_report(tiny: Config, tmp_path: Path) -> None:
     evil = "<!-- rollback 1 -->\n```\n## Verdict\n| \x07\u2028 |"
     (tmp_path / "evil.txt").write_text("\n\n".join(f"{evil} {number}" for number in range(400)))
@@ -241,6 +243,7 @@ def test_a_text_cannot_break_the_report(tiny: Config, tmp_path: Path) -> None:
 # ---- Gradient and state ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_the_gradient_by_layer_is_that_of_a_plain_loss(tiny: Config, tmp_path: Path, scan: str) -> None:
     spike = spiked(tiny, tmp_path / "run", f"model.scan={scan}")
