@@ -303,7 +303,7 @@ def save_copies(texts: Iterable[str], run_dir: Path) -> None:
 
 
 def _copy_of(path: Path, copies: Path) -> Path | None:
-    """The copy of a file, or None; its folder among the copies is named after its original folder or package root."""
+    """The copy of a file, or None; its folder is named after the original root."""
     candidates = (copies / _folder(root) / path.relative_to(root) for root in path.parents)
     return next((copy for copy in candidates if copy.is_file()), None)
 
@@ -336,7 +336,7 @@ def local_imports(path: Path) -> set[Path]:
 
 
 def _nodes(file: Path) -> Iterator[ast.AST]:
-    """The nodes of a file's syntax tree, without those that only its use as a program executes."""
+    """The nodes of a file's syntax tree, except those below a main guard."""
     try:
         todo: list[ast.AST] = [ast.parse(importlib.util.decode_source(file.read_bytes()))]
     except (SyntaxError, UnicodeDecodeError, ValueError):
