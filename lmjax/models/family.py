@@ -37,6 +37,8 @@ class Family:
     flops_per_token: Callable[[Any], float] | None = None
     #: Bytes that the backward pass keeps for each position.
     activation_bytes: Callable[[Any], float] | None = None
+    #: A `lmjax.inference.decoders.Decoder` (None: generation computes all tokens of the context for each new one).
+    decoder: Any = None
     #: A copy of the configuration with reduced sizes, for `lmjax rehearse` (None: the sizes stay).
     shrink: Callable[[Any], Any] | None = None
     #: Raise UserError if values of the configuration contradict each other; `vocab_size` may still be 0. The range of

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lmjax.config import GPTConfig, ModelConfig, NNLMConfig, RNNConfig
-from lmjax.inference import incremental
+from lmjax.inference import gpt_decoder, incremental
 from lmjax.models import registry
 from tests import all_slow_but
 
@@ -92,7 +92,7 @@ def test_what_is_prepared_goes_on_as_the_model_does(
     name: str, rows: int, large: bool, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Layers unrolled, kernels merged, rounded and laid out: the same numbers. Every leaf, biases too, matters."""
-    monkeypatch.setattr(incremental, "LARGE", 0 if large else incremental.LARGE)
+    monkeypatch.setattr(gpt_decoder, "LARGE", 0 if large else gpt_decoder.LARGE)
     model, params = rough(replace(FAMILIES[name], dtype=dtype, bias=True))
     ids_BT = np.random.default_rng(1).integers(0, V, (rows, T + 1)).astype(np.int32)
     first_B = np.arange(rows, dtype=np.int32)

@@ -178,6 +178,7 @@ def from_llama(weights):
     return params
 
 
+@pytest.mark.slow
 @over_three
 def test_gradients_equal_finite_differences(config):
     with jax.enable_x64(True):

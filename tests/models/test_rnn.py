@@ -258,6 +258,7 @@ def test_gradients_vanish_or_explode_like_the_powers_of_the_recurrent_weights(sc
     np.testing.assert_allclose(norms, np.linalg.norm(last) * scale ** np.arange(T), rtol=1e-5)
 
 
+@pytest.mark.slow
 @over_cells
 def test_the_gradient_by_lag_is_the_slope_of_the_loss(cell):
     """Central differences of 1e-2 in float32: their error is some 1e-4 by curvature, and 1e-5 by rounding."""

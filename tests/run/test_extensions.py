@@ -166,6 +166,7 @@ def test_rows_of_a_source_are_records(corpus: Path, tmp_path: Path) -> None:
     assert set(run.config.objective.labels) == {"odd", "even"}
 
 
+@pytest.mark.slow
 def test_a_callback_that_fails_is_reported_once_and_the_run_continues(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_model_that_breaks_the_contract_is_refused(
         build.build(config, prepare(config.data))
 
 
+@pytest.mark.slow
 def test_a_metric_that_fails_leaves_the_others(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_classifier_takes_the_encoder_and_begins_its_own_head_anew(
     assert int(state.update) == 0
 
 
+@pytest.mark.slow
 def test_a_file_of_tensors_serves_and_layers_are_stacked_where_the_model_scans(
     corpus: Path, source: Path, theirs: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
