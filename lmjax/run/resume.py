@@ -59,7 +59,7 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
         counters = {"update": position.update, "cursor": position.cursor, "wall_step": journal.wall_step}
         before = fold(journal.records).machine
         journal.write("resume", **counters, changed=changed, **versions(run))
-        console.event(f"going on with {run_dir} after update {position.update}")
+        console.event(f"resuming {run_dir} after update {position.update}")
         past = fold(journal.records)
         if past.machine != before:
             console.event("on other devices or another JAX than before: losses are the same up to rounding")

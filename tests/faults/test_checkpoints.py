@@ -72,7 +72,7 @@ def falls_back(folder: Path, said: str, update: int, *names: str) -> None:
     for name in names:
         assert name in text
         assert name in said.replace("\n", "")
-    assert f"going on with {folder} after update {update}" in said.replace("\n", "")
+    assert f"resuming {folder} after update {update}" in said.replace("\n", "")
 
 
 KINDS = ("data", "manifest.json", "meta.json", "metadata")

@@ -326,7 +326,7 @@ def test_a_run_that_is_complete_says_so_and_trains_nothing(
 
     (folder / "summary.json").unlink()  # killed after its last update, before it could say that it finished
     assert runs.resume(folder) == 0
-    assert f"going on with {folder} after update 60" in capsys.readouterr().out.replace("\n", "")
+    assert f"resuming {folder} after update 60" in capsys.readouterr().out.replace("\n", "")
     assert runs.digest(folder) == runs.digest(clean)
     assert runs.losses(folder) == runs.losses(clean)
     assert os.listdir(folder / "checkpoints") == os.listdir(clean / "checkpoints")
