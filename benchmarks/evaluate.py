@@ -28,6 +28,7 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from lmjax.config import UserError  # noqa: E402
 from lmjax.evaluation import evaluator, scoring, task_metrics  # noqa: E402
+from lmjax.evaluation.settings import Settings  # noqa: E402
 from lmjax.inference.language_model import LanguageModel  # noqa: E402
 from lmjax.interop.huggingface.folder import export_model  # noqa: E402
 from lmjax.run import pretrained  # noqa: E402
@@ -50,7 +51,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     models = {dtype: pretrained.load(options.model or bundled(), dtype=dtype) for dtype in DTYPES}
     task = catalog.load(options.task)
-    settings = evaluator.Settings(shots=(options.shots,), limit=options.items)
+    settings = Settings(shots=(options.shots,), limit=options.items)
     questions = list(evaluator.ask(models["float32"], task, settings))
     texts = [(q.prompt, task.config.separator + choice) for q in questions for choice in q.document.choices]
     print(f"{len(questions)} questions, {len(texts)} requests, {options.shots} examples each\n")

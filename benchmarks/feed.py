@@ -6,7 +6,6 @@ Run: python benchmarks/feed.py
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -14,14 +13,9 @@ import numpy as np
 
 from lmjax.data.batches.windows import causal, find_windows
 from lmjax.data.order.order import Order
+from lmjax.data.store.store import Tokens
 
 ROWS, CONTEXT, TOKENS, DOCUMENT = 512, 2048, 200_000_000, 700
-
-
-@dataclass
-class Tokens:
-    ids: np.ndarray
-    starts: np.ndarray
 
 
 def main() -> None:

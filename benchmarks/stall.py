@@ -42,7 +42,7 @@ from lmjax.display.console import Console  # noqa: E402
 from lmjax.guard import detector  # noqa: E402
 from lmjax.journal.journal import Journal  # noqa: E402
 from lmjax.pytrees import digest  # noqa: E402
-from lmjax.run import build, session  # noqa: E402
+from lmjax.run import build, identity, session  # noqa: E402
 from lmjax.run.feed import device_batches  # noqa: E402
 from lmjax.training import checkpoint, loop, settle  # noqa: E402
 from lmjax.training.checkpoint import Checkpoints  # noqa: E402
@@ -216,7 +216,12 @@ def beside(made: build.Run, batch: dict[str, Any], folder: Path, bare: float) ->
 
     position, quiet = Position(build.init(made), 0, 0, 0), Console(io.StringIO())
     journal = Journal(folder / "loop.jsonl")
-    with StopRequest(alone=True) as stop, session._loop_inputs(made, folder, position, journal, quiet, stop) as parts:
+    start = {"seed": made.config.seed, **identity.fingerprints(made), **identity.versions(made)}
+    journal.write("start", wall_step=0, update=0, cursor=0, **start)
+    with (
+        StopRequest(alone=True) as stop,
+        session._loop_inputs(made, folder, position, journal, quiet, stop, lambda: None) as parts,
+    ):
         parts = dataclasses.replace(
             parts,
             train=dataclasses.replace(parts.train, evaluate_every=0, profile=()),

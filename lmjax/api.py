@@ -40,13 +40,14 @@ def train(config: str | Config = "quickstart", *changes: str, run_dir: str | Pat
     return _finished(launch.start(chosen, folder), folder)
 
 
-def resume(run_dir: str | Path, *changes: str, allow: Sequence[str] = ()) -> Path:
+def resume(run_dir: str | Path, *changes: str, allow: Sequence[str] = (), allow_extensions: bool = False) -> Path:
     """Resume a run from its newest checkpoint; the result is bit-identical.
 
     Args:
         run_dir: the run directory.
         *changes: changes of its configuration.
         allow: the keys that may differ from the run's configuration.
+        allow_extensions: execute the Python files that the run lists, also its own copies.
 
     Returns:
         The run directory.
@@ -58,19 +59,21 @@ def resume(run_dir: str | Path, *changes: str, allow: Sequence[str] = ()) -> Pat
     folder = Path(run_dir)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is not a run: it has no config.json")
-    config = _resolve(str(folder / "config.json"), changes)
+    with user_files.consent(allow_extensions):
+        config = _resolve(str(folder / "config.json"), changes, resuming=True, allow=allow)
     runtime.start(config.runtime)
     from lmjax.run import resume
 
     return _finished(resume.resume(config, folder, allow=allow), folder)
 
 
-def load(path: str | Path, *, checkpoint: str = "newest") -> "LanguageModel":
+def load(path: str | Path, *, checkpoint: str = "newest", allow_extensions: bool = False) -> "LanguageModel":
     """Load a causal language model: a run directory, a Hugging Face directory or a .gguf file.
 
     Args:
         path: the model.
         checkpoint: of a run: `newest`, `best`, or the number of an update.
+        allow_extensions: execute the Python files that the run lists.
 
     Raises:
         UserError: there is no model, or it is not a causal language model.
@@ -78,7 +81,8 @@ def load(path: str | Path, *, checkpoint: str = "newest") -> "LanguageModel":
     runtime.start()
     from lmjax.run import pretrained
 
-    return pretrained.load(path, checkpoint=checkpoint)
+    with user_files.consent(allow_extensions):
+        return pretrained.load(path, checkpoint=checkpoint)
 
 
 def generate(model: "str | Path | LanguageModel", prompts: str | Sequence[str], **settings: Any) -> Any:
@@ -107,15 +111,16 @@ def evaluate(model: "str | Path | LanguageModel", tasks: Sequence[str], **settin
     Args:
         model: what `load` returns, or a path that `load` accepts.
         tasks: bundled tasks, folders or files.
-        **settings: the fields of `lmjax.evaluation.evaluator.Settings`, such as `shots=(0, 1, 5)`.
+        **settings: the fields of `lmjax.evaluation.settings.Settings`, such as `shots=(0, 1, 5)`.
 
     Raises:
         UserError: there is no model or task, or a setting is out of range.
     """
     lm = load(model) if isinstance(model, str | Path) else model
     from lmjax.evaluation import evaluator
+    from lmjax.evaluation.settings import Settings
 
-    return evaluator.evaluate(lm, tasks, evaluator.Settings(**settings))
+    return evaluator.evaluate(lm, tasks, Settings(**settings))
 
 
 def plan(config: str | Config = "quickstart", *changes: str) -> None:
@@ -131,9 +136,9 @@ def plan(config: str | Config = "quickstart", *changes: str) -> None:
     launch.show_plan(chosen)
 
 
-def _resolve(config: str | Config, changes: Sequence[str]) -> Config:
+def _resolve(config: str | Config, changes: Sequence[str], **settings: Any) -> Config:
     user_files.check_caller()
-    chosen = apply_overrides(presets.load(config) if isinstance(config, str) else config, changes)
+    chosen = presets.load(config, changes, **settings) if isinstance(config, str) else apply_overrides(config, changes)
     check(chosen)
     return chosen
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmjax.config import UserError
 from lmjax.display.console import Console
-from lmjax.inference.generate import generate
+from lmjax.inference.generate import generate, unread
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
 from lmjax.interop.huggingface.folder import export_model, is_model
@@ -19,7 +19,13 @@ from lmjax.run import build, pretrained, saved
 
 
 def generate_texts(
-    path: Path, prompts: Sequence[str], *, checkpoint: str = "newest", dtype: Any, **settings: Any
+    path: Path,
+    prompts: Sequence[str],
+    *,
+    checkpoint: str = "newest",
+    dtype: Any,
+    special_tokens: bool = False,
+    **settings: Any,
 ) -> int:
     """Continue, translate, fill in or classify each prompt, and print the result.
 
@@ -30,6 +36,7 @@ def generate_texts(
         prompts: the texts.
         checkpoint: checkpoint of a run.
         dtype: dtype of the matrix products of a model that is not a run.
+        special_tokens: read the text of a special token as this token.
         **settings: the settings of `Sampling`.
 
     Raises:
@@ -40,19 +47,34 @@ def generate_texts(
     if lm is None:
         run = pretrained.trained(path, checkpoint=checkpoint)
         if not isinstance(run.objective, Causal):
+            if special_tokens:
+                raise UserError(f"--special-tokens is for models that continue a text; {path} is none")
             for prompt in prompts:
                 print(run.objective.answer(run.params, prompt, tokenizer=run.tokenizer, **settings))
             return 0
         lm = LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
     lm = pretrained.causal(lm)
+    ids = [_ids(lm, prompt, special=special_tokens) for prompt in prompts]  # refused before anything is printed
+    for number, prompt in enumerate(ids, 1):
+        if left_out := unread(lm, prompt):
+            print(f"prompt {number}: its first {left_out} of {len(prompt)} tokens exceed the context", file=sys.stderr)
     if len(prompts) > 1:
-        for prompt, text in zip(prompts, generate(lm, prompts, sampling=sampling), strict=True):
+        for prompt, text in zip(prompts, generate(lm, ids, sampling=sampling), strict=True):
             print(prompt + text, end="\n\n")
         return 0
     print(prompts[0], end="", flush=True)
-    generate(lm, prompts, sampling=sampling, show=lambda _, piece: print(piece, end="", flush=True))
+    generate(lm, ids, sampling=sampling, show=lambda _, piece: print(piece, end="", flush=True))
     print()
     return 0
+
+
+def _ids(lm: LanguageModel, prompt: str, *, special: bool) -> list[int]:
+    """Encode a prompt; one that begins with the token that precedes every text keeps it once."""
+    if not special:
+        return lm.ids(prompt)
+    ids = lm.tokenizer.encode(prompt, special=True)
+    first = [] if lm.first is None or ids[:1] == [lm.first] else [lm.first]
+    return first + ids or list(lm.before())
 
 
 def evaluate_model(
@@ -67,6 +89,7 @@ def evaluate_model(
     plot: Path | None = None,
     show: int = 0,
     cached: bool = True,
+    allow_hub: bool = False,
 ) -> int:
     """Evaluate a model on tasks and print the table.
 
@@ -75,7 +98,7 @@ def evaluate_model(
     Args:
         path: the model.
         tasks: names of the tasks.
-        settings: the settings of `evaluator.Settings`.
+        settings: the fields of `lmjax.evaluation.settings.Settings`.
         checkpoint: checkpoint of a run.
         dtype: dtype of the matrix products of a model that is not a run.
         json: file for the result.
@@ -83,16 +106,18 @@ def evaluate_model(
         plot: file for the curves.
         show: number of prompts of each task to print with their responses.
         cached: store answers, so that an interrupted evaluation can continue.
+        allow_hub: download a dataset of the hub that a task.json names.
 
     Raises:
         UserError: There is no such model or task, or a file cannot be written.
     """
     from lmjax.evaluation import cache, evaluator, in_training, report, shot_curves
+    from lmjax.evaluation.settings import Settings
 
-    chosen = evaluator.Settings(**settings)
+    chosen = Settings(**settings)
     is_run = path.is_dir() and not is_model(path) and (path / "config.json").is_file()
     trained_on = build.trained_in_context(saved.saved_config(path)) if is_run else None
-    loaded = in_training.load(tasks, trained_on)
+    loaded = in_training.load(tasks, trained_on, allow_hub=allow_hub)
     for file in filter(None, (json, plot)):
         if not file.parent.is_dir():
             raise UserError(f"cannot write {file}: there is no folder {file.parent}")
@@ -103,13 +128,17 @@ def evaluate_model(
         result = evaluator.evaluate(lm, loaded, chosen, cache=answer_cache, progress=progress)
         for name in result.tasks if show else ():
             for sample in [sample for sample in result.samples if sample.task == name][:show]:
-                console.text(f"{name}, document {sample.id}, {sample.shots} examples", sample.prompt)
+                console.text(f"{name}, document {sample.id}, {sample.shots} examples{_cut(sample)}", sample.prompt)
                 console.text("answer: " + sample.target, "model: " + _response(sample))
         report.print_report(result, console)
         written = report.write_json(result, json, samples=samples) if json else []
         for file in [*written, *([shot_curves.draw([result], plot)] if plot else [])]:
             console.event(f"written: {file}")
     return 0
+
+
+def _cut(sample: Any) -> str:
+    return f" (truncated: without its first {sample.truncated} tokens)" if sample.truncated else ""
 
 
 def _response(sample: Any) -> str:
@@ -135,12 +164,15 @@ class _Counter:
 def compare_evaluations(paths: Sequence[Path], *, plot: Path | None = None) -> int:
     """Print two results of `evaluate` with paired tests, and draw their curves together."""
     from lmjax.evaluation import compare
-    from lmjax.evaluation.report import read_json
+    from lmjax.evaluation.report import notes, read_json
     from lmjax.evaluation.shot_curves import draw
 
     a, b = (read_json(path) for path in paths)
     with Console() as console:
         compare.print_comparison(compare.compare_results(a, b), console, names=(a.model, b.model))
+        for name, result in (("a", a), ("b", b)):
+            for line in notes(result):
+                console.event(f"{name}: {line}")
         if plot:
             console.event(f"written: {draw([a, b], plot)}")
     return 0

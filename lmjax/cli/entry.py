@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from lmjax.config import RuntimeConfig, UserError
-from lmjax.config.errors import RunError
+from lmjax.config import RuntimeConfig, UserError, user_files
+from lmjax.config.errors import RunError, one_line
+from lmjax.system import standard_streams
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse arguments; configuration changes may be between and after options."""
+    standard_streams.repair()
     options, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or not hasattr(options, "words")]
     if unknown:
@@ -23,10 +25,20 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     return options
 
 
+def extensions_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the argument with which the user agrees to execute the Python files of a run."""
+    parser.add_argument(
+        "--allow-extensions",
+        action="store_true",
+        help="execute the Python files that a config.json lists (extensions); use it only if you trust the run",
+    )
+
+
 def finish(options: argparse.Namespace) -> NoReturn:
     """Run the command and exit; a user's mistake is one line on stderr and exit status 2."""
     try:
-        status = options.function(options) or 0
+        with user_files.consent(getattr(options, "allow_extensions", False)):
+            status = options.function(options) or 0
     except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2 if isinstance(error, UserError) else 1
@@ -40,7 +52,13 @@ def finish(options: argparse.Namespace) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)
         status = 1
+    except MemoryError:
+        print("error: not enough memory on this machine", file=sys.stderr)
+        status = 1
     except Exception as error:
+        if _names_environment(error):
+            print(f"error: {one_line(error)}; change or unset the environment variable", file=sys.stderr)
+            sys.exit(2)
         if not _has_peers():
             raise
         print(f"error: this process or another of the run failed ({error}); resume the run", file=sys.stderr)
@@ -49,6 +67,12 @@ def finish(options: argparse.Namespace) -> NoReturn:
         sys.stdout.flush()
         os._exit(status)  # a regular exit would wait for the other processes
     sys.exit(status)
+
+
+def _names_environment(error: Exception) -> bool:
+    """Whether JAX refuses a variable of the environment, which only its message says."""
+    texts = ("Unable to initialize backend", "for environment 'JAX_")
+    return isinstance(error, RuntimeError | ValueError) and any(text in str(error) for text in texts)
 
 
 def _has_peers() -> bool:

@@ -1,12 +1,12 @@
 """Commands around a run: plan, plot, audit, rehearse, ladder, tokenizer."""
 
 import argparse
-from contextlib import suppress
+import os
 from pathlib import Path
 
 from lmjax.cli.entry import start_jax
 from lmjax.cli.train import _load, _saved, config_arguments, preset_table
-from lmjax.config import DataConfig, UserError, presets
+from lmjax.config import Config, DataConfig, RuntimeConfig, UserError, codec, trust
 from lmjax.config.checks import check
 
 
@@ -28,7 +28,7 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    config = _load(options.words)
+    config = _load(options.words, restrict=trust.for_reading)
     check(config)
     if not options.topology:
         start_jax(config.runtime)
@@ -76,21 +76,42 @@ def audit_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the configuration of a fresh run with the same bits: skipped data are left out from the start",
     )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="key.path=value",
+        help="runtime.*, parallel.* and data.cache on this machine; those of the run are not used",
+    )
     parser.set_defaults(function=_audit)
 
 
 def _audit(options: argparse.Namespace) -> int:
     words = options.replay.split(":")
-    if options.replay and not (len(words) == 2 and all(word.isdecimal() for word in words)):
+    if options.replay and not (len(words) == 2 and all(map(_is_update, words))):
         raise UserError(f"--replay {options.replay}: give the first and the last update, as in --replay 100:200")
     updates = (int(words[0]), int(words[1])) if options.replay else None
-    runtime = None
-    with suppress(UserError, OSError):  # the audit itself reports an unreadable configuration
-        runtime = presets.load(_saved(options.run)).runtime
-    start_jax(runtime)
+    _saved(options.run)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a run that names a dataset of the hub downloads nothing
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    start_jax(_runtime_of(options.words))
     from lmjax.diagnose import audit
 
-    return audit.show(options.run, replay=updates, config_file=options.config)
+    return audit.show(options.run, replay=updates, config_file=options.config, changes=options.words)
+
+
+def _is_update(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 18
+
+
+def _runtime_of(changes: list[str]) -> RuntimeConfig:
+    """The settings of this machine that an audit is given; raise UserError at another change."""
+    for change in changes:
+        key = change.partition("=")[0].strip()
+        if not key.startswith(("runtime.", "parallel.")) and key != "data.cache":
+            raise UserError(f"{change}: an audit takes changes of runtime.*, parallel.* and data.cache only")
+    config = codec.apply_overrides(Config(), changes)
+    check(config)
+    return config.runtime
 
 
 def rehearse_arguments(parser: argparse.ArgumentParser) -> None:

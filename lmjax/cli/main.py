@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from lmjax import __version__
 from lmjax.cli import models
-from lmjax.cli.entry import finish, parse
+from lmjax.cli.entry import extensions_argument, finish, parse
 from lmjax.cli.inspect import (
     audit_arguments,
     ladder_arguments,
@@ -16,6 +16,9 @@ from lmjax.cli.inspect import (
     tokenizer_arguments,
 )
 from lmjax.cli.train import train_arguments
+
+# Commands that read a configuration, which may list Python files.
+_EXTENSIBLE = ("train", "plan", "generate", "evaluate", "export", "audit", "rehearse")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -44,11 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         ("ladder", ladder_arguments, "the history of language models, side by side at equal compute"),
         ("tokenizer", tokenizer_arguments, "train a tokenizer"),
     ):
-        add(
-            commands.add_parser(
-                name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
-            )
+        command = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
         )
+        add(command)
+        if name in _EXTENSIBLE:
+            extensions_argument(command)
     finish(parse(parser, arguments))
 
 
@@ -60,6 +64,7 @@ def train_main(arguments: Sequence[str] | None = None) -> NoReturn:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train_arguments(parser, program="python train.py")
+    extensions_argument(parser)
     finish(parse(parser, arguments))
 
 

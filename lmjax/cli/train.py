@@ -2,15 +2,16 @@
 
 import argparse
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from lmjax.cli.entry import start_jax
 from lmjax.config import Config, UserError, presets
 from lmjax.config.checks import check
-from lmjax.config.codec import apply_overrides, to_json
+from lmjax.config.codec import to_json
 
 EXAMPLES = """\
 examples:
@@ -72,12 +73,17 @@ def _key_table() -> str:
     return "keys (--print-config shows them all, lmjax/config explains them):\n" + "\n".join(lines) + "\n"
 
 
-def _load(words: Sequence[str], *, default: str = "quickstart") -> Config:
-    names = [word for word in words if "=" not in word]
+def _load(words: Sequence[str], *, default: str = "quickstart", **settings: Any) -> Config:
+    """Load the configuration that words name, with changes; `settings`: of `presets.load`."""
+    names = [word for word in words if not _is_change(word)]
     if len(names) > 1:
         raise UserError(f"one configuration at a time, got {' and '.join(names)} (a change is written key.path=value)")
-    config = presets.load(names[0] if names else default)
-    return apply_overrides(config, [word for word in words if "=" in word])
+    return presets.load(names[0] if names else default, [word for word in words if _is_change(word)], **settings)
+
+
+def _is_change(word: str) -> bool:
+    """Whether a word is `key.path=value`; a path may have an equals sign, too."""
+    return re.match(r"[\w.\s]*=", word) is not None
 
 
 def _saved(run_dir: Path) -> str:
@@ -92,7 +98,8 @@ def _train(options: argparse.Namespace) -> int:
     if options.resume is not None:
         if options.run_dir is not None:
             raise UserError("--resume DIR continues in DIR; leave out --run-dir")
-        config = _load(options.words, default=_saved(options.resume))
+        allow = tuple(options.allow_change)
+        config = _load(options.words, default=_saved(options.resume), resuming=True, allow=allow)
     else:
         if options.allow_change:
             raise UserError("--allow-change needs --resume DIR")

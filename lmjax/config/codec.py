@@ -5,16 +5,24 @@ The type of a field decides how its value is read. An error is one line with the
 
 import dataclasses
 import json
+import sys
 import types
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, TypeVar
 
 from lmjax.config import extensions, user_files
 from lmjax.config.errors import UserError, nearest
+from lmjax.config.json_text import parse_json
+from lmjax.config.ranges import shown
 
 T = TypeVar("T")
+
+#: Bytes of a configuration or of another small file of settings.
+LARGEST_CONFIG = 16_000_000
+_DIGITS = 1000  # of an integer on the command line; the largest valid one has 19
 
 
 # ---- JSON -------------------------------------------------------------------------------------------------------
@@ -25,25 +33,27 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_json(text: str, cls: type[T]) -> T:
+def from_json(text: str | bytes, cls: type[T], where: str = "the configuration") -> T:
     """Convert text of `to_json` to a dataclass.
+
+    Args:
+        text: The text.
+        cls: The dataclass.
+        where: The location, for error messages about the text.
 
     Raises:
         UserError: The text is not JSON, a key is unknown or a value has the wrong type.
     """
-    return _decode(parse_json(text), cls, "")
+    return from_tree(parse_json(text, where, largest=LARGEST_CONFIG), cls)
 
 
-def parse_json(text: str) -> Any:
-    """Parse JSON text.
+def from_tree(tree: Any, cls: type[T]) -> T:
+    """Convert a value of `json_text.parse_json` to a dataclass.
 
     Raises:
-        UserError: The text is not JSON.
+        UserError: A key is unknown or missing, or a value has the wrong type.
     """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not a configuration in JSON: {error}") from None
+    return _decode(tree, cls, "")
 
 
 def differences(old: Any, new: Any) -> list[str]:
@@ -56,8 +66,13 @@ def differences(old: Any, new: Any) -> list[str]:
 # ---- Overrides --------------------------------------------------------------------------------------------------
 
 
-def apply_overrides(config: T, overrides: Sequence[str]) -> T:
+def apply_overrides(config: T, overrides: Sequence[str], *, load: bool = True) -> T:
     """Apply overrides of the form `a.b=value` in order.
+
+    Args:
+        config: The configuration.
+        overrides: The overrides.
+        load: Import the files that an override of `extensions` names. False for overrides that no user gave.
 
     Raises:
         UserError: A key or a value is invalid. The message names the nearest valid key.
@@ -67,7 +82,7 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
         if not equals:
             raise UserError(f"'{override}' is not of the form key.path=value")
         config = _replace(config, key.strip().split("."), value.strip(), key.strip())
-        if key.strip() == "extensions":  # later overrides may name what these files register
+        if load and key.strip() == "extensions":  # later overrides may name what these files register
             user_files.load(getattr(config, "extensions", ()))
     return config
 
@@ -92,7 +107,7 @@ def _replace(node: Any, path: list[str], value: str, key: str, root: Any = None)
         members = _members(typing.get_args(hints[name]))
         if value not in members:
             hint = "; or name its file in extensions=[FILE.py]" if path[0] in ("model", "objective") else ""
-            raise UserError(f"{key}: '{value}' is unknown{nearest(value, members)}{hint}")
+            raise UserError(f"{key}: {shown(value)} is unknown{nearest(value, members)}{hint}")
         return dataclasses.replace(node, **{name: members[value]()})
     if len(path) > 1:
         return dataclasses.replace(node, **{name: _replace(child, path[1:], value, key, root)})
@@ -123,23 +138,19 @@ def _parse(text: str, hint: Any, key: str) -> Any:
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_parse(part, args[0], key) for part in parts)
         if len(parts) != len(args):
-            raise UserError(f"{key}: expected {len(args)} values, got '{text}'")
+            raise UserError(f"{key}: expected {len(args)} values, got {shown(text)}")
         return tuple(_parse(part, arg, key) for part, arg in zip(parts, args, strict=True))
+    if origin in (typing.Union, types.UnionType) and types.NoneType in args:
+        return None if text.lower() in ("", "none", "null") else _parse(text, _without_none(args), key)
     if is_dataclass(hint):
-        return from_json(text, typing.cast(type, hint))
+        return _decode(parse_json(text, key, largest=LARGEST_CONFIG), hint, key)
     if hint is bool:
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
     elif hint is int:
-        try:
-            return int(text)
-        except ValueError:
-            pass
-        try:  # users write integers as 1e6
-            if float(text).is_integer():
-                return int(float(text))
-        except (ValueError, OverflowError):
-            pass
+        number = _integer(text)
+        if number is not None:
+            return number
     elif hint is float:
         try:
             return float(text)
@@ -148,7 +159,18 @@ def _parse(text: str, hint: Any, key: str) -> Any:
     else:
         quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
         return _decode(text[1:-1] if quoted else text, hint, key)
-    raise UserError(f"{key}: expected {_describe(hint)}, got '{text}'")
+    raise UserError(f"{key}: expected {_describe(hint)}, got {shown(text)}")
+
+
+def _integer(text: str) -> int | None:
+    """The integer of command-line text such as `100` or `1e6`; None if it is none."""
+    try:
+        number = Decimal(text)  # exact, unlike float
+    except InvalidOperation:
+        return None
+    if not number.is_finite() or number.adjusted() > _DIGITS or (number.adjusted() < 0 and number):
+        return None
+    return int(number) if number == number.to_integral_value() else None
 
 
 def _split(text: str) -> list[str]:
@@ -176,23 +198,30 @@ def _split(text: str) -> list[str]:
 def _decode(value: Any, hint: Any, key: str) -> Any:
     """Convert `value`, as JSON represents it, to the type `hint`, or raise UserError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType) and types.NoneType in args:
+        return None if value is None else _decode(value, _without_none(args), key)
     if origin in (typing.Union, types.UnionType) and str in args:  # one of lmjax's names, or a registered one
         return _decode(value, str, key)
     if origin in (typing.Union, types.UnionType):
         members = _members(args)
         family = value.get("family", next(iter(members))) if isinstance(value, dict) else None
-        if family not in members:
+        if not isinstance(family, str) or family not in members:
             hint = "; or name its file in extensions=[FILE.py]" if key in ("model", "objective") else ""
-            raise UserError(f"{key}.family: '{family}' is unknown{nearest(str(family), members)}{hint}")
+            raise UserError(f"{key}.family: {shown(family)} is unknown{nearest(shown(family), members)}{hint}")
         return _decode(value, members[family], key)
     if is_dataclass(hint):
         if not isinstance(value, dict):
-            raise UserError(f"{key or 'configuration'}: expected an object, got {value!r}")
+            raise UserError(f"{key or 'configuration'}: expected an object, got {shown(value)}")
+        value = getattr(hint, "upgrade", dict)(value)
         hints = typing.get_type_hints(hint)
         for name in value:
             if name not in hints:
                 raise UserError(f"unknown key '{f'{key}.{name}'.lstrip('.')}'{nearest(name, hints)}")
         decoded = {name: _decode(item, hints[name], f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+        required = (f.name for f in fields(hint) if f.default is MISSING and f.default_factory is MISSING)
+        missing = [f"{key}.{name}".lstrip(".") for name in required if name not in decoded]
+        if missing:
+            raise UserError(f"the key {', '.join(missing)} is missing")
         return typing.cast(type, hint)(**decoded)
     if origin is tuple and isinstance(value, list | tuple):
         if len(args) == 2 and args[1] is Ellipsis:
@@ -202,10 +231,20 @@ def _decode(value: Any, hint: Any, key: str) -> Any:
     elif origin is Literal:
         if value in args:
             return value
-        raise UserError(f"{key}: '{value}' is not one of {', '.join(map(str, args))}")
-    elif (hint is float and isinstance(value, int) and not isinstance(value, bool)) or type(value) is hint:
-        return hint(value)
-    raise UserError(f"{key}: expected {_describe(hint)}, got {value!r}")
+        raise UserError(f"{key}: {shown(value)} is not one of {', '.join(map(str, args))}")
+    elif type(value) is hint:
+        return value
+    elif hint is float and type(value) is int and value.bit_length() < sys.float_info.max_exp:
+        return float(value)
+    elif hint is int and type(value) is float and value.is_integer() and abs(value) <= 2**53:  # exact: 1e6
+        return int(value)
+    raise UserError(f"{key}: expected {_describe(hint)}, got {shown(value)}")
+
+
+def _without_none(args: tuple[Any, ...]) -> Any:
+    """The type of an optional value, from the arguments of its union."""
+    (hint,) = (arg for arg in args if arg is not types.NoneType)
+    return hint
 
 
 def _members(union: Iterable[Any]) -> dict[str, type]:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from lmjax.config.ranges import at_least, interval, share, weighted_counts
+from lmjax.config.encodings import text_encoding
+from lmjax.config.ranges import id_ranges, interval, nonnegative, share, size, weight_changes, weighted_counts
 
 
 @dataclass(frozen=True)
@@ -15,10 +16,16 @@ class TokenizerConfig:
     #: `path`.
     kind: Literal["bpe", "wordpiece", "bytes", "characters", "file"] = "bpe"
     #: Number of entries of `bpe` and `wordpiece`.
-    vocab_size: int = 2048
+    vocab_size: Annotated[int, size(1)] = 2048
     #: For `file`: a tokenizer.json, a folder with GPT-2's `encoder.json` + `vocab.bpe` (or `vocab.json` +
-    #: `merges.txt`), a `.tiktoken` rank file, or a WordPiece `vocab.txt`.
+    #: `merges.txt`), a `.tiktoken` rank file, or a WordPiece `vocab.txt`. The other files of a folder, such as
+    #: tokenizer_config.json, are followed; a file given alone stands alone.
     path: str = ""
+    #: For `wordpiece`: convert text to lower case.
+    lowercase: bool = True
+    #: For `wordpiece`: remove combining marks. None: with `lowercase`, unless the text has vowel signs or tones
+    #: (Devanagari, Thai, Arabic, kana, Vietnamese and others), which removing them would destroy.
+    strip_accents: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,9 @@ class SourceConfig:
     #: Local files; if set, `source` is ignored.
     files: tuple[str, ...] = ()
     #: Weight in the mixture. Only the ratios of the weights count.
-    weight: float = 1.0
+    weight: Annotated[float, nonnegative()] = 1.0
+    #: Column of tables and hub data that holds the text (empty: `data.text_field`).
+    text_field: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class InContextConfig:
     #: Names from `tasks` that are never rendered.
     held_out: tuple[str, ...] = ()
     #: Number of documents.
-    documents: Annotated[int, at_least(1)] = 100_000
+    documents: Annotated[int, size(1)] = 100_000
     #: Mixture of zero-, one- and few-shot forms, ((examples, weight), ...).
     shots: Annotated[tuple[tuple[int, float], ...], weighted_counts()] = ((0, 1.0), (1, 1.0), (8, 2.0))
     #: Share of documents that begin with the task's description.
@@ -64,17 +73,22 @@ class DataConfig:
     #: `docstrings` (English that comes with Python), `in_context` (tasks with examples, see `in_context`), or
     #: `hub:NAME` / `hub:NAME:SUBSET` (a dataset of the hub), or the name of a registered source.
     source: str = "docstrings"
-    #: Local files of text, or of tables: jsonl, json, csv, tsv, parquet or arrow. Also folders and globs; all but
-    #: parquet and arrow also as .gz or .zst. If set, `source` is ignored.
+    #: Local files of text, or of tables: jsonl, json, csv, tsv, parquet or arrow. Also folders, folders of
+    #: `save_to_disk`, and globs; all but parquet and arrow also as .gz, .bz2, .xz or .zst. If set, `source` is ignored.
     files: tuple[str, ...] = ()
     #: Column of tables and hub data that holds the text.
     text_field: str = "text"
+    #: Encoding of text files and of tables of text: an encoding of Python, such as `utf-16`, `latin-1` or `gb18030`.
+    encoding: Annotated[str, text_encoding()] = "utf-8"
+    #: What a malformed record of a table does: `error` ends the preparation with the line, `skip` leaves the record out
+    #: and counts it.
+    on_bad_record: Literal["error", "skip"] = "error"
     #: Unit that is one document of a plain text file. Blank lines separate paragraphs.
     document: Literal["paragraph", "line", "file"] = "paragraph"
     #: Several sources with weights, instead of `source` and `files`. The shares are exact over every window of samples.
     mixture: tuple[SourceConfig, ...] = ()
     #: Announced changes of the weights, ((from_token, (weight, ...)), ...).
-    mixture_changes: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    mixture_changes: Annotated[tuple[tuple[int, tuple[float, ...]], ...], weight_changes()] = ()
     #: Documents of `source=in_context`.
     in_context: InContextConfig = field(default_factory=InContextConfig)
     #: How text becomes token ids.
@@ -88,7 +102,7 @@ class DataConfig:
     #: Restrict attention to documents (segment ids); otherwise windows cut from the stream attend across documents.
     packed: bool = False
     #: Half-open ranges of sample ids that are never trained on.
-    exclude: tuple[tuple[int, int], ...] = ()
+    exclude: Annotated[tuple[tuple[int, int], ...], id_ranges()] = ()
     #: Folder of prepared tokens (empty: in the user's cache directory).
     cache: str = ""
 
@@ -104,6 +118,10 @@ class RecordsConfig:
     source: Literal["numbers", "dates", "docstrings"] | str = "dates"
     #: Tables as in `DataConfig`, or two text files that pair line by line.
     files: tuple[str, ...] = ()
+    #: Encoding of the files, as in `DataConfig`.
+    encoding: Annotated[str, text_encoding()] = "utf-8"
+    #: What a malformed record does, as in `DataConfig`.
+    on_bad_record: Literal["error", "skip"] = "error"
     #: Files of the validation split in the same form (empty: select a share of the records by a hash of their content).
     validation_files: tuple[str, ...] = ()
     #: One or two columns with text.
@@ -111,7 +129,7 @@ class RecordsConfig:
     #: Column with the label (empty: none).
     label: str = ""
     #: Number of training records to read from the start (0: all).
-    limit: Annotated[int, at_least(0)] = 0
+    limit: Annotated[int, size(0)] = 0
     #: Convert every text to lower case.
     lowercase: bool = False
     #: How text becomes token ids.
@@ -119,10 +137,10 @@ class RecordsConfig:
     #: Share of the records that is reserved for validation.
     validation_fraction: Annotated[float, interval("(0, 1)")] = 0.05
     #: Number of length classes. A batch holds records of one class, which reduces padding.
-    buckets: Annotated[int, at_least(1)] = 4
+    buckets: Annotated[int, size(1)] = 4
     #: Read the records of each epoch in a random order.
     shuffle: bool = True
     #: Half-open ranges of sample ids that are never trained on.
-    exclude: tuple[tuple[int, int], ...] = ()
+    exclude: Annotated[tuple[tuple[int, int], ...], id_ranges()] = ()
     #: Folder of prepared tokens (empty: in the user's cache directory).
     cache: str = ""

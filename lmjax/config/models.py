@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lmjax.config.ranges import at_least, finite, interval, positive
+from lmjax.config.ranges import at_least, finite, interval, positive, rotary_scaling, size
 
 
 @dataclass(frozen=True)
@@ -13,21 +13,21 @@ class GPTConfig:
     #: Selects this member of the union.
     family: Literal["gpt"] = "gpt"
     #: Number of layers.
-    layers: Annotated[int, at_least(1)] = 12
+    layers: Annotated[int, size(1)] = 12
     #: Features of a token.
-    width: Annotated[int, at_least(1)] = 768
+    width: Annotated[int, size(1)] = 768
     #: Number of attention heads.
-    heads: Annotated[int, at_least(1)] = 12
+    heads: Annotated[int, size(1)] = 12
     #: Number of key and value heads (0: as many as heads).
-    key_heads: Annotated[int, at_least(0)] = 0
+    key_heads: Annotated[int, size(0)] = 0
     #: Features of a head (0: width / heads).
-    head_dim: Annotated[int, at_least(0)] = 0
+    head_dim: Annotated[int, size(0)] = 0
     #: Units of the MLP's hidden layer (0: 4 x width).
-    mlp_width: Annotated[int, at_least(0)] = 0
+    mlp_width: Annotated[int, size(0)] = 0
     #: Maximum number of tokens of a row.
-    context: Annotated[int, at_least(1)] = 1024
+    context: Annotated[int, size(1)] = 1024
     #: Number of tokens (0: as many as the tokenizer has).
-    vocab_size: Annotated[int, at_least(0)] = 0
+    vocab_size: Annotated[int, size(0)] = 0
     #: Kind of normalization.
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     #: Term added to the variance in the norms.
@@ -38,7 +38,7 @@ class GPTConfig:
     rope_theta: Annotated[float, positive()] = 10_000.0
     #: How rotary positions extend to a longer context than in training. Empty: they do not. (factor,) divides all
     #: positions (Chen et al. 2023); (factor, low, high, context) divides only the slow frequencies (Llama 3.1).
-    rope_scaling: tuple[float, ...] = ()
+    rope_scaling: Annotated[tuple[float, ...], rotary_scaling()] = ()
     #: Activation of the MLP.
     activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu_tanh"
     #: Whether linear layers and norms have biases.
@@ -100,17 +100,17 @@ class NNLMConfig:
     family: Literal["nnlm"] = "nnlm"
     #: n: each token is predicted from the n - 1 previous tokens. A vector for "nothing" represents the places before a
     #: window.
-    order: Annotated[int, at_least(2)] = 5
+    order: Annotated[int, size(2)] = 5
     #: m: features of a token.
-    width: Annotated[int, at_least(1)] = 60
+    width: Annotated[int, size(1)] = 60
     #: h: units of the hidden layer (0: none; then `direct` must be true).
-    hidden: Annotated[int, at_least(0)] = 50
+    hidden: Annotated[int, size(0)] = 50
     #: Whether the features also reach the output directly, by W.
     direct: bool = True
     #: Tokens of a training window.
-    context: Annotated[int, at_least(1)] = 64
+    context: Annotated[int, size(1)] = 64
     #: Number of tokens (0: as many as the tokenizer has).
-    vocab_size: Annotated[int, at_least(0)] = 0
+    vocab_size: Annotated[int, size(0)] = 0
     #: Standard deviation of the initial weights.
     init_std: Annotated[float, at_least(0)] = 0.02
     #: Dropout probability.
@@ -129,16 +129,16 @@ class RNNConfig:
     #: 2000). `gru`: Cho et al. 2014, in the form of cuDNN and PyTorch.
     cell: Literal["tanh", "lstm", "gru"] = "lstm"
     #: Number of layers.
-    layers: Annotated[int, at_least(1)] = 2
+    layers: Annotated[int, size(1)] = 2
     #: Units of a layer, and features of a token.
-    width: Annotated[int, at_least(1)] = 128
+    width: Annotated[int, size(1)] = 128
     #: Tokens that one back-propagation spans.
-    context: Annotated[int, at_least(1)] = 50
+    context: Annotated[int, size(1)] = 50
     #: Start each row of a batch from the final state of its previous window (truncated back-propagation through time);
     #: otherwise every window starts from zero.
     carried: bool = True
     #: Number of tokens (0: as many as the tokenizer has).
-    vocab_size: Annotated[int, at_least(0)] = 0
+    vocab_size: Annotated[int, size(0)] = 0
     #: Initial bias of the forget gates. A positive value makes an LSTM remember at first (Jozefowicz et al. 2015).
     forget_bias: Annotated[float, finite()] = 1.0
     #: Share the token embedding with the output layer.
@@ -156,17 +156,17 @@ class TransformerConfig:
     #: Selects this member of the union.
     family: Literal["transformer"] = "transformer"
     #: Number of layers of the encoder, and of the decoder.
-    layers: Annotated[int, at_least(1)] = 6
+    layers: Annotated[int, size(1)] = 6
     #: Features of a token.
-    width: Annotated[int, at_least(1)] = 512
+    width: Annotated[int, size(1)] = 512
     #: Number of attention heads.
-    heads: Annotated[int, at_least(1)] = 8
+    heads: Annotated[int, size(1)] = 8
     #: Units of the MLP's hidden layer (0: 4 x width).
-    mlp_width: Annotated[int, at_least(0)] = 0
+    mlp_width: Annotated[int, size(0)] = 0
     #: Maximum number of tokens of the source, and of the target.
-    context: Annotated[int, at_least(1)] = 128
+    context: Annotated[int, size(1)] = 128
     #: Number of tokens (0: as many as the tokenizer has).
-    vocab_size: Annotated[int, at_least(0)] = 0
+    vocab_size: Annotated[int, size(0)] = 0
     #: Activation of the MLP.
     activation: Literal["relu", "gelu", "gelu_tanh"] = "relu"
     #: Put the norms before the sublayers, with another norm at the end of each stack; otherwise after the sublayers.
@@ -188,19 +188,19 @@ class BERTConfig:
     #: Selects this member of the union.
     family: Literal["bert"] = "bert"
     #: Number of layers.
-    layers: Annotated[int, at_least(1)] = 12
+    layers: Annotated[int, size(1)] = 12
     #: Features of a token.
-    width: Annotated[int, at_least(1)] = 768
+    width: Annotated[int, size(1)] = 768
     #: Number of attention heads.
-    heads: Annotated[int, at_least(1)] = 12
+    heads: Annotated[int, size(1)] = 12
     #: Units of the MLP's hidden layer (0: 4 x width).
-    mlp_width: Annotated[int, at_least(0)] = 0
+    mlp_width: Annotated[int, size(0)] = 0
     #: Maximum number of tokens of a row.
-    context: Annotated[int, at_least(5)] = 512
+    context: Annotated[int, size(5)] = 512
     #: Number of tokens (0: as many as the tokenizer has).
-    vocab_size: Annotated[int, at_least(0)] = 0
+    vocab_size: Annotated[int, size(0)] = 0
     #: Number of token types.
-    segments: Annotated[int, at_least(2)] = 2
+    segments: Annotated[int, size(2)] = 2
     #: Activation of the MLP.
     activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     #: Term added to the variance in the norms.
@@ -230,11 +230,11 @@ class CustomModelConfig:
     #: Selects the member of the union.
     family: str = ""
     #: Features of a token.
-    width: Annotated[int, at_least(1)] = 64
+    width: Annotated[int, size(1)] = 64
     #: Maximum number of tokens of a row.
-    context: Annotated[int, at_least(1)] = 64
+    context: Annotated[int, size(1)] = 64
     #: Number of tokens (0: as many as the tokenizer has).
-    vocab_size: Annotated[int, at_least(0)] = 0
+    vocab_size: Annotated[int, size(0)] = 0
     #: Dropout probability.
     dropout: Annotated[float, interval("[0, 1)")] = 0.0
     #: Type of the matrix products. Parameters, softmax and loss are always float32.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lmjax.config.ranges import at_least, nonnegative, share
+from lmjax.config.ranges import nonnegative, share, size
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class CausalConfig:
     penalty: Annotated[float, nonnegative()] = 0.0
     #: Number of tokens whose logits are materialized at a time (GPT; 0: the complete microbatch). It bounds the memory
     #: of a large vocabulary.
-    chunk: Annotated[int, at_least(0)] = 0
+    chunk: Annotated[int, size(0)] = 0
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class TranslationConfig:
     #: Share of the probability that is spread over the complete vocabulary (Vaswani et al. 2017, section 5.4).
     label_smoothing: Annotated[float, share()] = 0.1
     #: Beam width of the decoding that is scored at the end (1: greedy).
-    beam: Annotated[int, at_least(0)] = 4
+    beam: Annotated[int, size(0)] = 4
     #: Exponent of the length penalty: scores are divided by ((5 + length) / 6)^length_penalty (Wu et al. 2016, section
     #: 7).
     length_penalty: Annotated[float, nonnegative()] = 0.6
     #: Number of validation pairs that are decoded and scored at the end (0: all).
-    scored: Annotated[int, at_least(0)] = 500
+    scored: Annotated[int, size(0)] = 500
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,22 @@ A configuration file is source code and is executed; a saved `config.json` is da
 
 import ast
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lmjax.config import extensions, user_files
-from lmjax.config.codec import from_json, parse_json
+from lmjax.config import extensions, trust, user_files
+from lmjax.config.checks import check
+from lmjax.config.codec import LARGEST_CONFIG, apply_overrides, from_tree
 from lmjax.config.errors import UserError, nearest, one_line
+from lmjax.config.json_text import parse_json
 from lmjax.config.schema import Config
+
+
+def print_to_stderr(line: str) -> None:
+    """Print a line next to the output of a command."""
+    print(line, file=sys.stderr)
 
 
 def folder() -> Path:
@@ -32,26 +40,93 @@ def names() -> dict[str, tuple[Path, str]]:
     return presets
 
 
-def load(name: str) -> Config:
-    """Load a configuration.
+def load(
+    name: str,
+    changes: Sequence[str] = (),
+    *,
+    resuming: bool = False,
+    allow: Sequence[str] = (),
+    restrict: Callable[[Config], tuple[Config, list[str]]] = trust.for_training,
+    report: trust.Report = print_to_stderr,
+) -> Config:
+    """Load a configuration to train, and apply changes.
+
+    A .json file is data: `restrict` says which of its settings are used.
 
     Args:
         name: A preset, the path of a .py file (or `file.py:function`), or the path of a config.json.
+        changes: Changes of the user, such as `train.updates=20`.
+        resuming: The file is that of a run to resume: its extensions are imported if they are unchanged.
+        allow: With `resuming`, the keys that the user allows to differ from the run.
+        restrict: `trust.for_training` or `trust.for_reading`.
+        report: Receives the lines about settings of a .json file that are not used.
 
     Raises:
-        UserError: The preset or file does not exist, or the file defines no configuration.
+        UserError: The preset or file does not exist, the file defines no configuration, or a change is invalid.
     """
-    if name.endswith(".json"):
-        return read(Path(name))
+    if not name.endswith(".json"):
+        return apply_overrides(_by_name(name), changes)
+    path = Path(name)
+    config, ignored = restrict(_parse(path, exact=False, resuming=resuming, allow=allow))
+    if resuming:  # the resume itself decides on data.cache
+        ignored = [change for change in ignored if not change.startswith("data.cache=")]
+    trust.report(config, ignored, changes, where=name, show=report)
+    return apply_overrides(config, changes)
+
+
+def read(path: Path, changes: Sequence[str] = (), *, report: trust.Report | None = None) -> Config:
+    """Read the config.json of a run to use the run, without the settings of its machine.
+
+    `trust.for_reading` says which settings are used.
+
+    Args:
+        path: The file; the copies of its extensions are next to it.
+        changes: Changes of the user.
+        report: Receives the lines about settings that are not used (None: they are not mentioned).
+
+    Raises:
+        UserError: The file is missing or malformed, a value is out of range, or extensions may not be imported.
+    """
+    config, ignored = trust.for_reading(_parse(path, exact=True))
+    if report is not None:
+        trust.report(config, ignored, changes, where=str(path), show=report)
+    config = apply_overrides(config, changes)
+    check(config)
+    return config
+
+
+def saved(path: Path) -> Config:
+    """Return what a config.json says, to compare it; no extensions are imported.
+
+    Raises:
+        UserError: The file is missing or malformed.
+    """
+    return from_tree(parse_json(read_bytes(path), str(path), largest=LARGEST_CONFIG), Config)
+
+
+def _parse(path: Path, *, exact: bool, resuming: bool = False, allow: Sequence[str] = ()) -> Config:
+    """Parse a config.json, after the import of the extensions that it lists."""
+    tree = parse_json(read_bytes(path), str(path), largest=LARGEST_CONFIG)
+    entries = tree.get("extensions", []) if isinstance(tree, dict) else []
+    if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries):  # else `from_tree` refuses
+        user_files.load_saved(entries, path.parent, exact=exact, resuming=resuming, allow=allow)
+    return from_tree(tree, Config)
+
+
+def _by_name(name: str) -> Config:
+    """The configuration of a preset or of a .py file."""
     stem, _, function = name.partition(":")
-    if stem.endswith(".py") or "/" in stem:
+    if stem.endswith(".py"):
         path = Path(stem)
-        _read(path)
+        read_bytes(path)
         functions = _functions(path)
         function = function or (path.stem if path.stem in functions else next(iter(functions), ""))
         if function not in functions:
             raise UserError(f"{path}: no function '{function or path.stem}' that returns a Config")
         return _call(functions[function], path)
+    if "/" in stem or "\\" in stem or Path(stem).is_file():
+        problem = "it is neither a .py file nor a .json file" if Path(stem).exists() else "there is no such file"
+        raise UserError(f"cannot read the configuration {name}: {problem}")
     presets = names()
     if name not in presets:
         raise UserError(f"unknown config '{name}'{nearest(name, presets)}")
@@ -59,28 +134,22 @@ def load(name: str) -> Config:
     return _call(_functions(path)[name], path)
 
 
-def read(path: Path, *, exact: bool = False) -> Config:
-    """Read a config.json, after the extensions that it lists.
-
-    Args:
-        path: The file; the copies of extensions that are gone are next to it.
-        exact: Import the extensions of the run also where their files have changed since.
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a configuration file.
 
     Raises:
-        UserError: The file is missing or malformed, or an extension cannot be imported.
+        UserError: There is no such file, or it is too large or cannot be read.
     """
-    text = _read(path)
-    tree = parse_json(text)
-    entries = tree.get("extensions", []) if isinstance(tree, dict) else []
-    if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries):  # else `from_json` refuses
-        user_files.load(entries, path.parent / user_files.FOLDER, exact=exact)
-    return from_json(text, Config)
-
-
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"no such config file: {path}")
-    return path.read_text(encoding="utf-8")
+    try:
+        if not path.is_file():
+            raise UserError(f"no such config file: {path}")
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise UserError(f"{path} is larger than {LARGEST_CONFIG:,} bytes: it is no configuration")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot read {path}: {one_line(error)}") from None
 
 
 def _functions(path: Path) -> dict[str, Callable[[], Config]]:
@@ -97,7 +166,7 @@ def _call(function: Callable[[], Config], path: Path) -> Config:
         result = function()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = f"{path}: {function.__name__}()"
         raise UserError(f"{where}: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(result, Config):

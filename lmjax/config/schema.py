@@ -5,21 +5,25 @@ A configuration is complete and typed: every setting is a field below. `lmjax.co
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from lmjax.config.data import DataConfig, RecordsConfig
 from lmjax.config.models import GPTConfig, ModelConfig
 from lmjax.config.objectives import CausalConfig, ObjectiveConfig
 from lmjax.config.ranges import (
     at_least,
+    axis_size,
+    batch_points,
     compiler_flags,
     distinct_counts,
+    expected_results,
     folder_name,
     interval,
     nonnegative,
     positive,
     rate_cuts,
     share,
+    size,
     span,
 )
 
@@ -42,12 +46,20 @@ class OptimizerConfig:
     clip: Annotated[float, nonnegative()] = 1.0
     #: Decay of an exponential moving average of the parameters, which evaluation then uses (0: none).
     ema: Annotated[float, interval("[0, 1)")] = 0.0
+    #: Limit the decay of the average to (1 + n) / (10 + n) after n updates, so that it soon forgets the initial
+    #: parameters. False in files that set `ema` and are older than this key: their runs keep their bits.
+    ema_warmup: bool = True
     #: Learning rate of Muon's matrices as a multiple of the schedule's rate.
     muon_learning_rate_ratio: Annotated[float, positive()] = 1.0
     #: Momentum of Muon's matrices. A run of a few hundred updates learns faster with less.
     muon_momentum: Annotated[float, interval("[0, 1)")] = 0.95
     #: Patterns of parameter paths (`blocks/attention/query/kernel`); matching parameters are not updated.
     freeze: tuple[str, ...] = ()
+
+    @staticmethod
+    def upgrade(tree: dict[str, Any]) -> dict[str, Any]:
+        """Return the JSON object of a file with the key that an older file lacks."""
+        return tree if "ema_warmup" in tree or not tree.get("ema") else tree | {"ema_warmup": False}
 
 
 @dataclass(frozen=True)
@@ -77,12 +89,12 @@ class BatchConfig:
     """Tokens per update, growing with the tokens seen, in equal microbatches."""
 
     #: Batch size in tokens over the run, ((from_token, batch_tokens), ...).
-    tokens: tuple[tuple[int, int], ...] = ((0, 32_768),)
+    tokens: Annotated[tuple[tuple[int, int], ...], batch_points()] = ((0, 32_768),)
     #: Growth between the points of `tokens`: a jump at each point, or a linear rise between the points.
     growth: Literal["steps", "linear"] = "steps"
     #: Sequences computed at a time over all devices. Batch growth changes only the number of accumulated
     #: microbatches, so it never causes a new compilation.
-    microbatch: Annotated[int, at_least(1)] = 32
+    microbatch: Annotated[int, size(1)] = 32
 
 
 @dataclass(frozen=True)
@@ -90,24 +102,24 @@ class TrainConfig:
     """The length of the run, and its evaluations, logs and samples."""
 
     #: Number of optimizer updates (0: as many as `tokens` need).
-    updates: Annotated[int, at_least(0)] = 0
+    updates: Annotated[int, size(0)] = 0
     #: Number of training tokens; used if `updates` is 0.
     tokens: Annotated[int, at_least(0)] = 0
     #: Updates between evaluations (0: evaluate at the end only).
-    evaluate_every: Annotated[int, at_least(0)] = 0
+    evaluate_every: Annotated[int, size(0)] = 0
     #: Microbatches of the validation split per evaluation during the run (0: the complete split).
-    evaluate_batches: Annotated[int, at_least(0)] = 0
+    evaluate_batches: Annotated[int, size(0)] = 0
     #: Microbatches of the validation split in the last evaluation (0: the complete split).
-    final_batches: Annotated[int, at_least(0)] = 0
+    final_batches: Annotated[int, size(0)] = 0
     #: Updates between logged lines.
-    log_every: Annotated[int, at_least(0)] = 1
+    log_every: Annotated[int, size(0)] = 1
     #: Length in tokens of the sample that is generated at the end (0: none).
-    sample_tokens: Annotated[int, at_least(0)] = 200
+    sample_tokens: Annotated[int, size(0)] = 200
     #: Prompt of the sample.
     sample_prompt: str = ""
     #: Expected results, ((metric, from, to), ...), such as ("val_bits_per_byte", 1.6, 1.8). The report shows them
     #: next to the results of the run.
-    expect: tuple[tuple[str, float, float], ...] = ()
+    expect: Annotated[tuple[tuple[str, float, float], ...], expected_results()] = ()
     #: First and last update of a `jax.profiler` trace, counted from 1 (empty: no trace).
     profile: Annotated[tuple[int, ...], span()] = ()
     #: Registered metrics to compute at each evaluation; each is recorded as `val_NAME`.
@@ -131,7 +143,7 @@ class EvaluateConfig:
     #: Numbers of examples in the prompt; each is evaluated.
     shots: Annotated[tuple[int, ...], distinct_counts()] = (0, 1, 8)
     #: Maximum number of documents of each task.
-    limit: Annotated[int, at_least(1)] = 100
+    limit: Annotated[int, size(1)] = 100
 
 
 @dataclass(frozen=True)
@@ -142,15 +154,15 @@ class CheckpointConfig:
     """
 
     #: Updates between checkpoints (0: one at the end only).
-    every: Annotated[int, at_least(0)] = 0
+    every: Annotated[int, size(0)] = 0
     #: Number of most recent checkpoints to retain.
-    keep: Annotated[int, at_least(1)] = 3
+    keep: Annotated[int, size(1)] = 3
     #: Also retain the checkpoint of every K-th update (0: none).
-    keep_every: Annotated[int, at_least(0)] = 0
+    keep_every: Annotated[int, size(0)] = 0
     #: Also retain the checkpoint with the lowest validation loss.
     keep_best: bool = True
     #: Number of consecutive failed saves that are tried again, each at the next update.
-    retries: Annotated[int, at_least(0)] = 2
+    retries: Annotated[int, size(0)] = 2
     #: Action after the last retry: `stop` ends the run with exit status 1 (older checkpoints remain), `continue`
     #: trains on without a checkpoint.
     on_failure: Literal["stop", "continue"] = "stop"
@@ -169,11 +181,11 @@ class GuardConfig:
     #: `off` applies every batch. All three are bit-identical as long as no batch is suspect.
     policy: Literal["rollback", "skip", "off"] = "rollback"
     #: Number of accepted losses and log gradient norms in the window.
-    window: Annotated[int, at_least(0)] = 128
+    window: Annotated[int, size(0)] = 128
     #: Accepted values needed before a batch can be suspect. The count restarts with each regime.
-    armed: Annotated[int, at_least(0)] = 64
+    armed: Annotated[int, size(0)] = 64
     #: Accepted values needed before a batch can be a hard suspect. The count restarts with each regime.
-    armed_hard: Annotated[int, at_least(2)] = 8
+    armed_hard: Annotated[int, size(2)] = 8
     #: z of the loss above which a batch is suspect.
     loss_z: Annotated[float, at_least(0)] = 6.0
     #: Lower bound of the deviation, as a share of the median loss.
@@ -190,47 +202,47 @@ class GuardConfig:
     #: z above which a suspect is hard. A suspect whose values are not finite is always hard.
     hard_z: Annotated[float, at_least(0)] = 20.0
     #: Consecutive suspects that trigger a rollback. Parameters that are not finite trigger one immediately.
-    in_a_row: Annotated[int, at_least(1)] = 3
+    in_a_row: Annotated[int, size(1)] = 3
     #: Consecutive hard suspects that trigger a rollback.
-    hard_in_a_row: Annotated[int, at_least(1)] = 2
+    hard_in_a_row: Annotated[int, size(1)] = 2
     #: Suspects among the last `among` batches that trigger a rollback.
-    several: Annotated[int, at_least(1)] = 4
+    several: Annotated[int, size(1)] = 4
     #: Number of last batches in which `several` counts suspects.
-    among: Annotated[int, at_least(0)] = 8
+    among: Annotated[int, size(0)] = 8
     #: Number of last losses whose median is compared with the best such median.
-    divergence_window: Annotated[int, at_least(2)] = 32
+    divergence_window: Annotated[int, size(2)] = 32
     #: MADs (each at least `loss_floor_nats`) by which the median must exceed the best one to trigger a rollback.
     divergence_mads: Annotated[float, at_least(0)] = 10.0
     #: Share of the best median by which the median must also exceed it.
     divergence_share: Annotated[float, at_least(0)] = 0.1
     #: Updates before a checkpoint without a suspect that make it healthy. A rollback takes the newest healthy
     #: checkpoint that is at least `margin` updates before the onset.
-    margin: Annotated[int, at_least(0)] = 16
+    margin: Annotated[int, size(0)] = 16
     #: Updates after a checkpoint without a suspect that make it healthy; at most checkpoint.every.
-    horizon: Annotated[int, at_least(0)] = 100
+    horizon: Annotated[int, size(0)] = 100
     #: Replay the same data once, and skip it only if the spike recurs.
     attribute: bool = True
     #: Batches to skip before a spike in the first attempt. The second attempt skips everything since the checkpoint;
     #: the third starts from the checkpoint before that.
-    skip_before: Annotated[int, at_least(0)] = 8
+    skip_before: Annotated[int, size(0)] = 8
     #: Batches to skip after a spike in the first attempt; twice as many in the second, four times in the third.
-    skip_after: Annotated[int, at_least(0)] = 8
+    skip_after: Annotated[int, size(0)] = 8
     #: Factor of the learning rate in the third attempt.
     cut: Annotated[float, at_least(0)] = 0.5
     #: Updates over which the learning rate returns to the full rate after a cut.
-    rewarm: Annotated[int, at_least(0)] = 100
+    rewarm: Annotated[int, size(0)] = 100
     #: Updates after a trigger within which another trigger counts as the next attempt at the same spike.
-    neighbourhood: Annotated[int, at_least(0)] = 32
+    neighbourhood: Annotated[int, size(0)] = 32
     #: Attempts at the same spike after which the guard stops the run with exit status 3.
-    attempts: Annotated[int, at_least(0)] = 3
+    attempts: Annotated[int, size(0)] = 3
     #: Attempts in the run after which the guard stops it with exit status 3.
-    attempts_in_run: Annotated[int, at_least(0)] = 10
+    attempts_in_run: Annotated[int, size(0)] = 10
     #: The guard also stops the run if it would skip more than this share of the samples and `skip_batches` batches.
     skip_share: Annotated[float, at_least(0)] = 0.01
     #: Number of skipped batches up to which `skip_share` is ignored.
-    skip_batches: Annotated[int, at_least(0)] = 64
+    skip_batches: Annotated[int, size(0)] = 64
     #: Consecutive suspects after which the guard stops a run with `policy=skip`.
-    rejected_in_a_row: Annotated[int, at_least(0)] = 10
+    rejected_in_a_row: Annotated[int, size(0)] = 10
     #: Refuse a resume whose first loss differs from the loss in the journal.
     canary: bool = True
 
@@ -240,13 +252,13 @@ class MeshConfig:
     """How the devices are divided among the axes. One size may be -1: all remaining devices."""
 
     #: Devices that divide the rows of a microbatch.
-    data: int = -1
+    data: Annotated[int, axis_size()] = -1
     #: Devices that divide the rows and also the parameters, gradients and optimizer state.
-    fsdp: int = 1
+    fsdp: Annotated[int, axis_size()] = 1
     #: Devices that divide heads, MLP features and vocabulary (GPT, BERT, encoder-decoder).
-    tensor: int = 1
+    tensor: Annotated[int, axis_size()] = 1
     #: Devices that divide the positions of a row (GPT).
-    sequence: int = 1
+    sequence: Annotated[int, axis_size()] = 1
 
 
 @dataclass(frozen=True)
@@ -262,12 +274,12 @@ class ParallelConfig:
     #: `mesh` compiles one program for all devices; `pmap` maps the update over the devices of one process (data only).
     form: Literal["mesh", "pmap"] = "mesh"
     #: Number of devices to use (0: all).
-    devices: Annotated[int, at_least(0)] = 0
+    devices: Annotated[int, size(0)] = 0
     #: Join the other processes that a cluster (Slurm, Open MPI, Kubernetes, a TPU pod) starts. The processes also join
     #: if the environment has JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     distributed: bool = False
     #: Seconds without a heartbeat of one process after which the others end, too.
-    heartbeat_seconds: Annotated[int, at_least(1)] = 100
+    heartbeat_seconds: Annotated[int, size(1)] = 100
 
 
 @dataclass(frozen=True)
@@ -283,7 +295,7 @@ class RuntimeConfig:
     #: need less. `system` changes nothing.
     allocator: Literal["pool", "keep", "system"] = "pool"
     #: Number of virtual CPU devices, each with a part of the threads (0: one device).
-    host_devices: Annotated[int, at_least(0)] = 0
+    host_devices: Annotated[int, size(0)] = 0
     #: Flags of XLA, as in `runtime.xla_flags=[--xla_cpu_max_isa=AVX2]`. XLA ends the process at an unknown flag.
     xla_flags: Annotated[tuple[str, ...], compiler_flags()] = ()
     #: Flags of XLA for machines with a GPU. The defaults overlap communication with computation, and use Triton's
@@ -296,7 +308,7 @@ class RuntimeConfig:
     compilation_cache: str = ""
     #: Maximum number of updates dispatched to one CPU at a time (0: up to 8 if they are small). Other devices, and
     #: batches of different shapes (records), always take one.
-    updates_at_once: Annotated[int, at_least(0)] = 0
+    updates_at_once: Annotated[int, size(0)] = 0
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.machinery import SourceFileLoader
@@ -18,6 +19,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from lmjax.config.errors import UserError, one_line
+from lmjax.config.local_imports import is_main_guard, local_imports, root_of
+from lmjax.config.ranges import shown
 
 #: The folder of the copies in a run directory.
 FOLDER = "extensions"
@@ -37,6 +40,8 @@ class _State:
     originals: dict[Path, Path] = field(default_factory=dict)
     #: Files that are being imported.
     importing: list[Path] = field(default_factory=list)
+    #: The user trusts the files that saved configurations list.
+    trusted: bool = False
 
 
 _state = _State()
@@ -63,7 +68,7 @@ class Entry:
 def parse_entry(text: str) -> Entry:
     """Parse an entry of `extensions`."""
     match = _ENTRY.fullmatch(text)
-    path = Path(match[1] if match else text).expanduser().absolute()
+    path = Path(os.path.expanduser(match[1] if match else text)).absolute()
     return Entry(path, match[3], match[2] == "sha256") if match else Entry(path)
 
 
@@ -127,7 +132,7 @@ def import_file(path: Path, copies: Path | None = None) -> ModuleType:
     if not file.is_file():
         what = "is a folder; name the files in it" if file.is_dir() else "does not exist"
         raise UserError(f"extensions: {file} {what}")
-    root, _ = _root(file)
+    root, _ = root_of(file)
     base = original.parents[len(file.relative_to(root).parts) - 1]
     others = local_imports(file)
     sources = {base / other.relative_to(root): other for other in (file, *others)}
@@ -144,7 +149,7 @@ def import_file(path: Path, copies: Path | None = None) -> ModuleType:
 
 
 def _run(file: Path, original: Path, imports: set[Path]) -> ModuleType:
-    root, names = _root(file)
+    root, names = root_of(file)
     sys.path.insert(0, str(root))
     _state.importing.append(original)
     importlib.invalidate_caches()
@@ -154,7 +159,7 @@ def _run(file: Path, original: Path, imports: set[Path]) -> ModuleType:
         else:
             module = _execute(file, f"lmjax_file_{sha256(str(file).encode())[:12]}")
         for other in imports:
-            _import_quietly(".".join(_root(other)[1]))
+            _import_quietly(".".join(root_of(other)[1]))
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -181,7 +186,7 @@ def _forget(sources: dict[Path, Path]) -> None:
     """
     for source, file in sources.items():
         _state.modules.pop(source, None)
-        name = ".".join(_root(file)[1])
+        name = ".".join(root_of(file)[1])
         other = _known_file(sys.modules.get(name))
         if other in sources:
             del sys.modules[name]
@@ -232,15 +237,6 @@ def _line(path: Path, error: BaseException) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-def _root(path: Path) -> tuple[Path, list[str]]:
-    """The folder for `sys.path` and the names of packages and module of a file."""
-    names, folder = [path.stem], path.parent
-    while (folder / "__init__.py").is_file():
-        names.insert(0, folder.name)
-        folder = folder.parent
-    return folder, names if path.stem != "__init__" else names[:-1]
-
-
 @contextmanager
 def preserved() -> Iterator[None]:
     """Restore at the end which content of each file this process works with."""
@@ -278,6 +274,69 @@ def load(texts: Iterable[str], copies: Path | None = None, *, exact: bool = Fals
             import_file(entry.path, copies if different else None)
 
 
+@contextmanager
+def consent(trusted: bool = True) -> Iterator[None]:
+    """Import the files that saved configurations list (`--allow-extensions`), or do not."""
+    before, _state.trusted = _state.trusted, trusted
+    try:
+        yield
+    finally:
+        _state.trusted = before
+
+
+def load_saved(
+    texts: Sequence[str], run_dir: Path, *, exact: bool, resuming: bool = False, allow: Sequence[str] = ()
+) -> None:
+    """Import the files that a saved configuration lists, if the user agreed to execute them.
+
+    The user agrees with `consent`, or if this program imported the same contents before. A resume also imports the
+    originals outside the run directory that are unchanged since the run recorded them.
+
+    Args:
+        texts: The entries.
+        run_dir: The folder of the configuration, with the copies.
+        exact: Use the copies also if a file has changed.
+        resuming: The run is resumed.
+        allow: With `resuming`, `extensions` allows files that have changed.
+
+    Raises:
+        UserError: The user did not agree, or a file cannot be imported.
+    """
+    entries = [parse_entry(text) for text in texts]
+    if _state.trusted:
+        load(texts, run_dir / FOLDER, exact=exact)
+    elif all(map(_is_imported, entries)):
+        return
+    elif resuming and all(_is_outside(text, run_dir) for text in texts):
+        changed = [entry.path for entry in entries if sha256(entry.path.read_bytes()) != entry.sha256]
+        if changed and "extensions" not in allow:
+            raise UserError(
+                f"the run has another configuration (extensions: {', '.join(map(str, changed))} changed); to change "
+                "it: --allow-change extensions"
+            )
+        load(texts)
+    else:
+        names = ", ".join(shown(str(entry.path)) for entry in entries[:3]) + ", ..." * (len(entries) > 3)
+        raise UserError(
+            f"{run_dir} lists Python files that this command would execute ({names}); if you trust them, add "
+            "--allow-extensions (in a program: allow_extensions=True, or import the files before)"
+        )
+
+
+def _is_imported(entry: Entry) -> bool:
+    """Whether this process works with the content that the run recorded."""
+    content = _state.contents.get(entry.path)
+    known = not entry.registers or entry.path in _state.modules
+    return content is not None and known and sha256(content) == entry.sha256
+
+
+def _is_outside(text: str, run_dir: Path) -> bool:
+    """Whether an entry is the recorded, absolute path of a file outside the run directory."""
+    match = _ENTRY.fullmatch(text)
+    path = Path(match[1]) if match else Path()
+    return path.is_absolute() and path.is_file() and not path.resolve().is_relative_to(run_dir.resolve())
+
+
 def _check_copies(entries: list[Entry], different: Entry, copies: Path | None) -> None:
     """Raise UserError if the copies are not the files of the run."""
     what = "has changed since the run recorded it" if different.path.is_file() else "does not exist"
@@ -296,7 +355,7 @@ def save_copies(texts: Iterable[str], run_dir: Path) -> None:
         content = entry.path.read_bytes() if content is None else content
         copy = _copy_of(entry.path, run_dir / FOLDER)
         if copy is None:
-            root, _ = _root(entry.path)
+            root, _ = root_of(entry.path)
             copy = run_dir / FOLDER / _folder(root) / entry.path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(content)
@@ -310,64 +369,6 @@ def _copy_of(path: Path, copies: Path) -> Path | None:
 
 def _folder(root: Path) -> str:
     return sha256(str(root).encode())[:8]
-
-
-# ---- What a file imports --------------------------------------------------------------------------------------------
-
-
-def local_imports(path: Path) -> set[Path]:
-    """Return the files of the same folder or package that a file imports.
-
-    Imports of imports, imports inside functions and the `__init__.py` files of packages are included. What is below
-    `if __name__ == "__main__":` is not.
-    """
-    seen: set[Path] = set()
-    todo = [path]
-    while todo:
-        file = todo.pop()
-        if file in seen or not file.is_file():
-            continue
-        seen.add(file)
-        root, names = _root(file)
-        todo += [root.joinpath(*names[:n], "__init__.py") for n in range(1, len(names))]
-        package = names if file.stem == "__init__" else names[:-1]
-        todo += [other for node in _nodes(file) for other in _files_of(node, root, package)]
-    return seen - {path}
-
-
-def _nodes(file: Path) -> Iterator[ast.AST]:
-    """The nodes of a file's syntax tree, except those below a main guard."""
-    try:
-        todo: list[ast.AST] = [ast.parse(importlib.util.decode_source(file.read_bytes()))]
-    except (SyntaxError, UnicodeDecodeError, ValueError):
-        return  # its import says what is wrong
-    while todo:
-        node = todo.pop()
-        yield node
-        if not is_main_guard(node):
-            todo += ast.iter_child_nodes(node)
-
-
-def is_main_guard(node: ast.AST) -> bool:
-    """Whether a statement is `if __name__ == "__main__":`."""
-    return isinstance(node, ast.If) and any(
-        isinstance(name, ast.Name) and name.id == "__name__" for name in ast.walk(node.test)
-    )
-
-
-def _files_of(node: ast.AST, root: Path, package: list[str]) -> list[Path]:
-    """The files below `root` that an import statement in `package` may read."""
-    if isinstance(node, ast.Import):
-        modules = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
-        parents = package[: len(package) - node.level + 1] if node.level else []
-        base = ".".join([*parents, *([node.module] if node.module else [])])
-        modules = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    else:
-        return []
-    own = {package[0]} if package else {path.stem for path in root.glob("*")} - {"lmjax"}
-    places = [root.joinpath(*module.split(".")) for module in modules if module.split(".")[0] in own]
-    return [file for place in places for file in (place.with_name(place.name + ".py"), place / "__init__.py")]
 
 
 # ---- Programs -------------------------------------------------------------------------------------------------------

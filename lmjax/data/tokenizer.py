@@ -2,31 +2,43 @@
 
 Every tokenizer is saved as one tokenizer.json and is identified by the sha256 of that text. Only lmjax itself writes
 `<|endoftext|>` (or its equivalent in a loaded tokenizer) into a stream: in text, special tokens are plain text.
+
+A tokenizer.json has no place for the roles of special tokens. Where a role cannot be known from the token's name, the
+file records it as an entry of its post-processor's table of special tokens, named `lmjax:end_of_text` and so on. No
+template uses these entries, so other programs read the same tokenizer.
 """
 
 import dataclasses
 import hashlib
+import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
 
 from lmjax.config import TokenizerConfig, UserError
-from lmjax.data import vocabularies
-from lmjax.data.sources.text import pieces
+from lmjax.data import tokenizer_folder, tokenizer_roles, tokenizer_settings, tokenizer_training, vocabularies
+from lmjax.data.tokenizer_checks import library_errors, not_utf8
+from lmjax.data.tokenizer_steps import keeps_text, steps
+from lmjax.system import paths
 
 # Rust threads and a later fork conflict. An explicit choice of threads suppresses the warning.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 END_OF_TEXT = "<|endoftext|>"
 _ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", vocabularies.SEP)
-TRAINING_BYTES = 200_000_000  # maximum amount of text that a vocabulary is trained on
-ALPHABET = 1000  # maximum number of characters in word pieces, the most frequent ones
+_OF_BERT = {  # the names in transformers, the roles in a tokenizer.json, and BERT's tokens
+    "cls_token": ("cls", vocabularies.CLS),
+    "sep_token": ("sep", vocabularies.SEP),
+    "mask_token": ("mask", vocabularies.MASK),
+    "pad_token": ("pad", vocabularies.PAD),
+}
+_NO_END = "no token ends a document: neither eos_token nor the vocabulary names one"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,11 +51,16 @@ class Tokenizer:
 
     #: The wrapped tokenizer.
     backend: Backend
+    #: Special tokens by their names in transformers, bos_token and so on, as the files of a folder give them.
+    named: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    #: Settings of tokenizer_config.json that an export writes again.
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.backend.no_truncation()
         self.backend.no_padding()
         self.backend.encode_special_tokens = True  # text that reads "<|endoftext|>" is text
+        self._record_roles()
         if self.end_of_text is not None:  # also for a file that lists it as an ordinary token
             self.backend.add_special_tokens([_special(self.token_text(self.end_of_text))])
         vocabulary = self._vocabulary
@@ -54,6 +71,27 @@ class Tokenizer:
                 "ids must count from 0"
             )
 
+    def _record_roles(self) -> None:
+        """Record in the backend the special tokens of a run that their names do not show."""
+        present = tokenizer_roles.recorded(self.backend)
+        roles = {"end_of_text": self.named.get("eos_token")}
+        if self.named.get("mask_token") in self._vocabulary:  # the vocabulary of a masked language model
+            roles |= {role: self.named.get(name) for name, (role, _) in _OF_BERT.items()}
+        usual = dict(_OF_BERT.values()) | {"end_of_text": self._usual_end}
+        wanted = {
+            role: token
+            for role, token in roles.items()
+            if token in self._vocabulary and token != present.get(role, usual.get(role))
+        }
+        if wanted:
+            tokenizer_roles.record(self.backend, wanted)
+
+    @cached_property
+    def _roles(self) -> dict[str, int]:
+        """The ids of the recorded special tokens by their roles."""
+        tokens = tokenizer_roles.recorded(self.backend)
+        return {role: self._vocabulary[token] for role, token in tokens.items() if token in self._vocabulary}
+
     @cached_property
     def _vocabulary(self) -> dict[str, int]:
         return self.backend.get_vocab(with_added_tokens=True)
@@ -63,34 +101,59 @@ class Tokenizer:
         """The largest id plus one."""
         return max(self._vocabulary.values(), default=-1) + 1
 
+    @property
+    def _usual_end(self) -> str | None:
+        return next((name for name in _ENDS if name in self._vocabulary), None)
+
     @cached_property
     def end_of_text(self) -> int | None:
-        """The id that ends a document in a stream, if the vocabulary has one."""
-        return next((self._vocabulary[name] for name in _ENDS if name in self._vocabulary), None)
+        """The id that ends a document: of the token that eos_token names, or a usual one."""
+        return self._roles.get("end_of_text", self._vocabulary.get(self._usual_end or ""))
+
+    @property
+    def end_description(self) -> str:
+        """A sentence about the token that ends a document."""
+        if self.end_of_text is None:
+            return _NO_END
+        return f"{self.token(self.end_of_text)!r} (id {self.end_of_text}) ends each document"
+
+    def id_of(self, name: str) -> int | None:
+        """Return the id of a special token that a folder's files name, such as bos_token."""
+        token = self.named.get(name)
+        return None if token is None else self._vocabulary.get(token)
+
+    def _of_bert(self, name: str) -> int | None:
+        role, usual = _OF_BERT[name]
+        return self._roles.get(role, self._vocabulary.get(usual))
 
     @property
     def cls(self) -> int | None:
         """The id of [CLS], the first token of BERT's rows, if the vocabulary has it."""
-        return self._vocabulary.get(vocabularies.CLS)
+        return self._of_bert("cls_token")
 
     @property
     def sep(self) -> int | None:
         """The id of [SEP], the token after each part of a row."""
-        return self._vocabulary.get(vocabularies.SEP)
+        return self._of_bert("sep_token")
 
     @property
     def mask(self) -> int | None:
         """The id of [MASK], which replaces a token to predict."""
-        return self._vocabulary.get(vocabularies.MASK)
+        return self._of_bert("mask_token")
 
     @property
     def pad(self) -> int | None:
         """The id of [PAD], which fills a row after its end."""
-        return self._vocabulary.get(vocabularies.PAD)
+        return self._of_bert("pad_token")
 
-    @property
+    @cached_property
     def unknown(self) -> int | None:
-        """The id of [UNK], which replaces a word that the vocabulary cannot represent."""
+        """The id that replaces what the vocabulary cannot represent, such as [UNK]."""
+        token = getattr(self.backend.model, "unk_token", None)
+        if token in self._vocabulary:
+            return self._vocabulary[token]
+        if isinstance(self.backend.model, models.Unigram):
+            return json.loads(self.backend.to_str())["model"].get("unk_id")
         return self._vocabulary.get(vocabularies.UNKNOWN)
 
     @cached_property
@@ -125,22 +188,30 @@ class Tokenizer:
         """Write tokenizer.json to the file `path`."""
         Path(path).write_bytes(self.json.encode())
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Encode a text, without additional tokens.
 
-        Raises:
-            UserError: A character vocabulary lacks a character of the text.
-        """
-        return self.encode_batch([text])[0]
+        Args:
+            text: The text.
+            special: Recognize special tokens in the text; otherwise `<|endoftext|>` in a text is ordinary text.
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Encode several texts in parallel."""
+        Raises:
+            UserError: The text is not valid, or a character vocabulary lacks a character of the text.
+        """
+        return self.encode_batch([text], special=special)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        """Encode several texts in parallel; see `encode`."""
+        backend = self._recognizing if special else self.backend
+        what = "the tokenizer cannot encode this text"
         try:
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # the only type that the Rust library raises
-            raise UserError(f"the tokenizer cannot encode this text: {error}") from None
-        batch = [encoding.ids for encoding in encodings]
-        if self._by_character:
+            with library_errors(what, quiet=self._has_expressions):
+                encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+                batch = [encoding.ids for encoding in encodings]
+        except UserError as error:
+            wrong = next(filter(None, map(not_utf8, texts)), None)
+            raise (UserError(f"{what}: {wrong}") if wrong else error) from None
+        if self._by_character and not special:
             for item, ids in zip(texts, batch, strict=True):
                 if len(ids) != len(item):
                     lacking = next(c for c in item if c not in self._vocabulary)
@@ -149,6 +220,20 @@ class Tokenizer:
                         f"of {self.vocab_size - 1} characters"
                     )
         return batch
+
+    @cached_property
+    def _has_expressions(self) -> bool:
+        """Whether a step has an unusual regular expression; its search may fail."""
+        parts = [*steps(self.backend.pre_tokenizer), *steps(self.backend.normalizer)]
+        patterns = [step["pattern"] for step in parts if "pattern" in step]
+        return any(pattern.get("Regex", "") not in vocabularies.EXPRESSIONS for pattern in patterns)
+
+    @cached_property
+    def _recognizing(self) -> Backend:
+        """A copy of the backend that recognizes special tokens in text."""
+        backend = Backend.from_str(self.json)
+        backend.encode_special_tokens = False
+        return backend
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Decode ids; end_of_text appears as text, and invalid UTF-8 becomes U+FFFD."""
@@ -183,6 +268,30 @@ class Tokenizer:
         counts = np.bincount(ids, minlength=self.vocab_size) if len(ids) else np.zeros(self.vocab_size, np.int64)
         return int(counts @ self._lengths)
 
+    @cached_property
+    def lossless(self) -> bool:
+        """Whether decoding the tokens of a text always returns the text.
+
+        True for byte-level BPE without a normalizer and for characters. Word pieces and SentencePiece vocabularies
+        change some texts.
+        """
+        added = self.backend.get_added_tokens_decoder().values()
+        if self.backend.normalizer is not None or any(token.lstrip or token.rstrip for token in added):
+            return False
+        parts = steps(self.backend.pre_tokenizer)
+        model, table = self.backend.model, vocabularies.byte_of()
+        if not self._by_bytes:
+            return self._by_character and not parts
+        return (
+            isinstance(model, models.BPE)
+            and not (model.continuing_subword_prefix or model.end_of_word_suffix)
+            and any(step["type"] == "ByteLevel" for step in parts)
+            and all(keeps_text(step) for step in parts)
+            and all(char in self._vocabulary for char in table)
+            # The decoder reads each token as bytes, tokens that were added as text too.
+            and all(t.special or t.content.isascii() or not table.keys() >= set(t.content) for t in added)
+        )
+
     @property
     def _by_bytes(self) -> bool:
         return isinstance(self.backend.decoder, decoders.ByteLevel)
@@ -215,6 +324,9 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]])
         config: The configuration.
         texts: A function that starts the corpus. The kinds `bytes` and `file` do not read it.
     """
+    if config.kind != "wordpiece" and (config.lowercase, config.strip_accents) != (True, None):
+        name = "strip_accents" if config.lowercase else "lowercase"
+        raise UserError(f"data.tokenizer.{name} is for kind=wordpiece; remove it for kind={config.kind}")
     if config.kind == "file":
         return load_tokenizer(Path(config.path))
     if config.kind == "bytes":
@@ -228,17 +340,8 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]])
         backend.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
         return Tokenizer(_with_end(backend))
     if config.kind == "wordpiece":
-        return Tokenizer(_train_word_pieces(config.vocab_size, texts))
-    if config.vocab_size < 257:
-        raise UserError(f"data.tokenizer.vocab_size={config.vocab_size}: a byte-level BPE has at least 257 entries")
-    backend = vocabularies.byte_level()
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size - 1,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(_training_texts(texts()), trainer)
-    return Tokenizer(_with_end(backend))
+        return Tokenizer(tokenizer_training.train_word_pieces(config, texts))
+    return Tokenizer(_with_end(tokenizer_training.train_bpe(config.vocab_size, texts)))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -249,41 +352,29 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         UserError: The path has no valid tokenizer.
     """
-    return Tokenizer(vocabularies.load(path, END_OF_TEXT))
+    loaded = tokenizer_folder.load(path, END_OF_TEXT)
+    return Tokenizer(loaded.backend, loaded.named, loaded.config)
 
 
-def _train_word_pieces(vocab_size: int, texts: Callable[[], Iterator[str]]) -> Backend:
-    """Train a WordPiece vocabulary.
+def file_identity(path: Path) -> list[list[str]]:
+    """Return the names and hashes of the files of a tokenizer, which identify it.
 
-    It has BERT's special tokens, characters, and the most frequent merges. The library's trainer numbers the characters
-    inside words in the order of a hash map, which differs from run to run, and breaks ties by number. Here they are
-    all numbered before the training.
+    If the other files of a folder change the tokenizer, the hash of the result is the last entry.
+
+    Raises:
+        UserError: The path has no valid tokenizer.
     """
-    backend = vocabularies.word_pieces()
-    normalize, split = backend.normalizer.normalize_str, backend.pre_tokenizer.pre_tokenize_str
-    counts: Counter[str] = Counter()
-    for part in _training_texts(texts()):
-        counts.update(normalize(part))
-    frequent = sorted((char for char in counts if not char.isspace()), key=lambda char: (-counts[char], char))
-    alphabet = sorted(frequent[:ALPHABET])
-    inside = [vocabularies.CONTINUES + char for char in alphabet if len(split(normalize("a" + char))) == 1]
-    first_entries = [*vocabularies.BERT_SPECIALS, *inside]
-    least = len(first_entries) + len(alphabet)
-    if vocab_size < least:
-        raise UserError(
-            f"data.tokenizer.vocab_size={vocab_size}: word pieces of this text have at least {least} entries, its "
-            "characters"
-        )
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=first_entries,
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        continuing_subword_prefix=vocabularies.CONTINUES,
-        show_progress=False,
-    )
-    backend.train_from_iterator(_training_texts(texts()), trainer)
-    return vocabularies.word_pieces(backend.get_vocab(with_added_tokens=False))
+    parts = vocabularies.files(path)
+    entries = [[part.name, hashlib.sha256(part.read_bytes()).hexdigest()] for part in parts]
+    if tokenizer_settings.exist(parts[0].parent) and paths.local(path, key="data.tokenizer.path").is_dir():
+        complete = load_tokenizer(path).sha256
+        try:
+            alone = Tokenizer(vocabularies.load(parts, END_OF_TEXT)).sha256
+        except UserError:  # a vocab.txt with other special tokens
+            alone = None
+        if complete != alone:
+            entries.append(["settings", complete])
+    return entries
 
 
 def _special(name: str) -> AddedToken:
@@ -293,14 +384,3 @@ def _special(name: str) -> AddedToken:
 def _with_end(backend: Backend) -> Backend:
     backend.add_special_tokens([_special(END_OF_TEXT)])
     return backend
-
-
-def _training_texts(texts: Iterator[str]) -> Iterator[str]:
-    """Yield the first TRAINING_BYTES in small pieces; the trainer buffers 256 of them."""
-    left = TRAINING_BYTES
-    for item in texts:
-        for part, _ in pieces([item], 1 << 16):
-            yield part
-            left -= len(part.encode())
-            if left <= 0:
-                return

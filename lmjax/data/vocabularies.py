@@ -1,12 +1,13 @@
-"""Loading of foreign tokenizer files as `tokenizers` objects.
+"""Vocabulary files of other origins as `tokenizers` objects.
 
-The formats are tokenizer.json, GPT-2's two files, tiktoken's ranks and BERT's vocab.txt.
+The formats are tokenizer.json, GPT-2's two files, tiktoken's ranks and BERT's vocab.txt. What the other files of a
+folder say about the tokenizer is applied by `lmjax.data.tokenizer_folder`.
 """
 
 import base64
 import binascii
-import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from lmjax.config import UserError
-from lmjax.system import readers
+from lmjax.config.json_text import decode_utf8, parse_json
+from lmjax.data.tokenizer_checks import check_json, library_errors
+from lmjax.system import paths
 
 _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 _WORD_PIECES = "vocab.txt"
@@ -34,6 +37,10 @@ _WORDS = {
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _REST,
 }
 _WORDS["llama"] = _WORDS["cl100k"]
+QWEN2_WORDS = _WORDS["cl100k"].replace(r"\p{N}{1,3}", r"\p{N}")  # Qwen2 and Qwen3: each digit is a word
+
+
+EXPRESSIONS = frozenset(["", QWEN2_WORDS, *_WORDS.values()])
 
 
 @cache
@@ -63,53 +70,72 @@ def byte_level(vocabulary: dict[str, int] | None = None, merges: list[tuple[str,
     return backend
 
 
-def word_pieces(vocabulary: dict[str, int] | None = None, *, lowercase: bool = True) -> Backend:
+def word_pieces(
+    vocabulary: dict[str, int] | None = None,
+    *,
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+    unknown: str = UNKNOWN,
+    special: Sequence[str] = BERT_SPECIALS,
+) -> Backend:
     """Create BERT's WordPiece; without a vocabulary, for training.
 
     Text is cleaned of control characters, lower-cased and stripped of accents if `lowercase`, and split at blanks and
     punctuation and around every Chinese character; a word is then cut into the longest entries from the left, or is
     [UNK] (Devlin et al. 2019; Wu et al. 2016, section 4.1). Decoding thus restores words, not every letter.
+
+    Args:
+        vocabulary: The entries with their ids.
+        lowercase: Convert text to lower case.
+        strip_accents: Remove combining marks; None: if `lowercase`. Vowel signs of many scripts are such marks.
+        unknown: The entry for a word that cannot be represented.
+        special: Entries that are special tokens.
     """
     if vocabulary is None:
-        backend = Backend(models.WordPiece(unk_token=UNKNOWN))
+        backend = Backend(models.WordPiece(unk_token=unknown))
     else:
-        backend = Backend(models.WordPiece(vocabulary, unk_token=UNKNOWN, continuing_subword_prefix=CONTINUES))
-        backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in BERT_SPECIALS])
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)  # pyright: ignore
+        backend = Backend(models.WordPiece(vocabulary, unk_token=unknown, continuing_subword_prefix=CONTINUES))
+        backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in special])
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)  # pyright: ignore
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # pyright: ignore[reportAttributeAccessIssue]
     backend.decoder = decoders.WordPiece(prefix=CONTINUES)  # pyright: ignore[reportAttributeAccessIssue]
     return backend
 
 
-def load(path: Path, end_of_text: str) -> Backend:
-    """Load the tokenizer in a file or folder; ranks get `end_of_text` as the last entry.
+def load(parts: tuple[Path, ...], end_of_text: str, special: Sequence[str] = BERT_SPECIALS) -> Backend:
+    """Load the tokenizer in a file or in two files.
+
+    Args:
+        parts: The paths that `files` returns.
+        end_of_text: The token that ranks get as the last entry.
+        special: The special tokens that a vocab.txt must have; the second one is the unknown token.
 
     Raises:
-        UserError: The path has no valid tokenizer.
+        UserError: A file is no valid tokenizer.
     """
-    path = Path(path).expanduser()
-    if not str(path) or str(path) == ".":
-        raise UserError("data.tokenizer.kind=file needs data.tokenizer.path=PATH")
-    parts = files(path)
+    what = f"bad tokenizer file '{parts[0]}'"
     try:
+        contents = [part.read_bytes() for part in parts]
+    except OSError as error:
+        raise UserError(f"{what}: it cannot be read ({error.strerror})") from None
+    with library_errors(what, quiet=True):
         if len(parts) == 2:
-            return _gpt2(*parts)
+            return _gpt2(*parts, *contents)
         if parts[0].suffix == ".tiktoken":
-            return _tiktoken(parts[0], end_of_text)
+            return _tiktoken(parts[0], contents[0], end_of_text)
         if parts[0].suffix == ".txt":
-            return _vocab_txt(parts[0])
-        return Backend.from_str(parts[0].read_text("utf-8"))
-    except UserError:
-        raise
-    except Exception as error:  # the Rust library raises nothing narrower
-        raise UserError(f"bad tokenizer file '{parts[0]}': {str(error).splitlines()[0]}") from None
+            return _vocab_txt(parts[0], contents[0], special)
+        check_json(contents[0], what)
+        return Backend.from_str(contents[0].decode())
 
 
 def files(path: Path) -> tuple[Path, ...]:
     """Return the file or the two files of the tokenizer `path`."""
-    path = Path(path).expanduser()
+    path = paths.local(path, key="data.tokenizer.path")
+    if not str(path) or str(path) == ".":
+        raise UserError("data.tokenizer.kind=file needs data.tokenizer.path=PATH")
     if not path.exists():
-        raise readers.missing(path)
+        raise paths.missing(path)
     if path.is_file():
         if path.suffix not in (".json", ".tiktoken") and not path.name.endswith(_WORD_PIECES):
             raise UserError(f"'{path}' is no tokenizer: give a tokenizer.json, a .tiktoken, a vocab.txt, or a folder")
@@ -127,39 +153,40 @@ def files(path: Path) -> tuple[Path, ...]:
     raise UserError(f"no tokenizer in the folder '{path}': it has none of {formats}, *.tiktoken")
 
 
-def _vocab_txt(path: Path) -> Backend:
+def _vocab_txt(path: Path, content: bytes, special: Sequence[str]) -> Backend:
     """Load a vocabulary of one entry per line. It is lower-case if no entry has a capital."""
-    entries = path.read_text("utf-8").removesuffix("\n").split("\n")
+    entries = decode_utf8(content, f"bad tokenizer file '{path}'").removesuffix("\n").split("\n")
     vocabulary = {entry.removesuffix("\r"): i for i, entry in enumerate(entries)}
     if len(vocabulary) != len(entries):
         raise UserError(f"bad tokenizer file '{path}': it has {len(entries)} lines, {len(vocabulary)} of them distinct")
-    lacking = [name for name in BERT_SPECIALS if name not in vocabulary]
+    lacking = [name for name in special if name not in vocabulary]
     if lacking:
         raise UserError(f"bad tokenizer file '{path}': BERT's vocabulary has {', '.join(lacking)}, this one has not")
-    capitals = any(entry != entry.lower() and not re.fullmatch(r"\[.+\]", entry) for entry in vocabulary)
-    return word_pieces(vocabulary, lowercase=not capitals)
+    plain = (entry for entry in vocabulary if entry not in special and not re.fullmatch(r"\[.+\]", entry))
+    capitals = any(entry != entry.lower() for entry in plain)
+    return word_pieces(vocabulary, lowercase=not capitals, unknown=special[1], special=special)
 
 
-def _gpt2(vocabulary: Path, merges: Path) -> Backend:
-    lines = merges.read_text("utf-8").split("\n")
+def _gpt2(vocabulary: Path, merges: Path, table_content: bytes, merges_content: bytes) -> Backend:
+    lines = decode_utf8(merges_content, f"bad tokenizer file '{merges}'").split("\n")
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     wrong = next((pair for pair in pairs if len(pair) != 2), None)
     if wrong is not None:
         raise UserError(f"bad tokenizer file '{merges}': {' '.join(wrong)!r} is not a pair of tokens")
-    table = json.loads(vocabulary.read_text("utf-8"))
-    if not isinstance(table, dict) or not all(isinstance(i, int) and i >= 0 for i in table.values()):
+    table = parse_json(table_content, f"bad tokenizer file '{vocabulary}'")
+    if not isinstance(table, dict) or not all(type(i) is int and 0 <= i < 2**31 for i in table.values()):
         raise UserError(f"bad tokenizer file '{vocabulary}': it is not an object of token: id")
     return byte_level(table, [(a, b) for a, b in pairs])
 
 
-def _tiktoken(path: Path, end_of_text: str) -> Backend:
+def _tiktoken(path: Path, content: bytes, end_of_text: str) -> Backend:
     """A rank file (`base64 rank` lines) as a BPE that merges like tiktoken.
 
     tiktoken joins any two neighbours whose concatenation is an entry, lowest rank first; so every split of an entry
     into two entries is a merge, in the order of the ranks. A word that is an entry remains one token.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(content.splitlines(), 1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import Config, UserError, codec, presets
+from lmjax.config.errors import one_line
 from lmjax.data import tokenizer
-from lmjax.data.store.preparation import prepare
+from lmjax.data.store.preparation import prepare_to_read
 from lmjax.diagnose.retrace import Findings, Plan, Walk
 from lmjax.diagnose.story import describe_share, tell_story
 from lmjax.display.console import Console
+from lmjax.display.format import quantity
 from lmjax.journal import journal
 from lmjax.journal.history import MEANS, Applied, History, Record, learnt, machine_of
 from lmjax.parallel import mesh
@@ -35,13 +37,20 @@ from lmjax.training.step import fetch
 IN_ORDER, WRONG = 0, 1
 
 
-def show(run_dir: Path, *, replay: tuple[int, int] | None = None, config_file: Path | None = None) -> int:
+def show(
+    run_dir: Path,
+    *,
+    replay: tuple[int, int] | None = None,
+    config_file: Path | None = None,
+    changes: Sequence[str] = (),
+) -> int:
     """Print the history of the run in `run_dir` and everything that is wrong with it.
 
     Args:
         run_dir: The directory of the run.
         replay: The first and the last update (from 1) to recompute and compare with the journal, bit for bit.
         config_file: Where to write the configuration of a fresh run that ends with the same bits.
+        changes: Changes of `runtime.*`, `parallel.*` and `data.cache`, which are those of the machine here.
 
     Returns:
         The exit status: 0 if the run is in order, 1 if not.
@@ -53,8 +62,9 @@ def show(run_dir: Path, *, replay: tuple[int, int] | None = None, config_file: P
         raise UserError(f"{run_dir} is not a run: it has no config.json")
     if config_file is not None and config_file.suffix != ".json":
         raise UserError(f"--config {config_file}: the name of a configuration ends in .json")
-    config, findings = presets.read(run_dir / "config.json", exact=True), Findings()
+    findings = Findings()
     with Console() as console:
+        config = presets.read(run_dir / "config.json", changes, report=console.event)
         records, chained = _records(run_dir / "journal.jsonl", findings, console)
         sessions = _sessions(run_dir, config, records, findings, console)
         walk = Walk([_plan(run) for run in sessions], findings)
@@ -67,7 +77,8 @@ def show(run_dir: Path, *, replay: tuple[int, int] | None = None, config_file: P
         begin = _begin(walk, intact, replay) if replay else 0
         samples = int(sessions[-1].plan.sequences.sum()) if sessions else 0
         _tell(run_dir, records[: walk.followed], walk.history, sessions, samples, console, complete=chained)
-        _tell_fresh(run_dir, config, records, walk.history, config_file, samples, console)
+        saved = presets.saved(run_dir / "config.json")
+        _tell_fresh(run_dir, saved, records, walk.history, config_file, samples, console)
         if replay:
             _replay(sessions[-1], walk.history, intact, begin, replay[1], findings, console)
         problems = findings.lines()
@@ -88,16 +99,13 @@ def _records(path: Path, findings: Findings, console: Console) -> tuple[list[Rec
     """
     if not path.is_file():
         raise UserError(f"{path.parent} has no journal: the run has not started yet")
-    content = path.read_bytes()
-    try:
-        records = journal.read(path)
-    except UserError as error:
-        findings.add("journal", f"{error}; the audit covers only the records before it")
-        broken = int(str(error).removeprefix(f"{path}:").partition(":")[0])
-        return [json.loads(line) for line in content.splitlines()[: broken - 1]], False
-    if content and not content.endswith(b"\n"):
+    content = journal.scan(path, ordered=False)  # the walk finds what does not fit together
+    if content.problem:
+        findings.add("journal", f"{content.problem}; the audit covers only the records before it")
+        return content.records, False
+    if content.torn:
         console.event("the last line of the journal is incomplete (a crash during the write); the next resume drops it")
-    return records, True
+    return content.records, True
 
 
 def _sessions(
@@ -106,15 +114,18 @@ def _sessions(
     """Rebuild the run of each session (the start and each resume); empty if impossible."""
     config = replace(config, parallel=mesh.here(config.parallel, microbatch=config.batch.microbatch))
     try:
-        store = prepare(config.data, report=console.report)
+        recorded = records[0].get("data_sha256", "") if records else ""
+        store = prepare_to_read(config.data, recorded, report=console.report)
+        size = quantity(sum(entry["bytes"] for entry in store.manifest["files"].values()), "B")
+        console.event(f"data: all {size} of the prepared tokens match their hashes; the text itself is not read")
         sessions = [build.build(config, store)]
         for record in reversed([record for record in records if record["event"] == "resume"]):
             before = _before(config, record["changed"])
             sessions.append(build.build(before, store) if before != config else sessions[-1])
             config = before
         tokenizer_sha256 = tokenizer.load_tokenizer(run_dir / "tokenizer.json").sha256
-    except (ValueError, SyntaxError, OSError) as error:  # a UserError is a ValueError
-        findings.add("inputs", f"data plan and guard cannot be checked: {error}")
+    except (ValueError, SyntaxError, TypeError, OSError, RecursionError, MemoryError) as error:  # and UserError
+        findings.add("inputs", f"data plan and guard cannot be checked: {one_line(error)}")
         return []
     start = records[0] if records else {}
     inputs = [
@@ -133,7 +144,8 @@ def _before(config: Config, changed: Sequence[str]) -> Config:
     for line in (line for line in changed if not line.startswith(MEANS)):
         key, _, values = line.partition(": ")
         old = ast.literal_eval(values.partition(" -> ")[0])
-        config = codec.apply_overrides(config, [f"{key}={old if isinstance(old, str) else json.dumps(old)}"])
+        override = f"{key}={old if isinstance(old, str) else json.dumps(old)}"
+        config = codec.apply_overrides(config, [override], load=False)
     return config
 
 
@@ -160,7 +172,7 @@ def _check_checkpoints(
         The intact checkpoints of the journal's path by update, and the number of checkpoints checked.
     """
     intact = {}
-    quarantined = sorted(path for path in (root / "quarantine").glob("*") if path.name.partition(".")[0].isdecimal())
+    quarantined = checkpoint.quarantined(root)
     folders = checkpoint.folders(root)
     for folder in [*folders, *quarantined]:
         update = int(folder.name.partition(".")[0])

@@ -20,8 +20,10 @@ from lmjax.guard import detector
 from lmjax.guard.decision import Decision, decide
 from lmjax.guard.detector import Window
 from lmjax.journal.history import ROLLED_BACK, History, Ranges, Record, Tried, advance, learnt
+from lmjax.journal.records import check_order
 
 _MEASURED = ("loss", "grad_norm", "param_norm", "z_loss", "z_grad_norm")  # fields of a suspect's record
+_MOST_POSITIONS = 1 << 28  # positions that batches in a row, with the samples left out between them, can span
 _SHOWN = 4  # findings per kind: one mistake often causes many more
 # A z is the same function here and in the update, but a separate compilation may round differently.
 _close = partial(math.isclose, rel_tol=1e-3, abs_tol=1e-3)
@@ -119,10 +121,12 @@ class Walk:
                     self.findings.add("journal", f"the wall step goes back: {self.wall_step}, {record['wall_step']}")
                 self.wall_step = record["wall_step"]
                 session += record["event"] == "resume"
+                if problem := check_order(self.history, record):
+                    self.findings.add("journal", f"record {self.followed + 1}: {problem}")
                 self._batches(record)
                 self._event(record)
                 self._advance(record, session)
-            except (LookupError, ValueError, TypeError, AssertionError) as error:
+            except (LookupError, ValueError, TypeError, AssertionError, ArithmeticError, MemoryError) as error:
                 text = f"record {self.followed + 1} is inconsistent, the rest is not checked: {error!r}"
                 self.findings.add("journal", text)
                 return
@@ -260,13 +264,15 @@ class Walk:
             self.findings.add("rollback", f"update {record['update']}: {text}")
 
     def _decide(self, record: Record, checkpoints: dict[int, int]) -> Decision:
-        plan = self._plan
+        plan, last = self._plan, self.recent[-1]
+        if last.cursor - min((tried.before for tried in self.recent), default=0) > _MOST_POSITIONS:
+            raise ValueError(f"the batches before cursor {last.cursor} are too far apart")
         return decide(
             self.history,
             self.recent,
             record["rule"],
             checkpoints=checkpoints,
-            batch=int(plan.sequences[self.recent[-1].update]),
+            batch=int(plan.sequences[last.update]),
             samples=int(plan.sequences.sum()),
             every=plan.every,
             config=plan.guard,

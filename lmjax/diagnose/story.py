@@ -60,7 +60,8 @@ def _words(record: Record, before: Record, samples: int) -> str:
 
 def _where(record: Record) -> str:
     devices = f"{record['devices']} {record['platform']} device{'s' * (record['devices'] != 1)}"
-    devices += f" ({record['mesh']})" * (record["devices"] > 1 and "mesh" in record)
+    if record["devices"] > 1 and "mesh" in record:
+        devices += f" ({record['mesh']})"
     return f"lmjax {record['lmjax']}, jax {record['jax']}, Python {record['python']}, on {devices}"
 
 

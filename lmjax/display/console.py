@@ -3,6 +3,7 @@
 Output errors never stop a run: a closed pipe, a full disk or a narrow character set only loses text.
 """
 
+import io
 import math
 import os
 import sys
@@ -17,8 +18,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lmjax.display.format import duration, evaluation_line, known, number, printable, quantity
+from lmjax.display.format import digits, duration, evaluation_line, known, number, printable, quantity
 
+NARROWEST = 20  # columns of a terminal whose width is believed
 SMOOTHING = 0.95  # decay of the displayed loss: an average over about 20 records
 
 
@@ -42,7 +44,7 @@ class Console:
         interval: float = 10.0,
         clock: Any = time.monotonic,
     ):
-        file = cast(TextIO, file or sys.stdout)
+        file = cast(TextIO, file or sys.stdout or _Nowhere())
         if live is None:
             live = file.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         self._rich = rich.console.Console(
@@ -54,6 +56,8 @@ class Console:
             markup=False,
             emoji=False,
         )
+        if width is None and self._rich.width < NARROWEST:  # COLUMNS=0: tables would be empty
+            self._rich.width = 80
         self._live_wanted = live
         self._live: Live | None = None
         self._interval = interval
@@ -208,16 +212,30 @@ class Progress:
         self._loss_sum = self._loss_weight = 0.0
         self._skipped = 0
         self._last: Mapping[str, Any] = {}
-        self._first: tuple[float, float] | None = None  # (seconds, share of the run done) at the first record
+        self._first: tuple[float, float, int] | None = None  # (time, share of the run done, number) of a record
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add the record of an update."""
         if number(record.get("loss")):
             self._loss_sum = SMOOTHING * self._loss_sum + record["loss"]
             self._loss_weight = SMOOTHING * self._loss_weight + 1
+        elif record.get("loss") is not None:  # an average over it would be NaN forever: a new one starts after it
+            self._loss_sum = self._loss_weight = 0.0
         self._skipped += int(record.get("skipped") or 0)
         self._last, self.update, self.count = record, record["update"], self.count + 1
-        self._first = self._first or (self._clock(), self._share())
+        self._anchor(record.get("seconds"))
+
+    def _anchor(self, seconds: Any) -> None:
+        """Choose the record from which the pace is measured: the last that came with the first.
+
+        The records of updates that were dispatched together arrive together, in no time.
+        """
+        now = self._clock()
+        if self._first is not None:
+            took = (self.count - self._first[2]) * seconds if number(seconds) else 0
+            if now - self._first[0] >= took / 2:
+                return
+        self._first = now, self._share(), self.count
 
     def left(self) -> float | None:
         """Return the remaining seconds at the average pace so far; None if unknown."""
@@ -235,7 +253,7 @@ class Progress:
         """
         record = self._last
         left = self.left() if self.update < self.updates else None
-        loss = f"{self._loss_sum / self._loss_weight:.3f}" if self._loss_weight else "-"
+        loss = digits(self._loss_sum / self._loss_weight if self._loss_weight else record.get("loss"))
         fields = [  # (importance, text)
             (9, f"{self.update}/{self.updates}"),
             (8, f"loss {loss}"),
@@ -259,6 +277,13 @@ class Progress:
         if self._tokens and number(self._last.get("tokens")):
             return self._last["tokens"] / self._tokens
         return self.update / max(self.updates, 1)
+
+
+class _Nowhere(io.TextIOBase):
+    """The output of a process whose standard output is closed."""
+
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 class _Unbreakable:

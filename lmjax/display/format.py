@@ -10,7 +10,7 @@ def evaluation_line(record: Mapping[str, Any]) -> str:
     parts = [
         f"update {record['update']}",
         f"validation loss {digits(record.get('val_loss'))}",
-        known(record.get("val_bits_per_byte"), lambda value: f"{value:.3f} bits per byte"),
+        "" if record.get("val_bits_per_byte") is None else f"{digits(record['val_bits_per_byte'])} bits per byte",
         *(
             f"{key.removeprefix('val_').replace('_', ' ')} {digits(value)}"
             for key, value in record.items()
@@ -56,8 +56,8 @@ def known(value: Any, show: Callable[[Any], str]) -> str:
 
 
 def digits(value: Any) -> str:
-    """Format a number with three decimals; anything else becomes `-`."""
-    return known(value, "{:.3f}".format) or "-"
+    """Format a number with three decimals: `3.210`, `nan`, `inf`; anything else becomes `-`."""
+    return f"{value:.3f}" if isinstance(value, int | float) and not isinstance(value, bool) else "-"
 
 
 def number(value: Any) -> bool:

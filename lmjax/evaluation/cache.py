@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lmjax.evaluation.results import Response
 from lmjax.inference.language_model import LanguageModel
 from lmjax.pytrees import digest
 from lmjax.system.files import cache_folder, locked
+from lmjax.system.json_files import to_json
 
 FORMAT = 1  # increase it when the format of the entries or their computation changes
 
@@ -19,7 +21,8 @@ FORMAT = 1  # increase it when the format of the entries or their computation ch
 class Cache:
     """Responses of one model by the key of the request, in an append-only file of JSON lines.
 
-    An incomplete last line is ignored. Without a path nothing is stored on disk.
+    An incomplete last line is ignored, and so are log-probabilities that are not numbers. Without a path nothing is
+    stored on disk.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -28,9 +31,11 @@ class Cache:
             for line in path.read_bytes().split(b"\n"):
                 try:
                     key, value = json.loads(line)
-                    self._known[str(key)] = value if isinstance(value, str) else (float(value[0]), bool(value[1]))
-                except (ValueError, TypeError, LookupError):
+                    response = value if isinstance(value, str) else (float(value[0]), bool(value[1]))
+                except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
                     continue
+                if isinstance(response, str) or not isnan(response[0]):
+                    self._known[str(key)] = response
 
     def get(self, key: str) -> Response | None:
         """The stored response to a request, or None."""
@@ -41,10 +46,15 @@ class Cache:
         self._known |= responses
         if self.path is None or not responses:
             return
-        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in responses.items())
+        lines = "".join(to_json([key, _plain(response)]) + "\n" for key, response in responses.items())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path.with_suffix(".lock"), wait=lambda: None), open(self.path, "ab") as file:
             file.write(b"\n" * (file.tell() > 0) + lines.encode())  # ends an incomplete last line
+
+
+def _plain(response: Response) -> Any:
+    """A response as JSON; the logarithm of probability 0 is text, which `float` reads."""
+    return response if isinstance(response, str) or isfinite(response[0]) else [str(response[0]), response[1]]
 
 
 def of_model(lm: LanguageModel) -> Cache:

@@ -4,7 +4,7 @@ Shapes: B rows, T positions, P positions that are predicted.
 """
 
 from collections.abc import Sequence
-from math import log
+from math import isfinite, log
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ def pseudo_bits_per_byte(
         limit: Number of passages to measure, evenly spread (0: all).
 
     Raises:
-        UserError: The texts have no token to predict.
+        UserError: The texts have no token to predict, or the loss is not finite.
     """
     facts, room = masking.facts(tokenizer), context - 2
     passages = [ids[at : at + room] for ids in tokenizer.encode_batch(texts) for at in range(0, len(ids), room)]
@@ -45,6 +45,8 @@ def pseudo_bits_per_byte(
     for passage in map(np.asarray, passages):
         places = np.flatnonzero(np.isin(passage, facts.plain_V))
         nats += float(measure(params, mask_in_turn(passage, places, facts=facts, context=context)))
+        if not isfinite(nats):
+            raise UserError("the model gives a loss that is not finite; its weights or logits are not finite")
         size += len(tokenizer.decode(passage[places]).encode())
     if not size:
         raise UserError("the texts have no token that BERT can predict; use texts of its vocabulary")

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import isnan
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +42,21 @@ class Request(NamedTuple):
     continuation: tuple[int, ...]
 
 
+class NoScore(UserError):
+    """A log-probability that is not a number, and the index of its request."""
+
+    def __init__(self, index: int, where: str = "") -> None:
+        super().__init__(
+            f"{where and where + ': '}the model gives a log-probability that is not a number, which has no rank; its "
+            "weights or logits are not finite"
+        )
+        self.index = index
+
+    def at(self, where: str) -> "NoScore":
+        """Return the error with the place of the request in front of its message."""
+        return NoScore(self.index, where)
+
+
 class Found(NamedTuple):
     """The score of a continuation."""
 
@@ -57,40 +73,58 @@ def encode(lm: LanguageModel, context: str, continuation: str) -> Request:
     texts together adds to the context (as in lm-evaluation-harness).
 
     Raises:
-        UserError: The continuation is empty.
+        UserError: The continuation is empty, or nothing precedes its only token.
     """
     stripped = context.rstrip()
     continuation = context[len(stripped) :] + continuation
     if not continuation:
         raise UserError("there is nothing to score: the continuation is empty")
     if not stripped:
-        return Request(tuple(lm.ids("")), tuple(lm.tokenizer.encode(continuation)))
+        return _alone(lm, lm.encode(continuation))
     start, complete = lm.ids(stripped), lm.ids(stripped + continuation)
     if len(complete) <= len(start):  # the complete text has fewer tokens
-        return Request(tuple(complete[:-1]) or tuple(lm.ids("")), tuple(complete[-1:]))
+        return Request(tuple(complete[:-1]), tuple(complete[-1:])) if complete[:-1] else _alone(lm, complete)
     return Request(tuple(start), tuple(complete[len(start) :]))
 
 
-def rolling(lm: LanguageModel, text: str, *, context: int | None = None) -> list[Request]:
-    """Build requests that predict each token of a text once, in non-overlapping windows.
+def _alone(lm: LanguageModel, ids: Sequence[int]) -> Request:
+    """The request for a text without context: after the model's or its own first token."""
+    complete = (*lm.before(), *ids)
+    if len(complete) < 2:
+        raise UserError(
+            f"nothing precedes the only token of {lm.tokenizer.decode(ids)!r}, so it has no probability; choose "
+            "another first token (bos or end), or give a context"
+        )
+    return Request(complete[:1], complete[1:])
 
-    The context of the first window is the end-of-text token that precedes every document. The context of every other
-    window is filled with the preceding tokens up to the limit (as in lm-evaluation-harness).
+
+def rolling(lm: LanguageModel, text: str, *, context: int | None = None) -> list[Request]:
+    """Build requests that predict each token of a text once, in windows without overlap.
+
+    The context of the first window is the model's first token (`LanguageModel.before`); without one, the first token of
+    the text is not predicted. The context of every other window is the last token of the preceding one. The last
+    window is filled on the left up to the limit. All of this is as in lm-evaluation-harness.
 
     Args:
         lm: The model.
         text: The text.
         context: Tokens of a window; default: the context of the model.
     """
-    limit = context or incremental.limit(lm.model.config)
-    ids = lm.tokenizer.encode(text)
-    before = lm.ids("")[:1]
-    limit = limit or len(ids)
-    requests = [Request(tuple(before), tuple(ids[:limit]))] if ids else []
-    for start in range(limit, len(ids), limit):
+    ids = (*lm.before(), *lm.encode(text))
+    limit = context or incremental.limit(lm.model.config) or max(1, len(ids))
+    requests = []
+    for start in range(1, len(ids), limit):
         stop = min(start + limit, len(ids))
-        requests.append(Request(tuple(ids[stop - limit - 1 : start]), tuple(ids[start:stop])))
+        requests.append(Request(ids[max(0, stop - limit - 1) : start], ids[start:stop]))
     return requests
+
+
+def cut(request: Request, limit: int | None) -> tuple[int, int]:
+    """Return how many tokens of context and continuation do not fit, and are left out."""
+    if not limit:
+        return 0, 0
+    continuation = max(0, len(request.continuation) - limit)
+    return max(0, len(request.context) + len(request.continuation) - limit - 1 - continuation), continuation
 
 
 def score(
@@ -110,6 +144,9 @@ def score(
         requests: The requests.
         share: Lay requests out as trees (GPT only); otherwise each request has its own row.
         take: Called after each batch with its scores, by the index of the request.
+
+    Raises:
+        NoScore: A log-probability is not a number.
     """
     limit = incremental.limit(lm.model.config)
     sequences = [_sequence(request, limit) for request in requests]
@@ -141,6 +178,9 @@ def score(
                 for b, row in enumerate(batch)
                 for i, at in row.requests
             }
+            for i, found in batch_scores.items():
+                if isnan(found.logprob):
+                    raise NoScore(i)
             scores |= batch_scores
             take(batch_scores)
     return [scores[i] for i in range(len(requests))]
@@ -275,4 +315,6 @@ def _forward(model: Any, params: Any, arrays: dict[str, Array]) -> tuple[Array, 
     log_z_BP, best_BP = jax.nn.logsumexp(logits_BPV, axis=-1), jnp.argmax(logits_BPV, axis=-1)
     of_row = jax.vmap(lambda logits_PV, place_Q, id_Q: logits_PV[place_Q, id_Q])
     at = partial(jnp.take_along_axis, indices=place_BQ, axis=1)
-    return of_row(logits_BPV, place_BQ, id_BQ) - at(log_z_BP), at(best_BP) == id_BQ
+    log_z_BQ = at(log_z_BP)
+    logprob_BQ = jnp.where(jnp.isfinite(log_z_BQ), of_row(logits_BPV, place_BQ, id_BQ) - log_z_BQ, jnp.nan)
+    return logprob_BQ, at(best_BP) == id_BQ

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLocator
 
 from lmjax.config import UserError
-from lmjax.display.figures import MARKERS, REFERENCE, WIDTH, colour, literal, panels, save
+from lmjax.display.figures import MARKERS, REFERENCE, WIDTH, colour, literal, own_style, panels, save
 from lmjax.evaluation.results import Result, Score
 from lmjax.evaluation.task_metrics import PRIMARY, has_chance
 
@@ -30,6 +30,7 @@ def draw(results: Sequence[Result], path: str | Path) -> Path:
     return save(figure(results), Path(path))
 
 
+@own_style()
 def figure(results: Sequence[Result]) -> Figure:
     """Plot each task's main metric against the number of examples, one panel a task.
 
@@ -62,6 +63,7 @@ def figure(results: Sequence[Result]) -> Figure:
     return picture
 
 
+@own_style()
 def emergence(columns: Mapping[str, np.ndarray]) -> Figure | None:
     """Plot the in-context metrics of a run over its updates; None if there are none.
 

@@ -15,8 +15,10 @@ from jax import Array
 
 from lmjax.config import UserError
 from lmjax.inference import incremental
+from lmjax.inference.continuation import Continuation
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling, choose
+from lmjax.system.seeds import random_key
 
 CHUNK = 32  # tokens that the device decodes before the host reads them
 
@@ -27,6 +29,7 @@ def generate(
     *,
     sampling: Sampling,
     show: Callable[[int, str], None] | None = None,
+    alone: bool = False,
 ) -> list[str]:
     """Generate the text that continues each prompt.
 
@@ -36,26 +39,29 @@ def generate(
         sampling: The sampling settings.
         show: Called with the index of a prompt and the next part of its continuation, as soon as no later token can
             change it.
+        alone: Decode each continuation as a text of its own, without special tokens.
 
     Raises:
-        UserError: The tokenizer cannot encode a prompt.
+        UserError: The tokenizer cannot encode a prompt, or the model has no row for an id.
     """
     texts, shown = [""] * len(prompts), [0] * len(prompts)
     ids = [lm.ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    continuations = [Continuation(lm.tokenizer, prompt, alone=alone) for prompt in ids]
     withheld = (
         max((len(stop) for stop in sampling.stop), default=1) - 1
     )  # a stop may have started at the end of the text
 
     def cut(row: int, new: list[int], ended: bool) -> bool:
         """Update the text of a row and return whether it contains a stop."""
-        text = lm.tokenizer.decode(new)
+        text = continuations[row].text(new)
         stops = [place for stop in sampling.stop if (place := text.find(stop)) >= 0]
         texts[row] = text[: min(stops)] if stops else text
         ended = ended or bool(stops)
-        settled = len(texts[row]) if ended else len(text.rstrip("\ufffd")) - withheld
-        if show is not None and settled > shown[row]:
-            show(row, texts[row][shown[row] : settled])
-            shown[row] = settled
+        if show is not None:
+            settled = len(texts[row]) if ended else continuations[row].final(new, text) - withheld
+            if settled > shown[row]:
+                show(row, texts[row][shown[row] : settled])
+                shown[row] = settled
         return bool(stops)
 
     ends = () if sampling.past_end else lm.ends
@@ -87,14 +93,13 @@ def continue_ids(
         cut: Called after each chunk with a row's index, its new ids and whether it has ended; True ends the row.
 
     Raises:
-        UserError: A prompt is empty.
+        UserError: A prompt is empty, or has an id that the model does not know.
     """
-    if not all(prompts):
-        raise UserError("the prompt is empty")
+    _check(prompts, model.config.vocab_size)
     context, done = incremental.limit(model.config), 0
     new: list[list[int]] = [[] for _ in prompts]
     alive = np.full(len(prompts), sampling.max_tokens > 0)
-    keys_B = _keys(sampling.seed, len(prompts))
+    keys_B = _keys(random_key(sampling.seed), len(prompts))
     quick, quick_params = incremental.prepared(model, params, len(prompts)) if alive.any() else (model, params)
     starts = [max(0, len(prompt) - context) if context else 0 for prompt in prompts]
     while alive.any():
@@ -118,12 +123,34 @@ def continue_ids(
             left, done, keys_B = left - count, done + count, rows.keys_B
             chunk = np.asarray(chunk_BN)[:, :count].tolist()
             for row in np.flatnonzero(alive):
-                tokens = chunk[row]
-                end = next((i for i, token in enumerate(tokens) if token in ends), None)
-                new[row] += tokens[:end]
-                ended = end is not None or done >= sampling.max_tokens
+                tokens, ended = _before_end(chunk[row], ends)
+                new[row] += tokens
+                ended = ended or done >= sampling.max_tokens
                 alive[row] = not (cut(int(row), new[row], ended) or ended)
             yield new
+
+
+def _before_end(tokens: list[int], ends: Sequence[int]) -> tuple[list[int], bool]:
+    """The tokens before the first one that ends a text, and whether there is one."""
+    end = next((i for i, token in enumerate(tokens) if token in ends), None)
+    if -1 in tokens[:end]:
+        raise UserError("the model's logits are not finite numbers; its weights are damaged or exceed its dtype")
+    return tokens[:end], end is not None
+
+
+def unread(lm: LanguageModel, prompt: Sequence[int]) -> int:
+    """Count the first ids of a prompt that `generate` leaves out: they exceed the context."""
+    context = incremental.limit(lm.model.config)
+    return max(0, len(prompt) - context) if context else 0
+
+
+def _check(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
+    for prompt in prompts:
+        if not prompt:
+            raise UserError("the prompt is empty")
+        wrong = next((i for i in (min(prompt), max(prompt)) if not 0 <= i < vocab_size), None)
+        if wrong is not None:
+            raise UserError(f"the prompt has the token id {wrong}; the model has the ids 0 to {vocab_size - 1}")
 
 
 def _seen(texts: Sequence[Sequence[int]], vocab_size: int) -> Array:
@@ -203,8 +230,8 @@ def _read(model: Any, params: Any, ids_BT: Array, first_B: Array, size: int) -> 
 
 
 @partial(jax.jit, static_argnums=1)
-def _keys(seed: Array, count: int) -> Array:
-    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
+def _keys(key: Array, count: int) -> Array:
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(count))
 
 
 @cache

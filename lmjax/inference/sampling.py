@@ -1,12 +1,34 @@
 """Sampling of the next token from its logits."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from lmjax.config import UserError
+from lmjax.system import seeds
+
+_LARGEST = 2**31 - 1  # of an integer on a device
+_COLDEST, _HOTTEST = 1e-6, 1e30  # of a temperature: logits divided by less or more leave the range of float32
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and bool(0 <= value <= _LARGEST)
+
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_tokens": (_whole, f"in [0, {_LARGEST}], an integer"),
+    "temperature": (lambda x: x == 0 or _COLDEST <= x <= _HOTTEST, f"0 or in [{_COLDEST:g}, {_HOTTEST:g}]"),
+    "top_k": (_whole, f"in [0, {_LARGEST}], an integer"),
+    "top_p": (lambda x: 0 < x <= 1, "in (0, 1]"),
+    "min_p": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+    "repetition_penalty": (lambda x: 1 / _HOTTEST <= x <= _HOTTEST, "above 0 and finite"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,12 +56,14 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        fits = self.temperature >= 0 and self.top_k >= 0 and self.max_tokens >= 0 and self.repetition_penalty > 0
-        if not (fits and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1):
-            raise UserError(
-                "temperature, top_k and max_tokens must be >= 0, top_p in (0, 1], min_p in [0, 1], "
-                "repetition_penalty > 0"
-            )
+        for name, (fits, rule) in _RANGES.items():
+            value = getattr(self, name)
+            number = isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+            if not number or not fits(value):
+                raise UserError(f"{name}={str(value)[:40]} is out of range: {name} {rule}")
+        seeds.check(self.seed)
+        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+            raise UserError("stop must be a list of texts")
         if "" in self.stop:
             raise UserError("stop: an empty text would end every continuation at once; remove it")
 
@@ -67,7 +91,7 @@ def choose(
     min_p: Array | float = 0.0,
     repetition_penalty: Array | float = 1.0,
 ) -> Array:
-    """Choose a token id (B) for each row of logits.
+    """Choose a token id (B) for each row; -1 if its largest logit is not finite.
 
     Args:
         logits_BV: The logits.
@@ -81,18 +105,31 @@ def choose(
         repetition_penalty: See `Sampling`.
     """
     greedy, filtered = kind
+    finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1))  # a maximum is NaN if any logit is
     if seen_BV is not None:
         penalized_BV = jnp.where(logits_BV > 0, logits_BV / repetition_penalty, logits_BV * repetition_penalty)
         logits_BV = jnp.where(seen_BV, penalized_BV, logits_BV)
     if greedy:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        return jnp.where(finite_B, jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), -1)
     logits_BV = logits_BV / temperature
     if filtered:
-        sorted_BV = -jnp.sort(-logits_BV, axis=-1)
-        rank_V = jnp.arange(logits_BV.shape[-1])
-        sorted_BV = jnp.where((rank_V < top_k) | (top_k == 0), sorted_BV, -jnp.inf)
-        p_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        kept_BV = (jnp.cumsum(p_BV, axis=-1) - p_BV < top_p) & (p_BV >= min_p * p_BV[:, :1]) & (p_BV > 0)
-        least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(rngs_B, logits_BV).astype(jnp.int32)
+        logits_BV = _filtered(logits_BV, top_k, top_p, min_p)
+    return jnp.where(finite_B, jax.vmap(jax.random.categorical)(rngs_B, logits_BV).astype(jnp.int32), -1)
+
+
+def _filtered(logits_BV: Array, top_k: Array | int, top_p: Array | float, min_p: Array | float) -> Array:
+    """Set the logits of excluded tokens to minus infinity.
+
+    Of tokens with equal logits, those with lower ids stay.
+
+    A token is kept by its rank, not by its value: of ten equal tokens, top_p=0.45 keeps five.
+    """
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    rank_V = jnp.arange(logits_BV.shape[-1])
+    sorted_BV = jnp.where((rank_V < top_k) | (top_k == 0), sorted_BV, -jnp.inf)
+    p_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    kept_BV = (jnp.cumsum(p_BV, axis=-1) - p_BV < top_p) & (p_BV >= min_p * p_BV[:, :1]) & (p_BV > 0)
+    least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+    above_BV, equal_BV = logits_BV > least_B1, logits_BV == least_B1
+    room_B1 = jnp.sum(kept_BV, axis=-1, keepdims=True) - jnp.sum(above_BV, axis=-1, keepdims=True)
+    return jnp.where(above_BV | (equal_BV & (jnp.cumsum(equal_BV, axis=-1) <= room_B1)), logits_BV, -jnp.inf)

@@ -17,7 +17,7 @@ TRANSIENT, ROLLED_BACK, SAVING = "transient: the spike did not come again", "rol
 MACHINE = ("jax", "devices", "processes", "platform", "mesh", "form", "xla_flags", "updates_at_once")
 _DEFAULTS = {"updates_at_once": 1}  # in journals of earlier versions, which lack the key; they may also lack flags
 # Prefixes of the keys that select how a run is computed and do not change what is learnt.
-MEANS = ("parallel.", "runtime.")
+MEANS = ("parallel.", "runtime.", "track.", "data.cache:")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,15 @@ class Applied(NamedTuple):
     machine: tuple[Any, ...]
 
 
+class Announced(NamedTuple):
+    """A checkpoint whose save was begun."""
+
+    #: Cursor of the run.
+    cursor: int
+    #: Digest of the state.
+    digest: str
+
+
 @dataclass
 class History:
     """The state of a run according to its journal."""
@@ -70,7 +79,7 @@ class History:
     #: The rollback whose data are being replayed.
     replay: Record | None = None
     #: Digests of the checkpoints begun on the path, by update.
-    digests: dict[int, str] = field(default_factory=dict)
+    announced: dict[int, Announced] = field(default_factory=dict)
     #: Updates of the complete checkpoints on the path.
     saved: set[int] = field(default_factory=set)
     #: The machine of the current session, as `machine_of` returns it.
@@ -103,14 +112,12 @@ class History:
 
     def _go_back(self, update: int, cursor: int, *, until: int | None = None) -> None:
         """Discard the path after `update`; expect these updates up to cursor `until` again."""
-        discarded = dict(enumerate(self.path[update:], update + 1))
-        self.expected = {
-            number: applied
-            for number, applied in {**self.expected, **discarded}.items()
-            if number > update and (until is None or applied.cursor <= until)
-        }
+        self.expected.update(enumerate(self.path[update:], update + 1))
         del self.path[update:]
-        self.digests = {at: digest for at, digest in self.digests.items() if at <= update}
+        if until is not None:
+            self.expected = {number: applied for number, applied in self.expected.items() if applied.cursor <= until}
+        while self.announced and (newest := next(reversed(self.announced))) > update:  # their updates ascend
+            del self.announced[newest]
         self.saved = {at for at in self.saved if at <= update}
         self.suspects = [record for record in self.suspects if record["cursor"] <= cursor]
 
@@ -151,7 +158,7 @@ def advance(history: History, record: Record) -> None:
             elif record.get("reason") == TRANSIENT:
                 history.replay = None
             elif record.get("reason") == SAVING:
-                history.digests[record["update"]] = record["digest"]
+                history.announced[record["update"]] = Announced(record["cursor"], record["digest"])
 
 
 def machine_of(record: Record) -> tuple[Any, ...]:

@@ -84,10 +84,29 @@ class Causal(Objective):
     def scores(self, totals: Mapping[str, float]) -> dict[str, float]:
         """Return `val_loss` and `val_bits_per_byte` from the sums over the validation split."""
         loss = totals["loss"] / totals["weight"]
-        return {"val_loss": loss, "val_bits_per_byte": self.bits_per_byte(loss)}
+        bits = {} if self.samples.store.lossless is False else {"val_bits_per_byte": self.bits_per_byte(loss)}
+        return {"val_loss": loss} | bits
+
+    def notes(self) -> list[str]:
+        """Return a line if bits per byte are not comparable across tokenizers."""
+        lossless = self.samples.store.lossless
+        if lossless:
+            return []
+        if lossless is None:
+            return [
+                "bits per byte: the prepared data do not say whether the tokenizer gives the text back; if it does "
+                "not, they do not compare with other tokenizers"
+            ]
+        return [
+            "bits per byte: none, because the tokenizer does not give the text back: the bytes that it loses would "
+            "cost nothing"
+        ]
 
     def bits_per_byte(self, nats_per_token: float) -> float:
-        """Convert a validation loss to bits per byte of text, comparable across tokenizers."""
+        """Convert a validation loss to bits per byte of text.
+
+        It is comparable across tokenizers that lose no text.
+        """
         store, packing = self.samples.store, self.samples.packing
         tokens = store.validation
         text = store.tokenizer.decode(tokens.ids[unpredicted(tokens, **packing)])
@@ -98,7 +117,8 @@ class Causal(Objective):
         """Return the bits per byte of two baselines on the validation split.
 
         The baselines are a byte unigram and an interpolated Kneser-Ney 5-gram. Both count at most `BASELINE_TOKENS`
-        training tokens, the same number from the start of each source.
+        training tokens, the same number from the start of each source. With a tokenizer that loses text, the only
+        baseline is the loss of the 5-gram, which predicts the same tokens as the model.
         """
         store = self.samples.store
         tokenizer, sources = store.tokenizer, store.sources
@@ -108,18 +128,23 @@ class Causal(Objective):
         def text(ids: np.ndarray) -> bytes:
             return tokenizer.decode(ids[ids != end] if end is not None else ids).encode()
 
-        unigram = ngram.unigram_bits_per_byte(b"".join(map(text, training)), text(validation))
         nats = ngram.kneser_ney(training, validation, vocab_size=tokenizer.vocab_size, order=5, end_of_text=end)
+        loss = nats / (len(validation) - 1)
+        if store.lossless is False:
+            return {"kneser_ney_5gram_loss": loss}
         return {
-            "unigram_bits_per_byte": unigram,
-            "kneser_ney_5gram_bits_per_byte": self.bits_per_byte(nats / (len(validation) - 1)),
+            "unigram_bits_per_byte": ngram.unigram_bits_per_byte(b"".join(map(text, training)), text(validation)),
+            "kneser_ney_5gram_bits_per_byte": self.bits_per_byte(loss),
         }
 
     def sample(self, params: Any) -> str:
         """Continue `train.sample_prompt` (empty: the beginning of a document)."""
         train, tokenizer = self.config.train, self.samples.store.tokenizer
         settings = {"max_tokens": train.sample_tokens, "temperature": 0.8, "seed": self.config.seed}
-        return self.answer(params, train.sample_prompt, tokenizer=tokenizer, past_end=True, **settings)
+        try:
+            return self.answer(params, train.sample_prompt, tokenizer=tokenizer, past_end=True, **settings)
+        except UserError as error:  # a sample does not end a run
+            return f"no sample: {error}"
 
     def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
         """Return the prompt (empty: the beginning of a document) and its continuation."""

@@ -12,6 +12,7 @@ from jax import Array
 
 from lmjax.config import ClassificationConfig, Config
 from lmjax.data.batches import records
+from lmjax.data.batches.buckets import lead_ids
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.models.classifier import Classifier
 from lmjax.objectives import losses
@@ -121,10 +122,14 @@ class Classification(Objective):
     def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
         """Return the probability of each label, highest first.
 
-        A tab separates the two texts of a pair.
+        The prompt is prepared as a record is in training. A tab separates the two texts of a pair.
         """
-        texts = self.samples.normalize(prompt).split("\t")
-        batch = records.row(tokenizer, texts, context=self.config.model.context)
+        texts, context = self.samples.split_prompt(prompt), self.config.model.context
+        batch = records.row(tokenizer, texts, context=context)
         chances_C = np.asarray(jax.nn.softmax(self.logits(params, batch, train=False)[0]))
         order = np.argsort(-chances_C).tolist()
-        return "\n".join(f"{chances_C[i]:6.1%}  {self._settings.labels[i]}" for i in order)
+        lines = [f"{chances_C[i]:6.1%}  {self._settings.labels[i]}" for i in order]
+        size = sum(map(len, tokenizer.encode_batch(texts))) + len(lead_ids(tokenizer)) + len(texts)
+        if size > context:
+            lines.append(f"cut: with its marks the text has {size:,} tokens, the model reads {context:,}")
+        return "\n".join(lines)

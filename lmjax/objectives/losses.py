@@ -171,7 +171,8 @@ def masked(
 
     Returns:
         (loss sum, weight sum, further sums). The further sums are `masked_loss`, `masked_accuracy`, and `next_loss`,
-        `next_accuracy`, which are means of this batch times its weight.
+        `next_accuracy`: in training means of this batch times its weight, otherwise sums over rows, whose number is
+        `next_rows`.
     """
     outputs = apply(
         model,
@@ -187,15 +188,27 @@ def masked(
         weights_BP, logits_BPV = batch["weights_BP"], _wide(outputs.logits_BPV)
         log_z_BP, target_BP = log_z_and_target(logits_BPV, batch["targets_BP"])
         loss_sum, weight = jnp.sum(weights_BP * (log_z_BP - target_BP)), jnp.sum(weights_BP)
-        hits_BP = target_BP >= jnp.max(logits_BPV, axis=-1)
+        hits_BP = _hits(logits_BPV, batch["targets_BP"], target_BP, train=train)
         sums = {"masked_loss": loss_sum, "masked_accuracy": jnp.sum(weights_BP * hits_BP)}
         if outputs.next_B2 is not None:
             rows_B = batch.get("rows_B", jnp.ones(len(weights_BP), jnp.float32))
             next_sum, hits = classified(outputs.next_B2, batch["next_B"], rows_B)
             loss_sum += weights_BP.shape[1] * next_sum
-            per_row = weight / jnp.maximum(jnp.sum(rows_B), 1)
-            sums |= {"next_loss": next_sum * per_row, "next_accuracy": hits * per_row}
+            if train:
+                per_row = weight / jnp.maximum(jnp.sum(rows_B), 1)
+                sums |= {"next_loss": next_sum * per_row, "next_accuracy": hits * per_row}
+            else:
+                sums |= {"next_loss": next_sum, "next_accuracy": hits, "next_rows": jnp.sum(rows_B)}
     return loss_sum, weight, sums
+
+
+def _hits(logits_BTV: Array, targets_BT: Array, target_BT: Array, *, train: bool) -> Array:
+    """Return which targets have the highest logit.
+
+    In training equal logits count as hits, which needs only one pass over the logits. A measurement counts the first of
+    equal logits: in bfloat16 the highest logits are often equal.
+    """
+    return target_BT >= jnp.max(logits_BTV, axis=-1) if train else jnp.argmax(logits_BTV, axis=-1) == targets_BT
 
 
 def translation(
@@ -231,7 +244,7 @@ def translation(
         if label_smoothing:
             spread_sum = jnp.sum(weights_BT * (log_z_BT - jnp.mean(logits_BTV, axis=-1)))
             loss_sum = (1 - label_smoothing) * entropy_sum + label_smoothing * spread_sum
-        hits_BT = target_BT >= jnp.max(logits_BTV, axis=-1)
+        hits_BT = _hits(logits_BTV, batch["targets_BT"], target_BT, train=train)
         sums = {"cross_entropy": entropy_sum, "accuracy": jnp.sum(weights_BT * hits_BT)}
     return loss_sum, jnp.sum(weights_BT), sums
 

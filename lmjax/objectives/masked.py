@@ -47,9 +47,13 @@ class Masked(Objective):
         return losses.masked_by_row(self.model, params, batch)
 
     def scores(self, totals: Mapping[str, float]) -> dict[str, float]:
-        """Return `val_loss`, the sum of both losses, and loss and accuracy of each."""
-        names = ("masked_loss", "masked_accuracy", "next_loss", "next_accuracy")
-        mean = {name: totals[name] / totals["weight"] for name in ("loss", *names) if name in totals}
+        """Return `val_loss`, which is the loss of training, and loss and accuracy of each task.
+
+        They are means over the masked tokens, and over the rows for the next passage.
+        """
+        mean = {name: totals[name] / totals["weight"] for name in ("loss", "masked_loss", "masked_accuracy")}
+        if "next_rows" in totals:
+            mean |= {name: totals[name] / totals["next_rows"] for name in ("next_loss", "next_accuracy")}
         return {f"val_{name}": value for name, value in mean.items()}
 
     def baselines(self) -> dict[str, float]:
@@ -100,10 +104,11 @@ class Masked(Objective):
             raise UserError("this model fills gaps: write [MASK] where a word is missing in the prompt")
         if len(ids) > self.config.model.context:
             raise UserError(f"the prompt has {len(ids)} tokens, model.context is {self.config.model.context}")
-        row: Any = np.zeros((1, self.config.model.context), np.int32)
+        row: Any = np.full((1, self.config.model.context), facts.pad, np.int32)
         row[0, : len(ids)] = ids
         real_BT = (np.arange(row.shape[1]) < len(ids)).astype(np.int32)[None]
-        named: dict[str, Any] = {"kinds_BT": np.zeros_like(row), "real_BT": real_BT, "places_BP": np.asarray([places])}
+        kinds_BT = np.zeros_like(row)
+        named: dict[str, Any] = {"kinds_BT": kinds_BT, "real_BT": real_BT, "places_BP": np.asarray([places])}
         outputs: Any = self.model.apply({"params": params}, row, **named)
         chances_PV = np.asarray(jax.nn.softmax(outputs.logits_BPV[0]))
         lines = []

@@ -130,6 +130,10 @@ class Objective(ABC):
         """Return scores that need decoding, named `val_...`; called once, at the end of a run."""
         return {}
 
+    def notes(self) -> list[str]:
+        """Return lines on figures that are missing, or that do not mean what their name says."""
+        return []
+
     def baselines(self) -> dict[str, float]:
         """Return the scores of simple baselines on the validation split, by metric name."""
         return {}

@@ -5,13 +5,14 @@ Shapes: B rows, S positions of a source, T positions.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from lmjax.config import Config, RecordsConfig
+from lmjax.config import Config, RecordsConfig, UserError
 from lmjax.data.batches import records
-from lmjax.data.batches.buckets import bucket_order, make_buckets
+from lmjax.data.batches.buckets import bucket_order, lead_ids, make_buckets, text_streams
+from lmjax.data.sources.rows import SIDES, Side, clean
 from lmjax.data.store.store import Store
 from lmjax.models import registry
 from lmjax.objectives.samples import Batch, Samples
@@ -58,10 +59,50 @@ class RecordSamples(Samples):
         """Describe the prepared data, one line per fact."""
         return records.describe(self.store, plan=self.buckets)
 
-    def normalize(self, text: str) -> str:
-        """Return a text as the data has it: in lower case if `data.lowercase`. Reads no data."""
-        assert isinstance(self.config.data, RecordsConfig)
-        return text.lower() if self.config.data.lowercase else text
+    #: Names of what the context can cut, for counts.
+    _kinds: ClassVar[tuple[str, ...]] = ("texts",)
+
+    def truncated(self) -> dict[str, int]:
+        """Return the number of texts that do not fit into the context, by side and kind."""
+        return {
+            f"{side}_{kind}": count
+            for side in SIDES
+            for kind, count in zip(self._kinds, self._truncated(side), strict=True)
+        }
+
+    def _truncated(self, side: Side) -> list[int]:
+        sizes = sum(self._sizes(side)) + len(lead_ids(self.store.tokenizer)) + len(text_streams(self.store, side))
+        return [int(np.count_nonzero(sizes > self.config.model.context))]
+
+    def _sizes(self, side: Side) -> list[np.ndarray]:
+        """Return the number of tokens of each text, by column."""
+        return [np.diff(tokens.starts, append=len(tokens.ids)) for tokens in text_streams(self.store, side)]
+
+    def split_prompt(self, prompt: str) -> list[str]:
+        """Return the texts of a prompt, prepared as those of a record in training. Reads no data.
+
+        A tab separates two texts if records have two and the prompt contains both.
+
+        Raises:
+            UserError: The prompt has another number of texts, or an empty text.
+        """
+        data, count = self.config.data, self.texts_in_prompt
+        assert isinstance(data, RecordsConfig)
+        texts = prompt.split("\t") if count > 1 else [prompt]
+        if len(texts) != count:
+            raise UserError(
+                f"the prompt has {len(texts) - 1} tabs, but this run was trained on pairs of texts: give two texts "
+                "with one tab between them"
+            )
+        texts = [clean(text, lowercase=data.lowercase) for text in texts]
+        if not all(texts):
+            raise UserError("the prompt has an empty text; training left out such records, so give it some text")
+        return texts
+
+    @property
+    def texts_in_prompt(self) -> int:
+        """Number of texts that a prompt has."""
+        return 1
 
     def documents_of(self, sample: int) -> list[tuple[int, int]]:
         """Return (source, document) of every document that a sample reads."""
@@ -87,6 +128,8 @@ class RecordSamples(Samples):
 class PairSamples(RecordSamples):
     """Pairs of a source text and a target text."""
 
+    _kinds = ("sources", "targets")
+
     def arrays(self, ids: np.ndarray) -> Batch:
         """Return the rows (B, ...) of the samples `ids`."""
         return records.pairs(self.store, ids, order=self.order, plan=self.buckets)
@@ -97,15 +140,24 @@ class PairSamples(RecordSamples):
         names = ("source_BS", "source_mask_BS", "inputs_BT", "targets_BT", "weights_BT")
         return {name: np.zeros(shape, kinds.get(name, np.int32)) for name in names}
 
-    def texts(self, rows: Batch, row: int) -> tuple[str, str]:
-        """Decode the source and the target of a row."""
-        source = rows["source_BS"][row][rows["source_mask_BS"][row] > 0]
-        target = rows["targets_BT"][row][rows["weights_BT"][row] > 0]
-        return self.decode(source), self.decode(target)
+    def validation_texts(self) -> Iterator[tuple[str, str]]:
+        """Yield complete source and target of the validation records, in order of `validation`.
+
+        A row of a batch may have less of them: the context cuts it.
+        """
+        for record in np.concatenate(self.buckets.validation).tolist():
+            source, target = records.text_of(self.store, "validation", record)
+            yield source, target
+
+    def _truncated(self, side: Side) -> list[int]:
+        context, (sources, targets) = self.config.model.context, self._sizes(side)
+        return [int(np.count_nonzero(sources + 1 > context)), int(np.count_nonzero(targets > context))]
 
     def row_text(self, rows: Batch, row: int) -> str:
         """Decode a row of a batch to text."""
-        return " -> ".join(self.texts(rows, row))
+        source = rows["source_BS"][row][rows["source_mask_BS"][row] > 0]
+        target = rows["targets_BT"][row][rows["weights_BT"][row] > 0]
+        return f"{self.decode(source)} -> {self.decode(target)}"
 
     def decode(self, ids: np.ndarray) -> str:
         """Decode tokens without the marks of the end."""
@@ -115,6 +167,12 @@ class PairSamples(RecordSamples):
 @dataclass(frozen=True, eq=False)
 class LabelledSamples(RecordSamples):
     """A text, or a pair of texts, with a label."""
+
+    @property
+    def texts_in_prompt(self) -> int:
+        """Number of texts that a prompt has: that of a record."""
+        assert isinstance(self.config.data, RecordsConfig)
+        return len(self.config.data.texts)
 
     def arrays(self, ids: np.ndarray) -> Batch:
         """Return the rows (B, ...) of the samples `ids`."""

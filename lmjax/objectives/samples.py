@@ -12,6 +12,7 @@ import numpy as np
 
 from lmjax.config import Config
 from lmjax.data.order.order import Order
+from lmjax.data.store.facts import notes, store_facts
 from lmjax.data.store.store import Store
 
 Batch = dict[str, np.ndarray]
@@ -65,6 +66,21 @@ class Samples(ABC):
     def validation(self) -> Iterator[Batch]:
         """Yield the complete validation split as microbatches."""
 
+    def by_source(self, number: int, rows: Batch) -> dict[str, Batch]:
+        """Return validation batch `number` once for each source of a mixture that it has.
+
+        The key is the source's label. A batch has only the weights of that source; if all weights are of one source, it
+        is `rows` itself.
+        """
+        return {}
+
+    def mixture(self, samples: int) -> dict[str, float]:
+        """Return the share of each source in the training after this number of samples.
+
+        The key is the source's label.
+        """
+        return {}
+
     def share(self, rows: Batch) -> float:
         """Return the share of a full-length sample's tokens that these rows have places for."""
         return 1.0
@@ -80,7 +96,19 @@ class Samples(ABC):
         """Describe the prepared data, one line per fact."""
         store = self.store
         tokens = f"{self.epoch:,} for training, {len(store.validation.ids):,} for validation"
-        return [f"tokens: {tokens}, {store.tokenizer.vocab_size:,} in the vocabulary"]
+        return [f"tokens: {tokens}, {store.tokenizer.vocab_size:,} in the vocabulary", *notes(store)]
+
+    def lost(self) -> dict[str, Any]:
+        """Return what the tokenizer and the context lose of the data, as fields of summary.json.
+
+        `lossless` says whether decoding returns the text (null: unknown), `truncated` counts the texts that the
+        context cuts; `store_facts` has the others.
+        """
+        return store_facts(self.store) | {"lossless": self.store.lossless, "truncated": self.truncated()}
+
+    def truncated(self) -> dict[str, int]:
+        """Return the number of texts that do not fit into the context, by side and kind."""
+        return {}
 
     # ---- Texts and documents, for reports ----------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from lmjax.data.batches import masking
 from lmjax.data.batches.windows import begin_window, find_windows, validation_windows, window_rows, window_start
 from lmjax.data.order.order import Order
 from lmjax.data.store.store import Store
+from lmjax.objectives.mixture_samples import describe_mixture, parts_by_source, source_labels
 from lmjax.objectives.samples import Batch, Samples
 
 
@@ -74,6 +75,44 @@ class TextSamples(Samples):
         """Yield the complete validation split as microbatches."""
         context, rows = self.config.model.context, self.config.batch.microbatch
         return validation_windows(self.store.validation, context=context, microbatch=rows, **self.packing)
+
+    def describe(self) -> list[str]:
+        """Describe the prepared data, and the shares of the sources of a mixture."""
+        train, batch = self.config.train, self.config.batch.microbatch * self.config.model.context
+        limits = {
+            f"train.{name}={count}": count * batch
+            for name, count in (("evaluate_batches", train.evaluate_batches), ("final_batches", train.final_batches))
+        }
+        return [*super().describe(), *describe_mixture(self.store, self.mixture(0), limits=limits)]
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """A short, distinct label for each source of a mixture; empty without a mixture."""
+        return source_labels(_data(self.config).mixture)
+
+    def mixture(self, samples: int) -> dict[str, float]:
+        """Return the share of each source in the training after this number of samples.
+
+        The key is the source's label.
+        """
+        shares = [row for start, row in self.order.shares if start <= max(samples - 1, 0)]
+        return dict(zip(self.labels, shares[-1], strict=True)) if self.labels else {}
+
+    def by_source(self, number: int, rows: Batch) -> dict[str, Batch]:
+        """Return validation batch `number` once for each source of a mixture that it has.
+
+        The key is the source's label. A batch has only the weights of that source; if all weights are of one source, it
+        is `rows` itself.
+        """
+        if not self.labels:
+            return {}
+        return parts_by_source(self.store, self.labels, rows, places=self.validation_places(number))
+
+    def validation_places(self, number: int) -> dict[str, np.ndarray]:
+        """Return the position in the stream that each weight of a validation batch measures."""
+        context, rows = self.config.model.context, self.config.batch.microbatch
+        start_B = (np.arange(rows) + number * rows) * context
+        return {"weights_BT": start_B[:, None] + np.arange(1, context + 1)}
 
     def row_text(self, rows: Batch, row: int) -> str:
         """Decode a row of a batch to text."""
@@ -225,6 +264,12 @@ class MaskedSamples(TextSamples):
             tokenizer_facts=self._facts,
             config=self._masked,
         )
+
+    def validation_places(self, number: int) -> dict[str, np.ndarray]:
+        """Return the position in the stream that each weight of a validation batch measures."""
+        context, rows = self.config.model.context, self.config.batch.microbatch
+        start_B = (np.arange(rows) + number * rows) * context
+        return {"weights_BP": start_B[:, None], "rows_B": start_B}
 
     def row_text(self, rows: Batch, row: int) -> str:
         """Decode a row of a batch to text, with its masks."""

@@ -54,12 +54,26 @@ class Translation(Objective):
         return super().scores(totals) | {"val_accuracy": totals["accuracy"] / totals["weight"]}
 
     def finish(self, params: Any) -> dict[str, float]:
-        """Return `val_exact` (share of exact translations) and sacrebleu's `val_bleu` (0 to 100)."""
+        """Return `val_exact` (share of exact translations) and sacrebleu's `val_bleu` (0 to 100).
+
+        The references are the complete targets of the records, whatever the context cuts from a batch.
+        """
         import sacrebleu
 
         _, targets, outputs = zip(*self._translated(params, self._settings.scored), strict=True)
         exact = sum(output == target for output, target in zip(outputs, targets, strict=True)) / len(targets)
         return {"val_exact": exact, "val_bleu": sacrebleu.corpus_bleu(list(outputs), [list(targets)]).score}
+
+    def notes(self) -> list[str]:
+        """Return lines on references that are not original texts, or that no output can equal."""
+        cut, total = self.samples.truncated()["validation_targets"], sum(map(len, self.samples.buckets.validation))
+        context = self.config.model.context
+        lossy = "val_exact, val_bleu: the references are decoded tokens; the tokenizer does not give the texts back"
+        long = (
+            f"val_exact, val_bleu: {cut:,} of {total:,} targets have more than model.context={context} "
+            "tokens, which no output can equal"
+        )
+        return [lossy] * (not self.samples.store.lossless) + [long] * (cut > 0)
 
     def sample(self, params: Any) -> str:
         """Return sample outputs of the model as text, for inspection."""
@@ -68,17 +82,18 @@ class Translation(Objective):
 
     def _translated(self, params: Any, most: int) -> Iterator[tuple[str, str, str]]:
         """Yield (source, target, translation) of validation records: `most` of them, or all if 0."""
-        samples = self.samples
+        samples, texts = self.samples, self.samples.validation_texts()
         count = int(sum(map(len, samples.buckets.validation)))
         wanted = set(np.linspace(0, count - 1, min(most, count) or count).astype(int).tolist()) if most else None
         number, end = 0, samples.store.tokenizer.end_of_text or 0
         for batch in samples.validation():
             rows = [row for row in range(len(batch["source_BS"])) if batch["weights_BT"][row].any()]
+            texts_of_rows = [next(texts) for _ in rows]
             if wanted is None or wanted & set(range(number, number + len(rows))):
                 ids_BT = self._decode(params, batch["source_BS"], batch["source_mask_BS"], end)
                 for row in rows:
                     if wanted is None or number + row in wanted:
-                        yield *samples.texts(batch, row), samples.decode(ids_BT[row])
+                        yield *texts_of_rows[row], samples.decode(ids_BT[row])
             number += len(rows)
 
     def _decode(self, params: Any, source_BS: np.ndarray, mask_BS: np.ndarray, end: int) -> np.ndarray:
@@ -102,7 +117,7 @@ class Translation(Objective):
             UserError: The prompt is longer than `model.context`.
         """
         end = tokenizer.end_of_text or 0
-        ids = [*tokenizer.encode(self.samples.normalize(prompt)), end]
+        ids = [*tokenizer.encode(*self.samples.split_prompt(prompt)), end]
         if len(ids) > self.config.model.context:
             raise UserError(f"the prompt has {len(ids)} tokens, model.context is {self.config.model.context}")
         source_BS = np.asarray([ids], np.int32)

@@ -7,7 +7,12 @@ from itertools import pairwise
 import numpy as np
 
 from lmjax.config import BatchConfig, TrainConfig, UserError
-from lmjax.config.ranges import check_ranges
+from lmjax.config.ranges import INT64, check_ranges
+
+#: Largest number of updates of a run: the schedule is computed for all of them at the start.
+MAX_UPDATES = 20_000_000
+#: Largest number of batch sizes of a linear growth.
+MAX_STEPS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +75,7 @@ def batch_plan(batch: BatchConfig, train: TrainConfig, context: int) -> BatchPla
     unit = batch.microbatch * context
     _check_batch(batch, train, unit)
     levels = _levels(batch, unit)
+    _check_length(levels, train, unit)
     ends = [start for start, _ in levels[1:]] + [0]
     tokens = updates = 0
     sizes, counts = [], []
@@ -87,9 +93,32 @@ def batch_plan(batch: BatchConfig, train: TrainConfig, context: int) -> BatchPla
     return BatchPlan(sequences, (np.cumsum(sequences) - sequences) * context, context, batch.microbatch)
 
 
+def _check_length(levels: list[tuple[int, int]], train: TrainConfig, unit: int) -> None:
+    """Raise UserError if the run has more updates or tokens than can be planned."""
+    smallest, largest = (pick(microbatches for _, microbatches in levels) * unit for pick in (min, max))
+    updates = train.updates or train.tokens // smallest
+    if updates > MAX_UPDATES and (train.updates or train.tokens // largest > MAX_UPDATES):
+        key = f"train.updates = {updates}" if train.updates else f"train.tokens = {train.tokens} in {updates} updates"
+        raise UserError(
+            f"{key}: the schedule of a run has at most {MAX_UPDATES} updates (more would need "
+            f"{updates * 40 / 2**30:,.0f} GiB for it); lower it, or raise batch.tokens"
+        )
+    if updates * largest > INT64:
+        raise UserError(
+            f"train.updates = {updates} of {largest} tokens are more than 2^63 tokens; lower train.updates or "
+            "batch.tokens"
+        )
+
+
 def _levels(batch: BatchConfig, unit: int) -> list[tuple[int, int]]:
     """Return the steps of the batch size, [(from_token, microbatches), ...], rounded half up."""
     levels = [(0, _microbatches(batch.tokens[0][1], unit))]
+    steps = sum(abs(b1 - b0) // unit for (_, b0), (_, b1) in pairwise(batch.tokens))
+    if batch.growth == "linear" and steps > MAX_STEPS:
+        raise UserError(
+            f"batch.tokens grows in {steps} steps of a microbatch ({unit} tokens), at most {MAX_STEPS}: raise "
+            "batch.microbatch, or set batch.growth=steps"
+        )
     for (t0, b0), (t1, b1) in pairwise(batch.tokens):
         k0, k1 = _microbatches(b0, unit), _microbatches(b1, unit)
         if batch.growth == "linear":

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from lmjax.config import ClassificationConfig, Config, DataConfig, InContextConfig, UserError
 from lmjax.data.batches.records import labels
+from lmjax.data.order.mixture import check_weights
 from lmjax.data.order.order import Order
 from lmjax.data.store.store import Store
 from lmjax.data.tokenizer import load_tokenizer
@@ -30,7 +31,7 @@ from lmjax.parallel import axes
 from lmjax.parallel.mesh import make_mesh, replicated, row_sharding
 from lmjax.parallel.pmap import pmap_update
 from lmjax.run.dispatch import choose_dispatch
-from lmjax.system import machine
+from lmjax.system import machine, seeds
 from lmjax.training.dispatch import Dispatch, make_step
 from lmjax.training.state import State, init_state
 from lmjax.training.step import Step, chain_updates, make_update
@@ -180,8 +181,11 @@ def check(config: Config) -> None:
     Raises:
         UserError: Settings that cannot work, whatever the data are.
     """
+    seeds.check(config.seed)
     registry.check(config.model)
     registry.check_packing(config.model, isinstance(config.data, DataConfig) and config.data.packed)
+    if isinstance(config.data, DataConfig):
+        check_weights(config.data)
     _parts(config)
     in_training.load(config.evaluate.tasks, trained_in_context(config))
 
@@ -300,6 +304,7 @@ def update_function(run: Run, *, chained: bool = False) -> Any:
         run.optimizer,
         guard=config.guard,
         ema=config.optimizer.ema,
+        ema_warmup=config.optimizer.ema_warmup,
         seed=config.seed,
         place=place,
         axis="data" if mapped else None,
@@ -323,7 +328,7 @@ def on_mesh(run: Run) -> AbstractContextManager[None]:
 
 
 def describe_data(run: Run) -> list[str]:
-    """Describe the data: a line for each source with its hash, then the samples."""
+    """Describe the data: each source with its hash, the samples, notes on the figures."""
     sources = run.store.manifest["sources"]
     lines = [f"{s['name']}: {s['documents']:,} documents, sha256 {s['documents_sha256']}" for s in sources]
-    return [*lines, *run.samples.describe()]
+    return [*lines, *run.samples.describe(), *run.objective.notes()]

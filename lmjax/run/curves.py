@@ -4,7 +4,7 @@
 state.
 """
 
-import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,23 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator, PercentFormatter
 
 from lmjax.config import UserError
-from lmjax.display.figures import COLOURS, FAINT, LINES, REFERENCE, WIDTH, colour, literal, panels, save
+from lmjax.config.json_text import parse_json
+from lmjax.display.figures import (
+    COLOURS,
+    FAINT,
+    LINES,
+    NOT_FINITE,
+    REFERENCE,
+    WIDTH,
+    colour,
+    literal,
+    mark_not_finite,
+    own_style,
+    panels,
+    save,
+    smooth,
+    thin,
+)
 from lmjax.evaluation.shot_curves import emergence
 from lmjax.training.metrics import read
 
@@ -25,7 +41,6 @@ BASELINES = (
     ("kneser_ney_5gram_bits_per_byte", "Kneser-Ney 5-gram", (0, (6, 2))),
     ("unigram_bits_per_byte", "byte unigram", (0, (1, 1.5))),
 )
-POINTS = 4000  # largest number of points drawn of a noisy curve
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,10 @@ class Run:
     context: int
     #: Updates whose batch was not applied.
     rejected: np.ndarray
+    #: Tokens at the records with a value that is not finite, by key.
+    not_finite: dict[str, np.ndarray]
+    #: The run's tokenizer.json; None if it is missing.
+    tokenizer: bytes | None
 
     def column(self, key: str) -> np.ndarray:
         """Return a column of the training records; all NaN if there is no such column."""
@@ -102,16 +121,18 @@ def _load(run_dir: Path, name: str) -> Run:
     loss, bits = validation.get("val_loss"), validation.get("val_bits_per_byte")
     ratios = loss / bits if loss is not None and bits is not None else np.empty(0)
     ratios = ratios[np.isfinite(ratios)]
-    baselines = _json(run_dir / "summary.json").get("baselines")
-    context = _json(run_dir / "config.json").get("model", {}).get("context", 0)
+    baselines = _object(_json(run_dir / "summary.json").get("baselines"))
+    context = _object(_json(run_dir / "config.json").get("model")).get("context", 0)
     return Run(
         name=name,
         train=train,
         validation=validation,
-        baselines={k: v for k, v in (baselines or {}).items() if _finite(v)},
+        baselines={k: v for k, v in baselines.items() if _finite(v)},
         nats=float(ratios[-1]) if len(ratios) else None,
         context=context if isinstance(context, int) else 0,
         rejected=_rejected(run_dir / "journal.jsonl", train),
+        not_finite={key: _broken(records, key) for key in ("loss", "val_loss", "grad_norm")},
+        tokenizer=tokenizer.read_bytes() if (tokenizer := run_dir / "tokenizer.json").is_file() else None,
     )
 
 
@@ -120,6 +141,11 @@ def _columns(records: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     return {
         key: np.array([r[key] if _finite(r.get(key)) else np.nan for r in records], np.float64) for key in sorted(keys)
     }
+
+
+def _broken(records: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    """Return the tokens at the records in which a value is there, but not finite."""
+    return np.array([r["tokens"] for r in records if key in r and not _finite(r[key])], np.float64)
 
 
 def _rejected(journal: Path, train: dict[str, np.ndarray]) -> np.ndarray:
@@ -137,29 +163,36 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        value = parse_json(text, "it")
     except ValueError:
         return {}
+    return _object(value)
+
+
+def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # an integer may be larger
 
 
 # ---- Loss -------------------------------------------------------------------------------------------------------
 
 
+@own_style()
 def loss_figure(runs: Sequence[Run]) -> Figure:
     """Plot loss, batch size and learning rate against tokens.
 
     The loss axes show nats per token on the left and bits per byte on the right. If the runs' tokenizers differ, nats
-    per token are not comparable, and the axis shows only bits per byte.
+    per token are not comparable, and the axis shows only bits per byte. If a tokenizer loses text, the run has no bits
+    per byte, and the axis says that the runs do not compare.
     """
     figure, (loss, batch, rate) = _panels((4, 1, 1), runs)
     ratios = [run.nats for run in runs if run.nats]
-    same = bool(ratios) and max(ratios) <= 1.001 * min(ratios)
-    in_bits = len(ratios) == len(runs) and not same
+    known = len(ratios) == len(runs)
+    same = known and max(ratios) <= 1.001 * min(ratios)
+    in_bits = known and not same
     for run, style in zip(runs, _styles(runs), strict=True):
         scale = 1 / run.nats if in_bits and run.nats else 1.0
         _draw_loss(loss, run, style, scale=scale, several=len(runs) > 1)
@@ -168,7 +201,9 @@ def loss_figure(runs: Sequence[Run]) -> Figure:
         rate.plot(tokens, run.column("learning_rate"), **style)
     _limit(loss)
     _loss_legend(loss, runs, _draw_baselines(loss, runs, ratios[0]) if same else [])
-    loss.set_ylabel("loss (bits per byte)" if in_bits else "loss (nats per token)")
+    differ = not known and len({run.tokenizer for run in runs}) > 1
+    nats = "loss (nats per token;\ntokenizers differ: not comparable)" if differ else "loss (nats per token)"
+    loss.set_ylabel("loss (bits per byte)" if in_bits else nats)
     if same:
         ratio = ratios[0]
         there_and_back = (lambda nats: np.divide(nats, ratio), lambda bits: np.multiply(bits, ratio))
@@ -196,6 +231,9 @@ def _draw_loss(axes: Axes, run: Run, style: dict[str, Any], *, scale: float, sev
         }
         thinner = style | {"linewidth": 0.8, "markersize": 5}
         axes.plot(run.validation["tokens"], run.validation["val_loss"] * scale, **thinner | points)
+    for key in ("loss", "val_loss"):
+        if len(run.not_finite[key]):
+            mark_not_finite(axes, run.not_finite[key], **({"color": style["color"]} if several else {}))
 
 
 def _limit(axes: Axes) -> None:
@@ -241,6 +279,8 @@ def _loss_legend(axes: Axes, runs: Sequence[Run], baselines: Sequence[Line2D]) -
         last = "" if several else f", {runs[0].validation['val_loss'][-1]:.3f} at the end"
         style = {"color": colours[1], "linewidth": 0.8, "marker": "o", "markersize": 5}
         kinds.append(Line2D([], [], label=f"validation{last}", **style))
+    if any(len(run.not_finite[key]) for run in runs for key in ("loss", "val_loss")):
+        kinds.append(Line2D([], [], label="not finite", **NOT_FINITE))
     handles = [*(_run_handles(runs) if several else []), *kinds, *baselines]
     axes.legend(handles=handles, loc="upper right", fontsize="small", framealpha=0.9)
 
@@ -248,10 +288,11 @@ def _loss_legend(axes: Axes, runs: Sequence[Run], baselines: Sequence[Line2D]) -
 # ---- Health -----------------------------------------------------------------------------------------------------
 
 
+@own_style()
 def health_figure(runs: Sequence[Run]) -> Figure:
     """Plot gradient norm, update size, rejected batches, speed and utilisation against tokens."""
     quantities = [
-        _Panel("gradient\nnorm", lambda run: run.column("grad_norm"), log=True),
+        _Panel("gradient\nnorm", lambda run: run.column("grad_norm"), log=True, marked="grad_norm"),
         _Panel(
             "update norm /\nparameter norm",
             lambda run: run.column("update_norm") / run.column("param_norm"),
@@ -287,6 +328,8 @@ class _Panel:
     formatter: Formatter | None = None
     #: Logarithmic axis.
     log: bool = False
+    #: Key whose values that are not finite are marked; empty: none.
+    marked: str = ""
 
     def draw(self, axes: Axes, run: Run, style: dict[str, Any]) -> None:
         tokens, values = run.train["tokens"], self.values(run)
@@ -294,6 +337,8 @@ class _Panel:
             values = np.where(values > 0, values, np.nan)
         axes.plot(*thin(tokens, values), **style | FAINT)
         axes.plot(tokens, np.exp(smooth(np.log(values))) if self.log else smooth(values), **style)
+        if len(places := run.not_finite.get(self.marked, ())):
+            mark_not_finite(axes, np.asarray(places), color=style["color"])
         if self.log:
             axes.set_yscale("log")
         else:
@@ -303,33 +348,6 @@ class _Panel:
 
 
 # ---- Helpers ------------------------------------------------------------------------------------------------------
-
-
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Average exponentially over 2 % of the points, but at most a tenth of the points so far.
-
-    The average therefore follows the steep start of a run closely. NaN values are ignored.
-    """
-    result, mean, count = np.full(len(values), np.nan), 0.0, 0
-    for i, value in enumerate(values.tolist()):
-        if value == value:  # not NaN
-            count += 1
-            mean += (value - mean) / max(1.0, min(len(values) / 50, count / 10))
-            result[i] = mean
-    return result
-
-
-def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Select at most `POINTS` points: the lowest and the highest of each block.
-
-    The selection contains every spike.
-    """
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
-    if len(y) <= POINTS:
-        return x, y
-    blocks = np.array_split(np.arange(len(y)), POINTS // 2)
-    indices = np.unique([block[pick] for block in blocks for pick in (y[block].argmin(), y[block].argmax())])
-    return x[indices], y[indices]
 
 
 def _panels(heights: Sequence[float], runs: Sequence[Run]) -> tuple[Figure, list[Axes]]:

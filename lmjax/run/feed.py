@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator
 
 import numpy as np
 
+from lmjax.config import UserError
 from lmjax.data.order.order import Order, Ranges, to_ranges
 from lmjax.data.prefetch import prefetch
 from lmjax.journal.history import History
@@ -125,7 +126,15 @@ def sample_ranges(run: Run, start: int, stop: int, past: History) -> Ranges:
     """Return the ids of the samples at positions start to stop, as ranges.
 
     Samples that the history leaves out are missing.
+
+    Raises:
+        UserError: The positions are more than the run has samples, which no rollback skips.
     """
+    most = max(int(run.plan.sequences.sum()), 1 << 22)
+    if stop - start > most:
+        raise UserError(
+            f"journal.jsonl: positions {start} to {stop} are more than the {most} of the run: it was edited"
+        )
     order = run.order.excluding(past.exclude)
     ids = order.sample_id(np.arange(start, stop))
     return to_ranges(ids[~order.excluded(ids)])

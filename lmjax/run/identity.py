@@ -5,12 +5,14 @@ import math
 import os
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from lmjax import __version__
 from lmjax.config import ClassificationConfig, Config, DataConfig, UserError, codec, errors, extensions
+from lmjax.config.json_text import parse_json
 from lmjax.config.user_files import parse_entry
 from lmjax.journal.history import MEANS
 from lmjax.journal.journal import Journal
@@ -18,6 +20,8 @@ from lmjax.parallel.mesh import describe_mesh
 from lmjax.run import build
 from lmjax.run.build import Run
 from lmjax.system import machine
+
+_SAME_CONTENT = ("data.cache", "data.exclude", "data.shuffle", "data.packed", "data.mixture_changes")
 
 
 def resolved_like(config: Config, saved: Config) -> Config:
@@ -80,6 +84,26 @@ def _changed_files(saved: Config, config: Config) -> str:
         for path in paths
     }
     return "extensions: " + ", ".join(f"{path} {kind}" for path, kind in kinds.items())
+
+
+def changes_data(changed: Sequence[str]) -> bool:
+    """Whether differences (`allowed_changes`) concern the content of the prepared data."""
+    keys = [line.partition(":")[0] for line in changed]
+    return any(key.startswith("data.") and key not in _SAME_CONTENT for key in keys)
+
+
+def recorded_data(run_dir: Path) -> str:
+    """Return the hash of the data with which a run began, from its journal.
+
+    It is empty if the journal has none.
+    """
+    try:
+        with (run_dir / "journal.jsonl").open("rb") as journal:
+            start = parse_json(journal.readline(1 << 20), "the journal")
+    except (OSError, UserError):  # reported where the journal is opened
+        return ""
+    recorded = start.get("data_sha256") if isinstance(start, dict) else None
+    return recorded if isinstance(recorded, str) else ""
 
 
 def same_inputs(run: Run, journal: Journal) -> None:

@@ -5,7 +5,7 @@
 
 import dataclasses
 import io
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import jax
@@ -21,8 +21,9 @@ from lmjax.run import build, plan, transfer
 from lmjax.run.build import Run
 from lmjax.run.identity import absolute, fingerprints, versions
 from lmjax.run.session import FINISHED, train_run
-from lmjax.system import machine
-from lmjax.system.files import locked, write_text
+from lmjax.system import machine, paths
+from lmjax.system.files import Lock, locked, write_text
+from lmjax.training import arrays
 from lmjax.training.inputs import Position
 
 
@@ -38,6 +39,7 @@ def start(config: Config, run_dir: Path) -> int:
     """
     processes.connect(config.parallel)
     main = processes.is_main()
+    check_name(run_dir)
     if main and run_dir.exists() and (not run_dir.is_dir() or any(path.name != ".lock" for path in run_dir.iterdir())):
         raise UserError(
             f"{run_dir} exists: resume it with --resume {run_dir}, or choose another place with --run-dir DIR"
@@ -47,24 +49,26 @@ def start(config: Config, run_dir: Path) -> int:
         if main:
             _make(run_dir)
         try:
-            with locked(run_dir) if main else nullcontext():
+            with locked(run_dir) if main else nullcontext() as lock:
                 run = prepare_run(config, console)
-                return begin_run(run, run_dir, console)
+                return begin_run(run, run_dir, console, lock)
         finally:
-            if main and not any(run_dir.iterdir()):
-                run_dir.rmdir()
+            if main:
+                with suppress(OSError):  # it is not empty, or was removed
+                    run_dir.rmdir()
 
 
-def begin_run(run: Run, run_dir: Path, console: Console) -> int:
+def begin_run(run: Run, run_dir: Path, console: Console, lock: Lock | None) -> int:
     """Train a run from its first update.
 
-    The journal starts after the files that a resume needs are written.
+    The journal starts after the files that a resume needs are written. `lock`: the lock on the directory, in the main
+    process.
     """
     if processes.is_main():
         user_files.save_copies(run.config.extensions, run_dir)
         write_text(run_dir / "config.json", codec.to_json(run.config))
-        run.store.tokenizer.save(run_dir / "tokenizer.json")
-    journal = open_journal(run_dir)
+        write_text(run_dir / "tokenizer.json", run.store.tokenizer.json)
+    journal = open_journal(run_dir, console)
     if not (run_dir / "config.json").is_file():
         raise UserError(
             f"process {jax.process_index()} does not see {run_dir} of process 0; choose a --run-dir that all share"
@@ -73,13 +77,13 @@ def begin_run(run: Run, run_dir: Path, console: Console) -> int:
     position = Position(state, update=0, cursor=0, wall_step=0)
     inputs = fingerprints(run) | origin | versions(run)
     journal.write("start", wall_step=0, update=0, cursor=0, seed=run.config.seed, **inputs)
-    return train_run(run, run_dir, position, journal, console)
+    return train_run(run, run_dir, position, journal, console, lock)
 
 
-def open_journal(run_dir: Path) -> Journal:
+def open_journal(run_dir: Path, console: Console) -> Journal:
     """Open the journal of a run; the main process repairs it before the others read it."""
     path = run_dir / "journal.jsonl"
-    return processes.main_first("journal", lambda: Journal(path, own=processes.is_main()))
+    return processes.main_first("journal", lambda: Journal(path, own=processes.is_main(), report=console.event))
 
 
 def open_console() -> Console:
@@ -87,22 +91,24 @@ def open_console() -> Console:
     return Console() if processes.is_main() else Console(io.StringIO())
 
 
-def prepare_run(config: Config, console: Console, *, kept: Path | None = None) -> Run:
+def prepare_run(config: Config, console: Console, *, kept: Path | None = None, known: str = "") -> Run:
     """Check the configuration, prepare its data and build the run.
 
     Args:
         config: the configuration.
         console: prints the progress.
         kept: the run's own copy of its tokenizer, used if the file that the configuration names is missing.
+        known: fingerprint of the run's data, whose prepared tokens are used if the text is missing.
 
     Raises:
         UserError: The configuration does not fit the data, the machine or the other processes.
     """
     build.check(config)
+    plan.check_memory(config)
     data, choice = config.data, config.data.tokenizer
     if kept is not None and kept.is_file() and choice.kind == "file" and not Path(choice.path).exists():
         data = dataclasses.replace(data, tokenizer=dataclasses.replace(choice, path=str(kept)))
-    store = prepare(data, report=console.report)
+    store = prepare(data, report=console.report, known=known)
     run = build.build(config, store)
     software = f"{__version__}, jax {jax.__version__}"
     processes.agree(lmjax=software, configuration=codec.to_json(run.config), **fingerprints(run))
@@ -114,6 +120,17 @@ def prepare_run(config: Config, console: Console, *, kept: Path | None = None) -
     if overlooked := processes.overlooked():
         console.event(overlooked)
     return run
+
+
+def check_name(run_dir: Path) -> None:
+    """Check that checkpoints can be written and read in a directory of this name.
+
+    Raises:
+        UserError: The name is a remote address, too long, or one that a library cannot be given.
+    """
+    if paths.is_remote(run_dir):
+        raise UserError(f"--run-dir {run_dir} is a remote address; runs are local directories: copy the run afterwards")
+    arrays.check_path(run_dir)
 
 
 def _make(run_dir: Path) -> None:

@@ -5,13 +5,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmjax.config import ClassificationConfig, Config
+from lmjax.config import ClassificationConfig, Config, UserError
 from lmjax.display.format import duration, quantity
 from lmjax.models import classifier, registry
+from lmjax.parallel import processes
+from lmjax.parallel.mesh import make_mesh
+from lmjax.run import build
 from lmjax.run.build import Run
+from lmjax.system import machine
 
 #: Share of the machine's peak that a well-tuned run reaches (PaLM, table 3: 0.46).
 EXPECTED_UTILISATION = 0.4
+#: Share of the initial values in the average of the parameters that needs no notice.
+NEGLIGIBLE = 0.005
+
+
+# An estimate above this multiple of the memory cannot be right.
+_CERTAINLY_TOO_MUCH = 8
 
 
 class Table(NamedTuple):
@@ -59,6 +69,30 @@ def _memory(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
     return parts | {"total": sum(parts.values())}
 
 
+def check_memory(config: Config) -> None:
+    """Check that the devices have the memory for a run, before anything is allocated.
+
+    Activations are an estimate, so that only a much too large one is refused.
+
+    Raises:
+        UserError: The parameters and the optimizer's state alone, or all parts by far, do not fit.
+    """
+    limit = machine.device_memory().get("limit") or machine.total_memory()
+    if not limit or not processes.alone():
+        return
+    config = build.resolve(config, build.expected_vocabulary(config))
+    mesh = make_mesh(config.parallel, microbatch=config.batch.microbatch)
+    share = 1 if machine.device_memory() else mesh.size  # devices of one CPU share its memory
+    sizes = {name: size * share for name, size in _memory(config, mesh.shape).items()}
+    state = sizes["total"] - sizes.get("activations", 0) - sizes.get("logits", 0) - sizes["gradients"]
+    if state > limit or sizes["total"] > _CERTAINLY_TOO_MUCH * limit:
+        parts = ", ".join(f"{name} {size / 2**30:,.1f} GiB" for name, size in sizes.items())
+        raise UserError(
+            f"the run needs more than the {limit / 2**30:,.1f} GiB of memory here: {parts}; make the model, "
+            "model.context or batch.microbatch smaller (`lmjax plan` shows the memory of a configuration)"
+        )
+
+
 def _accumulates(config: Config) -> bool:
     return max(tokens for _, tokens in config.batch.tokens) > config.batch.microbatch * registry.tokens(config.model)
 
@@ -80,7 +114,17 @@ def _run(run: Run) -> list[tuple[str, str]]:
         ("expected time", f"{duration(seconds)} at {EXPECTED_UTILISATION:.0%} of that, without evaluations"),
         ("checkpoints", f"{saves}: {_when(every)}"),
         ("evaluations", f"{evaluations}: {_when(evaluate_every)}"),
+        *_average(config, plan.updates),
     ]
+
+
+def _average(config: Config, updates: int) -> list[tuple[str, str]]:
+    """Return a row if the average of the parameters still has initial values at the end."""
+    ema, start = config.optimizer.ema, config.optimizer.ema**updates
+    if config.optimizer.ema_warmup or start < NEGLIGIBLE:
+        return []
+    advice = "for a new run set optimizer.ema_warmup=true"
+    return [("average", f"optimizer.ema={ema:g}: {start:.0%} of it are the initial parameters at the end; {advice}")]
 
 
 def _when(every: int) -> str:

@@ -5,10 +5,13 @@ from typing import Literal
 
 from lmjax.config import CustomModelConfig, GPTConfig, NNLMConfig, RNNConfig, UserError
 from lmjax.inference.language_model import LanguageModel
-from lmjax.interop.huggingface import folder
+from lmjax.interop.huggingface import folder, hub, weights
 from lmjax.objectives.causal import Causal
 from lmjax.run import saved
 from lmjax.run.saved import LoadedRun
+from lmjax.system import paths
+
+_FOREIGN = {"architectures", "hidden_size", "n_embd", "transformers_version"}  # keys that a run's config.json lacks
 
 
 def load(
@@ -47,8 +50,12 @@ def causal(lm: LanguageModel) -> LanguageModel:
 
 
 def foreign(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> LanguageModel | None:
-    """Load the model of a .gguf file or of a Hugging Face folder; None if `path` is neither."""
-    if path.suffix == ".gguf":
+    """Load the model of a .gguf file or of a Hugging Face folder; None if `path` is neither.
+
+    A folder `models--OWNER--NAME` of the Hugging Face cache opens as its snapshot.
+    """
+    path = hub.snapshot(path)
+    if path.suffix == ".gguf" and not path.is_dir():
         from lmjax.interop.gguf import model  # needs an optional package
 
         return model.load(path, dtype=dtype)
@@ -68,11 +75,39 @@ def trained(run_dir: Path, *, checkpoint: str = "newest") -> LoadedRun:
     if checkpoint not in ("newest", "best") and not checkpoint.isdecimal():
         raise UserError(f"--checkpoint {checkpoint}: give newest, best, or the number of an update")
     if not (run_dir / "config.json").is_file():
-        problem = (
-            "there is no such file or folder"
-            if not run_dir.exists()
-            else "it is neither a run nor a Hugging Face model"
+        raise UserError(
+            f"cannot open {run_dir}: {problem(run_dir)} (give a run, a folder with config.json, or a .gguf file)"
         )
-        raise UserError(f"cannot open {run_dir}: {problem} (give a run, a folder with config.json, or a .gguf file)")
+    foreign_keys = weights.json_object(run_dir / "config.json").keys() & _FOREIGN
+    if foreign_keys:
+        raise UserError(
+            f"cannot open {run_dir}: its config.json has '{min(foreign_keys)}' as that of a Hugging Face model, but no "
+            "model_type"
+        )
     best = saved.best(run_dir) if checkpoint == "best" else None
     return saved.load(run_dir, best[0] if best else int(checkpoint) if checkpoint.isdecimal() else None)
+
+
+def problem(path: Path) -> str:
+    """Say why a path is neither a run nor a model of another library."""
+    if not path.exists():
+        return "there is no such file or folder" if not path.is_symlink() else str(paths.missing(path))
+    if not path.is_dir():
+        inside = path.name == "config.json" or path.suffix == ".safetensors"
+        return f"it is a file; give its folder {path.parent}" if inside else "it is a file of another kind"
+    try:
+        hub.refuse_incomplete(path, ("config.json",))
+        models = [entry for entry in sorted(path.iterdir()) if (entry / "config.json").is_file()]
+    except (UserError, OSError) as error:
+        return str(error)
+    if (path / "adapter_config.json").is_file():
+        return (
+            "it holds an adapter (LoRA), not a complete model; merge it into its base model first, for instance with "
+            "merge_and_unload of peft"
+        )
+    files = sorted(entry.name for entry in path.glob("*.gguf"))
+    if files:
+        return f"it holds the file {files[0]}, which opens as a model; give the file"
+    if models:
+        return f"it holds {len(models)} folders with a model, such as {models[0].name}; give one of them"
+    return "it is neither a run nor a Hugging Face model"

@@ -1,21 +1,31 @@
 """Resume a run from its newest checkpoint."""
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lmjax.config import Config, UserError, codec, user_files
+from lmjax.config import Config, UserError, codec, presets, user_files
+from lmjax.data.store.preparation import cache_folder, find_store
 from lmjax.display.console import Console
 from lmjax.guard import detector
-from lmjax.journal.history import fold, learnt
+from lmjax.journal.history import History, fold, learnt
 from lmjax.journal.journal import Journal
 from lmjax.parallel import processes
 from lmjax.run import feed, transfer
 from lmjax.run.build import Run
-from lmjax.run.identity import absolute, allowed_changes, resolved_like, same_inputs, versions
-from lmjax.run.launch import begin_run, open_console, open_journal, prepare_run
+from lmjax.run.identity import (
+    absolute,
+    allowed_changes,
+    changes_data,
+    recorded_data,
+    resolved_like,
+    same_inputs,
+    versions,
+)
+from lmjax.run.launch import begin_run, check_name, open_console, open_journal, prepare_run
+from lmjax.run.saved import read_summary
 from lmjax.run.session import FINISHED, train_run
 from lmjax.system.files import locked, write_text
 from lmjax.training import checkpoint, rollback
@@ -34,24 +44,30 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
         CheckpointError: the run has checkpoints, but none can be read.
     """
     processes.connect(config.parallel)
-    with locked(run_dir) if processes.is_main() else nullcontext(), open_console() as console:
-        saved = codec.from_json((run_dir / "config.json").read_text(), Config)
+    check_name(run_dir)
+    with locked(run_dir) if processes.is_main() else nullcontext() as lock, open_console() as console:
+        saved = presets.saved(run_dir / "config.json")
         config = absolute(config)
         config = resolved_like(config, saved)
+        if not config.data.cache and saved.data.cache:
+            config = _with_cache(config, saved.data.cache, run_dir, console)
         changed = allowed_changes(saved, config, allow)
         if _complete(run_dir) and not learnt(changed):
             console.event(f"{run_dir} is complete; to train on, add train.updates=N --allow-change train.updates")
             return FINISHED
-        run = prepare_run(config, console, kept=run_dir / "tokenizer.json")
-        journal = open_journal(run_dir)
+        known = "" if changes_data(changed) else recorded_data(run_dir)
+        run = prepare_run(config, console, kept=run_dir / "tokenizer.json", known=known)
+        journal = open_journal(run_dir, console)
         if not journal.records:
             if checkpoint.folders(run_dir / "checkpoints"):
                 raise UserError(
                     f"{run_dir} has checkpoints, but no journal: bring journal.jsonl back, or start a new run"
                 )
             console.event("the run was stopped before its first update: starting it")
-            return begin_run(run, run_dir, console)
+            return begin_run(run, run_dir, console, lock)
         same_inputs(run, journal)
+        if processes.is_main():
+            _restore_tokenizer(run, run_dir / "tokenizer.json", console)
         position = _restored(run, run_dir, journal, console)
         if changed and processes.is_main():
             user_files.save_copies(run.config.extensions, run_dir)
@@ -64,7 +80,15 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
         if past.machine != before:
             console.event("on other devices or another JAX than before: losses are the same up to rounding")
         recent = past.recent(detector.remembered(run.config.guard), cursor=position.cursor)
-        return train_run(run, run_dir, Position(position.state, **counters, recent=recent), journal, console)
+        return train_run(run, run_dir, Position(position.state, **counters, recent=recent), journal, console, lock)
+
+
+def _with_cache(config: Config, cache: str, run_dir: Path, console: Console) -> Config:
+    """Use the cache of the saved configuration if it has the tokens of the run: only to read."""
+    if find_store(cache_folder(cache), recorded_data(run_dir)) is None:
+        console.event(f"ignored in {run_dir / 'config.json'}: data.cache={cache}; to write there, give it as a change")
+        return config
+    return replace(config, data=replace(config.data, cache=cache))
 
 
 def _restored(run: Run, run_dir: Path, journal: Journal, console: Console) -> Position:
@@ -82,7 +106,8 @@ def _restored(run: Run, run_dir: Path, journal: Journal, console: Console) -> Po
         if origin.get("init_sha256") != journal.records[0].get("init_sha256"):
             raise UserError(f"{origin.get('init_from')} has other parameters than when the run began; start a new run")
         return Position(state, update=0, cursor=0, wall_step=0)
-    restored, state, problems = checkpoint.load(root, run.abstract_state, digests=past.digests)
+    _know_a_checkpoint(past, root)
+    restored, state, problems = checkpoint.load(root, run.abstract_state, announced=past.announced)
     counters = {"update": restored.meta["update"], "cursor": restored.meta["cursor"], "wall_step": journal.wall_step}
     if problems:
         console.event("fell back to an older checkpoint: " + "; ".join(problems))
@@ -91,6 +116,31 @@ def _restored(run: Run, run_dir: Path, journal: Journal, console: Console) -> Po
     return Position(state, **counters)
 
 
+def _know_a_checkpoint(past: History, root: Path) -> None:
+    """Check that the journal has at least one of the checkpoints on the path of the run.
+
+    Raises:
+        UserError: It has none: the journal or the checkpoints are of another run.
+    """
+    updates = [int(folder.name) for folder in checkpoint.folders(root)]
+    if updates and not past.announced.keys() & set(updates):
+        raise UserError(
+            f"{root} has checkpoints of updates {', '.join(map(str, updates[-8:]))}, and journal.jsonl has none of "
+            "them on the path of the run: bring the journal or the checkpoints of this run back"
+        )
+
+
+def _restore_tokenizer(run: Run, path: Path, console: Console) -> None:
+    """Write the run's copy of the tokenizer again if it is missing or damaged."""
+    try:
+        if path.read_bytes() == run.store.tokenizer.json.encode():
+            return
+        problem = "is not the tokenizer of the run"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    write_text(path, run.store.tokenizer.json)
+    console.event(f"{path} {problem}: written again from the prepared data")
+
+
 def _complete(run_dir: Path) -> bool:
-    path = run_dir / "summary.json"
-    return path.is_file() and json.loads(path.read_text())["status"] == "finished"
+    return read_summary(run_dir).get("status") == "finished"

@@ -10,12 +10,15 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from lmjax.config import Config, GPTConfig, UserError, presets
+from lmjax.config.json_text import parse_json
 from lmjax.data.tokenizer import Tokenizer, load_tokenizer
 from lmjax.objectives import registry
 from lmjax.objectives.objective import Objective
 from lmjax.optim import optimizer
 from lmjax.run.build import averaged, initial
 from lmjax.training import checkpoint, metrics
+
+_LARGEST = 1 << 24  # bytes of a summary
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,23 @@ def saved_config(run_dir: Path) -> Config:
     """
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run: it has no config.json")
-    return presets.read(run_dir / "config.json", exact=True)
+    return presets.read(run_dir / "config.json")
 
 
 def best(run_dir: Path) -> tuple[int, float] | None:
     """Return (update, loss) of the checkpoint with the lowest validation loss, or None."""
     saved = {int(folder.name) for folder in checkpoint.folders(run_dir / "checkpoints")}
     records = metrics.read(run_dir / "metrics.jsonl")
-    scores = {r["update"]: r["val_loss"] for r in records if r.get("val_loss") and r["update"] in saved}
+    scores = {r["update"]: r["val_loss"] for r in records if r.get("val_loss") is not None and r["update"] in saved}
     update = min(scores, key=lambda update: scores[update], default=None)
     return None if update is None else (update, scores[update])
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """Return summary.json of a run; empty if it is missing or damaged."""
+    try:
+        with (run_dir / "summary.json").open("rb") as file:
+            summary = parse_json(file.read(_LARGEST + 1), "summary.json", largest=_LARGEST)
+    except (OSError, UserError):
+        return {}
+    return summary if isinstance(summary, dict) else {}

@@ -1,10 +1,10 @@
 """A session of a run: train to its end or to a signal, then write the summary."""
 
 import dataclasses
-import json
+import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,13 @@ from lmjax.run import build, feed, plan, validation
 from lmjax.run.build import Run
 from lmjax.run.callbacks import notifier
 from lmjax.run.identity import fingerprints, tolerance, versions
+from lmjax.run.own_files import OwnFiles
+from lmjax.run.saved import read_summary
 from lmjax.run.spikes import report
 from lmjax.run.summary import finish, summarise
 from lmjax.system import faults
-from lmjax.system.files import write_text
+from lmjax.system.files import Lock
+from lmjax.system.json_files import write_json
 from lmjax.training import loop, metrics
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.dispatch import with_faults
@@ -33,16 +36,27 @@ from lmjax.training.trackers import open_trackers
 FINISHED, GAVE_UP = 0, 3
 
 
-def train_run(run: Run, run_dir: Path, position: Position, journal: Journal, console: Console) -> int:
+def train_run(
+    run: Run, run_dir: Path, position: Position, journal: Journal, console: Console, lock: Lock | None
+) -> int:
     """Train from `position` to the end of the run, or until a signal, and write the summary.
+
+    Args:
+        run: The run.
+        run_dir: Its directory.
+        position: The position.
+        journal: The journal of the run.
+        console: Prints the progress.
+        lock: The lock on the directory, in the main process.
 
     Returns:
         The exit status: FINISHED (also if stopped by a signal) or GAVE_UP.
     """
     begun, before = time.perf_counter(), _seconds_before(run_dir)
+    own = OwnFiles(run_dir, lock, console.event).check if lock else lambda: None
     with (
         StopRequest(alone=processes.alone()) as stop,
-        _loop_inputs(run, run_dir, position, journal, console, stop) as inputs,
+        _loop_inputs(run, run_dir, position, journal, console, stop, own) as inputs,
     ):
         for table in plan.tables(run):
             console.table(*table)
@@ -93,15 +107,24 @@ def _summarise(
     """
     summary = summarise(run, position.state, status=status, seconds=seconds, measured=measured or {})
     if status != "finished" and processes.is_main():
-        write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+        write_json(run_dir / "summary.json", summary)
     return summary
 
 
 @contextmanager
 def _loop_inputs(
-    run: Run, run_dir: Path, position: Position, journal: Journal, console: Console, stop: StopRequest
+    run: Run,
+    run_dir: Path,
+    position: Position,
+    journal: Journal,
+    console: Console,
+    stop: StopRequest,
+    guard: Callable[[], None],
 ) -> Iterator[LoopInputs]:
-    """Open the inputs of the loop; at the end, close files and complete saves."""
+    """Open the inputs of the loop; at the end, close files and complete saves.
+
+    `guard` raises an error if the files of the run are no longer those of this process.
+    """
     config, update, main = run.config, position.update, processes.is_main()
     step, dispatch = with_faults(build.step_function(run), run.dispatch)
     trackers = open_trackers(
@@ -113,11 +136,11 @@ def _loop_inputs(
         report=console.event,
     )
     path = run_dir / "metrics.jsonl"
-    records = metrics.read(path) if path.exists() else []
-    scores = {record["update"]: record["val_loss"] for record in records if record.get("val_loss")}
+    scores = metrics.scores(metrics.read(path)) if path.exists() else {}
+    folder = run_dir / "checkpoints"
     with (
         metrics.Recorder(path if main else os.devnull, update=update, sinks=trackers, report=console.event) as recorder,
-        closing(Checkpoints(run_dir / "checkpoints", config=config.checkpoint, scores=scores, main=main)) as saves,
+        closing(Checkpoints(folder, config=config.checkpoint, scores=scores, main=main, guard=guard)) as saves,
     ):
         yield LoopInputs(
             run_dir=run_dir,
@@ -151,5 +174,5 @@ def _loop_inputs(
 
 def _seconds_before(run_dir: Path) -> float:
     """Return the seconds that the previous sessions of the run took."""
-    path = run_dir / "summary.json"
-    return json.loads(path.read_text())["seconds"] if path.is_file() else 0.0
+    seconds = read_summary(run_dir).get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < math.inf else 0.0

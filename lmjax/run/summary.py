@@ -1,18 +1,21 @@
 """The end of a run: its results, the baselines, and commands to try next."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lmjax.config.errors import one_line
 from lmjax.display.console import Console
 from lmjax.display.format import digits, duration, known, number, quantity
 from lmjax.pytrees import count, digest
 from lmjax.run import saved
 from lmjax.run.build import Run
 from lmjax.system import machine
-from lmjax.system.files import write_text
+from lmjax.system.json_files import write_json
 from lmjax.training.state import State
+
+T = TypeVar("T")
+FINISHING = "finishing"  # status of a run that has applied its last update, but has no complete summary
 
 
 def summarise(run: Run, state: State, *, status: str, seconds: float, measured: dict[str, float]) -> dict[str, Any]:
@@ -34,13 +37,15 @@ def summarise(run: Run, state: State, *, status: str, seconds: float, measured: 
         "digest": digest(state),
         "parameters": count(state.params),
         "peak_memory_bytes": machine.peak_memory(),
+        **run.samples.lost(),
     }
 
 
 def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, console: Console) -> None:
     """Measure, sample and draw; write summary.json and print the results.
 
-    Only the main process calls this.
+    Only the main process calls this. A part that fails costs a line and its result, not the run: summary.json is
+    written before the first part, with the status `finishing`, so that a resume completes a run that ended here.
 
     Args:
         run: the run.
@@ -49,22 +54,34 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, con
         params: the parameters to use, on one device.
         console: prints the results.
     """
-    from lmjax.run import curves  # imports matplotlib, which is slow
+    failed: dict[str, str] = {}
 
+    def attempt(name: str, part: Callable[[], T], otherwise: T) -> T:
+        try:
+            with console.phase(name):
+                return part()
+        except (Exception, SystemExit) as error:  # of the objective, of user code, of matplotlib, or no memory
+            failed[name] = f"{type(error).__name__}: {one_line(error)}"
+            console.event(f"{name} failed ({failed[name]}); the run is complete without it")
+            return otherwise
+
+    write_json(run_dir / "summary.json", summary | {"status": FINISHING})
     if run.config.train.baselines:
-        with console.phase("baselines"):
-            summary["baselines"] = run.objective.baselines()
-    with console.phase("measuring"):
-        summary |= run.objective.finish(params)
-    with console.phase("writing a sample"):
-        sample = run.objective.sample(params)
-    if best := saved.best(run_dir):
+        summary["baselines"] = attempt("baselines", run.objective.baselines, {})
+    summary |= attempt("measuring", lambda: run.objective.finish(params), {})
+    sample = attempt("writing a sample", lambda: run.objective.sample(params), "")
+    if best := attempt("finding the best checkpoint", lambda: saved.best(run_dir), None):
         summary["best"] = {"update": best[0], "val_loss": best[1]}
-    write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-    with console.phase("drawing"):
-        pictures = curves.draw([run_dir], run_dir / "plots")
+    pictures = attempt("drawing", lambda: _draw(run_dir), [])
+    write_json(run_dir / "summary.json", summary | ({"failed": failed} if failed else {}))
     commands = next_commands(run_dir, prompt=run.objective.prompt, tasks=run.config.evaluate.tasks)
     print_summary(console, summary, sample=sample, plots=pictures, commands=commands)
+
+
+def _draw(run_dir: Path) -> list[Path]:
+    from lmjax.run import curves  # imports matplotlib, which is slow
+
+    return curves.draw([run_dir], run_dir / "plots")
 
 
 def print_summary(
@@ -107,28 +124,29 @@ def result_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("Kneser-Ney 5-gram", baselines.get("kneser_ney_5gram_bits_per_byte")),
         ("byte unigram", baselines.get("unigram_bits_per_byte")),
     ]
-    ranked = sorted(((value, name) for name, value in named if number(value)))
-    return [(name, digits(value), digits(value * nats if nats else None)) for value, name in ranked]
+    ranked = [(name, value) for name, value in named if isinstance(value, int | float)]
+    ranked.sort(key=lambda row: (not number(row[1]), row[1]))  # a value that is not finite comes last
+    return [(name, digits(value), digits(value * nats if nats else None)) for name, value in ranked]
 
 
 def score_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return (metric, value, value of a simple baseline, expected range) of each score.
 
-    The result is empty if the run has no other score than loss and bits per byte.
+    The result is empty if the run has no other score than loss and bits per byte, and has both.
     """
     baselines = summary.get("baselines") or {}
     expected = {name: (low, high) for name, low, high in summary.get("expect", ())}
     rows = []
     for key, value in summary.items():
-        if not key.startswith("val_") or not number(value):
+        if not key.startswith("val_") or not isinstance(value, int | float):
             continue
         name, (low, high) = key.removeprefix("val_"), expected.get(key, (None, None))
         simple = [(k.removesuffix(name).replace("_", " ").strip(), v) for k, v in baselines.items() if k.endswith(name)]
         baseline = ", ".join(f"{who} {digits(v)}" for who, v in simple if "byte" not in name)
         band = f"{digits(low)} to {digits(high)}" if low is not None else ""
         rows.append((name.replace("_", " "), digits(value), baseline, band))
-    loss_keys = {"val_loss", "val_bits_per_byte"}
-    return rows if expected or any(key.startswith("val_") and key not in loss_keys for key in summary) else []
+    others = any(key.startswith("val_") and key not in ("val_loss", "val_bits_per_byte") for key in summary)
+    return rows if expected or others or summary.get("val_bits_per_byte") is None else []
 
 
 def next_commands(run_dir: Path, *, prompt: str, tasks: Sequence[str]) -> list[str]:

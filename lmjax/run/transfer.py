@@ -70,10 +70,10 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
     if not (source / "config.json").is_file():
         raise UserError(
             f"init_from={source} is not a run or a Hugging Face model (it has no config.json), and not a .gguf or "
-            f".safetensors file"
+            f".safetensors file: {pretrained.problem(source)}"
         )
     with extensions.foreign():
-        model = presets.read(source / "config.json", exact=True).model
+        model = presets.read(source / "config.json").model
     own = extensions.find("model.family", model.family)
     if isinstance(model, CustomModelConfig) and (own is None or type(model) is not own.value[0]):
         raise UserError(
@@ -145,7 +145,7 @@ def _parameters(run: Run, source: Path) -> dict[str, np.ndarray]:
     """
     if source.suffix == ".safetensors":
         try:
-            leaves = {name.replace(".", "/"): leaf for name, leaf in weights.read(source).items()}
+            leaves = {name.replace(".", "/"): weights.finite(name, leaf) for name, leaf in weights.read(source).items()}
         except UserError as error:
             raise UserError(f"init_from={error}") from None
     else:

@@ -28,7 +28,8 @@ def evaluator(
 ) -> Callable[[State, bool], dict[str, float]]:
     """Return a function (state, final) that computes the scores on the validation split.
 
-    The scores are `val_loss` and those that the objective and the tasks add. The function reads the first
+    The scores are `val_loss` over the documents of all sources, in proportion to their size, the losses by source of a
+    mixture, and those that the objective and the tasks add. The function reads the first
     `train.evaluate_batches` microbatches, or `train.final_batches` if `final`; 0 means the complete split. It uses the
     average of the parameters if the run computes one. It raises `Interrupted` if `stop` is requested meanwhile.
     """
@@ -44,20 +45,44 @@ def evaluator(
     def evaluate(state: State, final: bool) -> dict[str, float]:
         params, most = averaged(state), config.train.final_batches if final else config.train.evaluate_batches
         batch_sums, carry = [], objective.begin((config.batch.microbatch,))
+        sums_by_source: dict[str, list[Any]] = {}
         for number, rows in enumerate(run.samples.validation()):
             faults.reach("evaluate.batch")
             if number == most > 0:
                 break
             if stop is not None and stop.name and processes.alone():  # other processes would wait for this process
                 raise Interrupted("the evaluation was interrupted by a signal")
-            new_sums, carry = sums(params, mesh.put_batch(rows, run.mesh, leading=0), carry)
+            before = carry
+            new_sums, carry = sums(params, mesh.put_batch(rows, run.mesh, leading=0), before)
             batch_sums.append(new_sums)
-        batch_sums = jax.device_get(batch_sums)
-        totals = {name: float(np.sum([np.float64(part[name]) for part in batch_sums])) for name in batch_sums[0]}
-        scores = objective.scores(totals) | in_context(params)
+            for label, part in run.samples.by_source(number, rows).items():
+                only = new_sums if part is rows else sums(params, mesh.put_batch(part, run.mesh, leading=0), before)[0]
+                sums_by_source.setdefault(label, []).append(only)
+        scores = objective.scores(_totals(batch_sums)) | _by_source(run, int(state.update), sums_by_source)
+        scores |= in_context(params)
         return scores | _registered(run, params, int(state.update), known=scores, report=report)
 
     return evaluate
+
+
+def _totals(batch_sums: list[Any]) -> dict[str, float]:
+    """Add the sums of batches in double precision."""
+    batch_sums = jax.device_get(batch_sums)
+    return {name: float(np.sum([np.float64(part[name]) for part in batch_sums])) for name in batch_sums[0]}
+
+
+def _by_source(run: Run, update: int, sums_by_source: Mapping[str, list[Any]]) -> dict[str, float]:
+    """Compute `val_loss/SOURCE` of each source of a mixture, and `val_loss_weighted`.
+
+    The latter has the shares of the sources that the training has at this update. It is left out if a source with a
+    share was not measured.
+    """
+    losses = {label: run.objective.scores(_totals(sums))["val_loss"] for label, sums in sums_by_source.items()}
+    shares = run.samples.mixture(int(run.plan.sequences[:update].sum()))
+    scores = {f"val_loss/{label}": loss for label, loss in losses.items()}
+    if shares and all(label in losses for label, share in shares.items() if share):
+        scores["val_loss_weighted"] = sum(share * losses[label] for label, share in shares.items() if share)
+    return scores
 
 
 def _registered(

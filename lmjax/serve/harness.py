@@ -10,18 +10,26 @@ The harness provides requests and metrics; `evaluation.scoring` and `generate` p
 discover models in other packages, so its own command does not know this model.
 """
 
+import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
 from lmjax.config import UserError
+from lmjax.config.errors import nearest
 from lmjax.evaluation import evaluator, scoring
-from lmjax.inference.language_model import LanguageModel
+from lmjax.inference import incremental
+from lmjax.inference.generate import generate
+from lmjax.inference.language_model import FirstToken, LanguageModel, with_first
 from lmjax.inference.sampling import Sampling
+from lmjax.pytrees import count
 from lmjax.run import pretrained
+from lmjax.serve import chat_template, generation_kwargs
 
 try:
     from lm_eval.api.instance import Instance
@@ -30,10 +38,8 @@ try:
 except ImportError:
     raise UserError("lm-evaluation-harness is not installed: pip install 'lmjax[evaluate]'") from None
 
-MAX_TOKENS = 256  # default length of a continuation, as in the harness's own models
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_CHOICES = ("top_k", "top_p", "min_p", "repetition_penalty")
-_NEUTRAL = {"num_beams": 1}  # settings that lmjax does not support, with the value that has no effect
+_log = logging.getLogger(__name__)
+_IGNORED = ("batch_size", "max_batch_size", "device", "trust_remote_code")  # which the harness passes to every model
 
 
 @register_model("lmjax")
@@ -44,12 +50,12 @@ class Harness(LM):
         path: A run, a Hugging Face folder, a .gguf file, or a loaded model.
         checkpoint: As in `pretrained.load`.
         dtype: As in `pretrained.load`.
-        batch_size: Ignored; the harness passes it, but lmjax chooses its own.
-        max_batch_size: ignored.
-        device: ignored.
+        first_token: What precedes a text without context: model, bos, end or none (see `with_first`).
+        prefix_token_id: The same as the id of a token, as in the harness's Hugging Face models.
+        others: Arguments that the harness passes to every model, such as a batch size; lmjax chooses its own.
 
     Raises:
-        UserError: There is no such model.
+        UserError: There is no such model, or an argument is unknown.
     """
 
     def __init__(
@@ -58,13 +64,78 @@ class Harness(LM):
         *,
         checkpoint: str | int = "newest",
         dtype: Literal["float32", "bfloat16"] = "float32",
-        batch_size: Any = None,
-        max_batch_size: Any = None,
-        device: Any = None,
+        first_token: FirstToken = "model",
+        prefix_token_id: int | str | None = None,
+        **others: Any,
     ) -> None:
         super().__init__()
+        unknown = next((name for name in others if name not in _IGNORED), None)
+        if unknown is not None:
+            known = ("path", "checkpoint", "dtype", "first_token", "prefix_token_id")
+            raise UserError(f"model_args: lmjax has no '{unknown}'{nearest(unknown, known)}; it has {', '.join(known)}")
         loaded = isinstance(path, LanguageModel)
-        self.lm = path if loaded else pretrained.load(path, checkpoint=str(checkpoint), dtype=dtype)
+        lm = path if loaded else pretrained.load(str(path), checkpoint=str(checkpoint), dtype=dtype)
+        chosen = first_token if prefix_token_id is None else _token_id(prefix_token_id)
+        self.lm = replace(lm if chosen == "model" else with_first(lm, chosen), special=True)  # as HFLM, for templates
+        self._templates = chat_template.ChatTemplates({}, {}) if loaded else chat_template.of_path(Path(str(path)))
+        self._template: str | None = None
+        self._cut = {"loglikelihood": 0, "loglikelihood_continuation": 0, "generate_until": 0}
+
+    # ---- What the harness asks a model about itself ----
+
+    @property
+    def prefix_token_id(self) -> int | None:
+        """The id that precedes a text without context; None: no such id."""
+        return next(iter(self.lm.before()), None)
+
+    @property
+    def eot_token_id(self) -> int | None:
+        """The id that ends a text."""
+        return self.lm.end
+
+    @property
+    def max_length(self) -> int | None:
+        """The context of the model; None: unlimited."""
+        return incremental.limit(self.lm.model.config)
+
+    @property
+    def max_gen_toks(self) -> int:
+        """The default length of a continuation."""
+        return generation_kwargs.MAX_TOKENS
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A name of the tokenizer and the chat template, by which the harness stores prompts."""
+        template = self._templates.choose(self._template)
+        return f"lmjax_{self.lm.tokenizer.sha256[:16]}_{hashlib.sha256(template.encode()).hexdigest()[:16]}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """Choose a chat template, by its name if the model has several; returns its source.
+
+        Raises:
+            UserError: The model has no such template.
+        """
+        self._template = chat_template if isinstance(chat_template, str) else None
+        return self._templates.choose(self._template) if chat_template else ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render a chat with the template of the model.
+
+        Raises:
+            UserError: The model has no template, or the template is malformed or refuses the chat.
+        """
+        return self._templates.render(chat_history, reply=add_generation_prompt, name=self._template)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return facts for the results: what precedes a text, how many requests did not fit."""
+        return {
+            "model_num_parameters": count(self.lm.params),
+            "model_dtype": self.lm.model.config.dtype if hasattr(self.lm.model.config, "dtype") else "",
+            "first_token": self.lm.first_token(),
+            "truncated": dict(self._cut),
+        }
+
+    # ---- Requests ----
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Score each (context, continuation).
@@ -74,6 +145,9 @@ class Harness(LM):
         """
         texts = [request.args for request in requests]
         encoded = [scoring.encode(self.lm, *text) for text in texts]
+        parts = [scoring.cut(request, self.max_length) for request in encoded]
+        self._report("loglikelihood", sum(context > 0 for context, _ in parts), len(parts))
+        self._report("loglikelihood_continuation", sum(scored > 0 for _, scored in parts), len(parts))
         with tqdm(total=len(encoded), desc="lmjax: log-probabilities", disable=disable_tqdm or None) as bar:
 
             def take(answers: Mapping[int, scoring.Found]) -> None:
@@ -108,8 +182,12 @@ class Harness(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return, for each (context, settings), the continuation up to a text of `until`.
 
-        The settings are those of `sampling`; decoding is greedy unless they select sampling. A context that is too long
-        is truncated at its beginning.
+        The settings are those of `generation_kwargs`; decoding is greedy unless they select sampling. A context that is
+        too long is truncated at its beginning. The text is decoded as in the harness's Hugging Face models: alone, and
+        without special tokens.
+
+        Raises:
+            UserError: A setting is invalid, or the continuation leaves no room for the context.
         """
         kinds: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
@@ -117,13 +195,32 @@ class Harness(LM):
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="lmjax: continuations", disable=disable_tqdm or None) as bar:
             for batch in (batch for alike in kinds.values() for batch in self._batches(requests, alike)):
-                settings = sampling(requests[batch[0]].arguments[1], seed=batch[0])
+                settings = generation_kwargs.sampling(requests[batch[0]].arguments[1], seed=batch[0])
                 contexts = [requests[i].arguments[0] for i in batch]
-                for i, text in zip(batch, evaluator.continued(self.lm, contexts, sampling=settings), strict=True):
+                for i, text in zip(batch, self._continued(contexts, settings), strict=True):
                     texts[i] = text
                     self.cache_hook.add_partial("generate_until", requests[i].args, text)
                 bar.update(len(batch))
         return texts
+
+    def _continued(self, contexts: Sequence[str], settings: Sampling) -> list[str]:
+        limit, ids = self.max_length, [self.lm.ids(context) for context in contexts]
+        if limit is not None:
+            if settings.max_tokens >= limit:
+                raise UserError(
+                    f"max_gen_toks={settings.max_tokens} must be less than the context of the model, {limit}; set it, "
+                    "for instance with --gen_kwargs max_gen_toks=32"
+                )
+            room = limit - settings.max_tokens
+            self._report("generate_until", sum(len(context) > room for context in ids), len(ids))
+            ids = [context[-room:] for context in ids]
+        return generate(self.lm, ids, sampling=settings, alone=True)
+
+    def _report(self, kind: str, number: int, total: int) -> None:
+        """Record and print the number of requests that do not fit in the context."""
+        self._cut[kind] += number
+        if number:
+            _log.warning("lmjax: %d of %d requests (%s) are longer than the context and were cut", number, total, kind)
 
     def _batches(self, requests: Sequence[Instance], alike: list[int]) -> list[list[int]]:
         """Group the indices of requests into batches of similar length."""
@@ -131,30 +228,11 @@ class Harness(LM):
         return [order[start : start + evaluator.ROWS] for start in range(0, len(order), evaluator.ROWS)]
 
 
-def sampling(settings: Mapping[str, Any], *, seed: int = 0) -> Sampling:
-    """Translate a task's `generation_kwargs` into sampling settings.
-
-    Known keys: until, max_gen_toks, do_sample, temperature, top_k, top_p, min_p, repetition_penalty.
-
-    Raises:
-        UserError: A key is unknown, or a value is out of range.
-    """
-    known = {"until", "do_sample", "temperature", *_LENGTHS, *_CHOICES}
-    for name, value in settings.items():
-        if name not in known and _NEUTRAL.get(name) != value:
-            raise UserError(f"generation_kwargs: lmjax has no {name}={value}; it has {', '.join(sorted(known))}")
-    temperature, drawn = settings.get("temperature"), settings.get("do_sample")
-    if drawn is None:
-        drawn = bool(temperature)
-    temperature = 1.0 if temperature is None else float(temperature)
-    until = settings.get("until") or ()
-    return Sampling(
-        max_tokens=int(next((settings[name] for name in _LENGTHS if settings.get(name) is not None), MAX_TOKENS)),
-        temperature=temperature if drawn else 0.0,
-        stop=tuple(text for text in ([until] if isinstance(until, str) else until) if text),
-        seed=seed,
-        **{name: settings[name] for name in _CHOICES if settings.get(name) is not None},
-    )
+def _token_id(value: int | str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise UserError(f"model_args: prefix_token_id={value!r:.80} is not the id of a token") from None
 
 
 def command() -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from math import inf
+from math import inf, isfinite, nan
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +84,11 @@ def climb(
     _check(configs, compute)
     with Console() as console:
         store = prepare(configs[0].data, report=console.report)
+        if store.lossless is False:
+            raise UserError(
+                "a ladder compares bits per byte, but the tokenizer does not give the text back; choose another with "
+                "data.tokenizer.kind=bpe, for example"
+            )
         with console.phase("counting"):
             counted = [count(text, store, order) for order in ORDERS] if text else []
         with console.phase("measuring BERT") if bert else nullcontext():
@@ -96,9 +101,14 @@ def climb(
         if status or read_summary(out / name)["status"] != "finished":
             print(f"the ladder stops at {name}; run the same command again to continue")
             return status
-    levels = sorted([*counted, *(level(out / name, name) for name in ready)], key=lambda level: level.bits_per_byte)
+    levels = sorted([*counted, *(level(out / name, name) for name in ready)], key=_rank)
     write_ladder(out, levels, apart, compute=compute)
     return session.FINISHED
+
+
+def _rank(level: Level) -> tuple[bool, float]:
+    """Sort by bits per byte; a rung without a finite value comes last."""
+    return not isfinite(level.bits_per_byte), level.bits_per_byte
 
 
 def _check(configs: Sequence[Config], compute: float) -> None:
@@ -156,12 +166,13 @@ def _train(config: Config, run_dir: Path) -> int:
 def level(run_dir: Path, rung: str) -> Level:
     """Return the result of the finished run in `run_dir`."""
     summary = read_summary(run_dir)
+    bits = summary["val_bits_per_byte"]
     return Level(
         rung=rung,
         parameters=summary["parameters"],
         compute=summary["tokens"] * rung_flops_per_token(run_dir),
         tokens=summary["tokens"],
-        bits_per_byte=summary["val_bits_per_byte"],
+        bits_per_byte=nan if bits is None else bits,  # the loss of a run that diverged is not finite
         seconds=summary["seconds"],
     )
 

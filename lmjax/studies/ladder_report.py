@@ -3,20 +3,24 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
 
 from lmjax.config import Config, UserError, codec
+from lmjax.config.errors import one_line
 from lmjax.display.console import Console
-from lmjax.display.figures import REFERENCE, WIDTH, colour, panels, save
+from lmjax.display.figures import REFERENCE, WIDTH, colour, own_style, panels, save
 from lmjax.display.format import duration, quantity
 from lmjax.models import registry
 from lmjax.run import curves
 from lmjax.system.files import write_text
+from lmjax.system.json_files import write_json
 
 COUNTS = (
     "Compute is that of the matrix products of model and gradient, by their closed form; what the optimizer and the "
@@ -55,16 +59,21 @@ def write_ladder(out: Path, levels: Sequence[Level], apart: Sequence[Level], *, 
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "ladder.md", markdown(levels, apart))
         results = {"levels": [asdict(level) for level in levels], "not_comparable": [asdict(level) for level in apart]}
-        write_text(out / "ladder.json", json.dumps({"compute": compute} | results, indent=1) + "\n")
-        save(figure(levels, out), out / "ladder.png")
+        write_json(out / "ladder.json", {"compute": compute} | results)
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}; choose another place with --out") from None
+    names = ["ladder.md", "ladder.json"]
     with Console() as console:
+        try:
+            save(figure(levels, out), out / "ladder.png")
+            names.append("ladder.png")
+        except Exception as error:  # the results matter more
+            console.event(f"the picture cannot be drawn ({type(error).__name__}: {one_line(error)})")
         console.table("The ladder", [_cells(level) for level in levels], HEADER)
         if apart:
             console.table("Not comparable", [_cells(level) for level in apart], HEADER)
             console.event(APART)
-        for name in ("ladder.md", "ladder.json", "ladder.png"):
+        for name in names:
             console.event(str(out / name))
 
 
@@ -92,6 +101,7 @@ def markdown(levels: Sequence[Level], apart: Sequence[Level] = ()) -> str:
     return "\n".join(lines) + "\n"
 
 
+@own_style()
 def figure(levels: Sequence[Level], out: Path) -> Figure:
     """Plot bits per byte against training compute and against parameters.
 
@@ -99,10 +109,11 @@ def figure(levels: Sequence[Level], out: Path) -> Figure:
     The n-gram levels, which take no training compute, are horizontal lines.
     """
     result, (left, right) = panels((10, 4.5), columns=2, share_y=True)
-    counted = sorted((level for level in levels if not level.compute), key=lambda level: level.rung)
-    trained = [level for level in levels if level.compute]
     for axes, label in ((left, "training compute (FLOPs)"), (right, "parameters")):
         axes.set_xlabel(label)
+    levels = [level for level in levels if isfinite(level.bits_per_byte)]
+    counted = sorted((level for level in levels if not level.compute), key=lambda level: level.rung)
+    trained = [level for level in levels if level.compute]
     lowest = [level.bits_per_byte for level in levels]
     for at, level in enumerate(trained):
         (run,) = curves.load([out / level.rung])
@@ -111,7 +122,9 @@ def figure(levels: Sequence[Level], out: Path) -> Figure:
         left.plot(compute, bits, color=colour(at), marker="o", markersize=4, linewidth=WIDTH, label=level.rung)
         right.plot([level.parameters], [level.bits_per_byte], color=colour(at), marker="o", markersize=8, linestyle="")
         _name(right, level.rung, level.parameters, level.bits_per_byte)
-        lowest.extend(bits)
+        lowest.extend(bits[np.isfinite(bits)])
+    if not lowest:
+        return result
     top = max((level.bits_per_byte for level in trained), default=max(lowest)) * 1.25
     margin = 0.05 * (top - min(lowest))
     left.set_ylim(min(lowest) - margin, top)

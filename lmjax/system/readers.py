@@ -1,4 +1,4 @@
-"""Readers of text, tables and hub datasets, in bounded memory.
+"""Readers of text and tables, in bounded memory.
 
 An error names the file and the line or row.
 
@@ -6,114 +6,118 @@ An error names the file and the line or row.
     .jsonl .ndjson .json .csv .tsv        tables, one object a row
     .parquet .arrow                       tables with their own compression
 
-All but the last two may also be compressed (.gz, .zst). Everything is read as data and nothing is executed.
+All but the last two may also be compressed (.gz, .bz2, .xz, .zst). Upper case does not matter. Everything is read as
+data and nothing is executed.
 """
 
-import codecs
 import csv
-import difflib
-import gzip
-import json
-import typing
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr, cast
 
-from lmjax.config.errors import UserError
-
-if typing.TYPE_CHECKING:
-    import pyarrow
+from lmjax.config.encodings import UTF_8, codec
+from lmjax.config.errors import UserError, one_line
+from lmjax.config.json_text import LARGEST, UTF_16_AND_32, decode_utf8, parse_json
+from lmjax.system import arrow_files
+from lmjax.system.compression import PACKED, blocks, packing
 
 Row = tuple[str, Any]  # the location, for messages, and the row
+Skip = Callable[[UserError], None]  # is given the error of a row that is left out
 
 TEXT = (".txt", ".text", ".md", ".rst")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-PACKED = (".gz", ".zst")
 _BINARY = (".parquet", ".arrow")
 
-BLOCK = 1 << 20  # bytes read at once
-BATCH = 1000  # rows of a binary table converted at once
+LONGEST = 1 << 30  # bytes of a line, unless a caller has a lower limit
+LARGEST_TABLE = 1 << 32  # bytes of a table of JSON that is read at once, unless a caller has a lower limit
 _CELL = (1 << 31) - 1  # bytes of a cell of csv: as many as the csv module can count everywhere
 
 
 def kind(path: Path) -> str:
-    """Return the file ending that selects the reader, without that of a compression.
+    """Return the file ending that selects the reader, in lower case.
 
-    It is empty if no reader fits.
+    It precedes the ending of a compression. It is empty if no reader fits.
     """
-    packed = path.suffix in PACKED
-    ending = Path(path.stem).suffix if packed else path.suffix
+    packed = packing(path)
+    ending = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
     return ending if ending in TEXT + TABLES and not (packed and ending in _BINARY) else ""
 
 
 def endings(kinds: Sequence[str]) -> str:
     """Return the endings that a file of one of these kinds may have, for messages."""
-    return ", ".join(kinds) + " (or these and .gz or .zst; parquet and arrow only as they are)"
-
-
-def missing(path: Path) -> UserError:
-    """Return the error for a missing path, with the most similar existing name."""
-    if not path.parent.is_dir():
-        return UserError(f"no file or folder '{path}': the folder '{path.parent}' does not exist")
-    near = difflib.get_close_matches(path.name, sorted(item.name for item in path.parent.iterdir()), 1)
-    return UserError(f"no file or folder '{path}'" + (f"; did you mean '{path.parent / near[0]}'?" if near else ""))
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message, at most 300 characters of it."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+    return f"{', '.join(kinds)} (or these and {', '.join(PACKED)}; parquet and arrow only as they are)"
 
 
 # ---- Rows -----------------------------------------------------------------------------------------------------------
 
 
-def rows(path: Path, *, columns: Iterable[str] = (), longest: int = 0, largest: int = 0) -> Iterator[Row]:
+def rows(
+    path: Path,
+    *,
+    columns: Iterable[str] = (),
+    longest: int = LONGEST,
+    largest: int = LARGEST_TABLE,
+    encoding: str = UTF_8,
+    skip: Skip | None = None,
+) -> Iterator[Row]:
     """Yield the rows of a table in order, each with its location.
 
     A row is an object by column; JSON may hold other values too. Cells of csv and tsv are text. A .json file holds one
-    row a line, one array of rows, or one row.
+    row a line, one array of rows, or one row. An integer of JSON with thousands of digits is a `LongInteger`.
 
     Args:
         path: The file, of one of `TABLES`.
         columns: Read only these columns of a binary table, provided that it has all of them (empty: all).
         longest: Maximum number of bytes of a line (0: no limit).
-        largest: Maximum number of bytes of JSON that is not one row a line, which is read at once (0: no limit).
+        largest: Maximum number of bytes of JSON that is not one row a line, which is read at once (0: no limit). If it
+            is lower than the default, also about the memory for the rows of a binary table.
+        encoding: The encoding of the text.
+        skip: Called with the error of a malformed row, which is left out (None: the error is raised).
 
     Raises:
         UserError: The file is unreadable, damaged or malformed, or exceeds a limit.
     """
     ending = kind(path)
     if ending in (".jsonl", ".ndjson"):
-        return _json_lines(path, longest)
+        return _json_lines(path, longest, encoding, skip)
     if ending == ".json":
-        return _json(path, longest, largest)
+        return _json(path, longest, largest, encoding, skip)
     if ending in (".csv", ".tsv"):
-        return _delimited(path, longest, tabs=ending == ".tsv")
+        return _delimited(path, longest, encoding, skip, tabs=ending == ".tsv")
     if ending in _BINARY:
-        return _binary(path, ending.removeprefix("."), tuple(columns))
+        return arrow_files.rows(path, tuple(columns), memory=largest if largest < LARGEST_TABLE else 0)
     raise UserError(f"'{path}': cannot tell what this file is; its name must end in {endings(TABLES)}")
 
 
-def _json_lines(path: Path, longest: int) -> Iterator[Row]:
-    for where, line in lines(path, longest=longest):
-        if text := line.removeprefix("\ufeff").strip():
-            yield where, parse_json(text, where)
+def _json_lines(path: Path, longest: int, encoding: str, skip: Skip | None) -> Iterator[Row]:
+    for where, line in lines(path, longest=longest, encoding=encoding, errors=_errors(skip)):
+        if not line.removeprefix("\ufeff").strip():
+            continue
+        try:
+            value = parse_json(line, where, largest=0, long_integers=True)
+        except UserError as error:
+            _leave_out(error, skip)
+            continue
+        line = ""  # a long line is not kept next to its value
+        yield where, value
 
 
-def _json(path: Path, longest: int, largest: int) -> Iterator[Row]:
-    start, *_ = next(blocks(path), b"").split(b"\n", 1)
-    first = start.decode(errors="replace").removeprefix("\ufeff").strip()
-    if not first.startswith("[") and first != "{":
-        yield from _json_lines(path, longest)
+def _json(path: Path, longest: int, largest: int, encoding: str, skip: Skip | None) -> Iterator[Row]:
+    start = ""
+    for block in decode(blocks(path), path, encoding=encoding, errors=_errors(skip)):
+        if start := block.lstrip()[: 1 << 10]:
+            break
+    if not start.startswith("[") and start.split("\n", 1)[0].strip() != "{":
+        yield from _json_lines(path, longest, encoding, skip)
         return
-    tree = parse_json(read_text(path, largest=largest), f"'{path}'")
+    text = read_text(path, largest=largest, encoding=encoding, errors=_errors(skip))
+    tree = parse_json(text, f"'{path}'", largest=0, long_integers=True)
     for number, row in enumerate(tree if isinstance(tree, list) else [tree], 1):
         yield f"'{path}', row {number}", row
 
 
-def _delimited(path: Path, longest: int, *, tabs: bool) -> Iterator[Row]:
+def _delimited(path: Path, longest: int, encoding: str, skip: Skip | None, *, tabs: bool) -> Iterator[Row]:
     """Yield rows of comma-separated cells with quotes (RFC 4180), or of tab-separated cells."""
     csv.field_size_limit(_CELL)  # of the process; the module's own limit is 128 kB
     options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
@@ -121,11 +125,11 @@ def _delimited(path: Path, longest: int, *, tabs: bool) -> Iterator[Row]:
 
     def content() -> Iterator[str]:
         nonlocal size
-        for number, (_, line) in enumerate(lines(path, longest=longest)):
+        for _, line in lines(path, longest=longest, encoding=encoding, errors=_errors(skip)):
             size += len(line)
             if 0 < longest < size:  # a quote that is never closed would take everything after it
-                raise UserError(f"{where} has more than {longest} bytes")
-            yield f"{line if number else line.removeprefix(chr(0xFEFF))}\n"
+                raise UserError(f"{where} has more than {longest} bytes; close the quotes of its cells")
+            yield f"{line}\n"
 
     reader = csv.reader(content(), **options)
     header: list[str] = []
@@ -134,214 +138,178 @@ def _delimited(path: Path, longest: int, *, tabs: bool) -> Iterator[Row]:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise UserError(f"{where} is not {'tsv' if tabs else 'csv'}: {one_line(error)}") from None
+            reason = f"{where} is not {'tsv' if tabs else 'csv'}: {one_line(error)}"
+            is_row = header and "unexpected end" not in reason  # of a quote that takes all other rows
+            _leave_out(UserError(reason), skip if is_row else None)
+            continue
         if cells is None:
             return
         if not cells:
             continue  # a blank line
-        if not header:
+        if header and len(cells) != len(header):
+            reason = f"{where} has {len(cells)} cells, the header has {len(header)} columns"
+            _leave_out(UserError(reason), skip)
+        elif header:
+            yield where, dict(zip(header, cells, strict=True))
+        else:
             header = cells
             if twice := {name for name in header if header.count(name) > 1}:
                 raise UserError(f"{where}: the column '{min(twice)}' occurs twice; give every column its own name")
-        elif len(cells) != len(header):
-            raise UserError(f"{where} has {len(cells)} cells, the header has {len(header)} columns")
-        else:
-            yield where, dict(zip(header, cells, strict=True))
 
 
-def _binary(path: Path, name: str, columns: tuple[str, ...]) -> Iterator[Row]:
-    import pyarrow
-
-    number = 0
-    try:
-        for batch in (_parquet if name == "parquet" else _arrow)(path, columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"'{path}', row {number}", row
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # also of a date out of range
-        raise UserError(f"cannot read '{path}' as {name}: {one_line(error)}") from None
+def _errors(skip: Skip | None) -> str:
+    """How bytes are decoded that are not text."""
+    # Where rows may be left out, as lone surrogates: the row that has them in a column to read is a bad record.
+    return "strict" if skip is None else "surrogateescape"
 
 
-def _parquet(path: Path, columns: tuple[str, ...]) -> "Iterator[pyarrow.RecordBatch]":
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        known = set(columns) <= set(file.schema_arrow.names)
-        yield from file.iter_batches(batch_size=BATCH, columns=[*columns] if columns and known else None)
-
-
-def _arrow(path: Path, columns: tuple[str, ...]) -> "Iterator[pyarrow.RecordBatch]":
-    """Yield the batches of an Arrow IPC file or stream (`datasets` writes streams)."""
-    import pyarrow
-
-    with pyarrow.memory_map(str(path)) as source:
-        of_file = source.read(6) == b"ARROW1"
-        source.seek(0)
-        reader = (pyarrow.ipc.open_file if of_file else pyarrow.ipc.open_stream)(source)
-        known = set(columns) <= set(reader.schema.names)
-        batches = map(reader.get_batch, range(reader.num_record_batches)) if of_file else reader
-        for batch in batches:
-            selected = batch.select([*columns]) if columns and known else batch
-            selected.validate(full=True)  # a damaged batch could refer to memory outside of it
-            yield from (selected.slice(start, BATCH) for start in range(0, selected.num_rows, BATCH))
-
-
-def hub(name: str, subset: str = "", *, splits: Sequence[str] = ("train",)) -> Iterator[Row]:
-    """Yield the rows of a dataset of the hub or in a folder, streamed.
-
-    Args:
-        name: The dataset.
-        subset: The subset (empty: the default one).
-        splits: The first of these splits that the dataset has is read.
-
-    Raises:
-        UserError: The dataset cannot be read, or has none of the splits.
-    """
-    import datasets
-
-    try:
-        found = typing.cast(dict[str, Iterable[Any]], datasets.load_dataset(name, subset or None, streaming=True))
-        split = next((split for split in splits if split in found), None)
-        if split is None:
-            raise UserError(f"it has no split '{splits[0]}', only {', '.join(map(str, found))}")
-        yield from ((f"hub:{name}, {split} row {number}", row) for number, row in enumerate(found[split], 1))
-    except Exception as error:  # the hub's client has a dozen kinds: not found, offline, gated, connection lost
-        raise UserError(f"cannot read the hub dataset '{name}': {one_line(error)}") from None
+def _leave_out(error: UserError, skip: Skip | None) -> None:
+    if skip is None:
+        raise error from None
+    skip(error)
 
 
 # ---- Text -----------------------------------------------------------------------------------------------------------
 
 
-def parse_json(text: str, where: str) -> Any:
-    """Return the value of JSON.
-
-    Raises:
-        UserError: The text is not JSON.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
-        raise UserError(f"{where} is not JSON: {one_line(error)}") from None
-
-
-def read_text(path: Path, *, largest: int = 0) -> str:
-    """Return the text of a file.
+def read_json(path: Path, *, largest: int = LARGEST, **bounds: Any) -> Any:
+    """Return the value of a file of JSON, plain or compressed.
 
     Args:
         path: The file.
         largest: Maximum number of bytes (0: no limit).
+        **bounds: Other bounds of `parse_json`.
 
     Raises:
-        UserError: The file is unreadable, damaged, too large, or not UTF-8.
+        UserError: The file is unreadable, damaged, too large, or not JSON.
     """
-    content = bytearray()
-    for block in blocks(path):
-        content += block
-        if 0 < largest < len(content):
-            raise UserError(
-                f"'{path}' has more than {largest} bytes; write its rows as JSON lines, which are read one by one"
-            )
-    return _utf8(bytes(content), f"'{path}'").removeprefix("\ufeff")
+    return parse_json(read_text(path, largest=largest), f"'{path}'", largest=0, **bounds)
 
 
-def lines(path: Path, *, longest: int = 0) -> Iterator[tuple[str, str]]:
-    r"""Yield (location, line) for each line of a file, without its "\n".
+def read_text(path: Path, *, largest: int = LARGEST, encoding: str = UTF_8, errors: str = "strict") -> str:
+    """Return the text of a file, without a byte order mark.
+
+    Args:
+        path: The file.
+        largest: Maximum number of bytes (0: no limit).
+        encoding: The encoding.
+        errors: How bytes are decoded that are not text, as for `bytes.decode`.
+
+    Raises:
+        UserError: The file is unreadable, damaged, too large, or not text.
+    """
+    size = 0
+
+    def bounded() -> Iterator[bytes]:
+        nonlocal size
+        for block in blocks(path):
+            size += len(block)
+            if 0 < largest < size:
+                raise UserError(
+                    f"'{path}' has more than {largest} bytes; write its rows as JSON lines, which are read one by one"
+                )
+            yield block
+
+    return "".join(decode(bounded(), path, encoding=encoding, errors=errors))
+
+
+def lines(
+    path: Path, *, longest: int = LONGEST, encoding: str = UTF_8, errors: str = "strict"
+) -> Iterator[tuple[str, str]]:
+    r"""Yield (location, line) for each line of a file.
+
+    A line has no "\n" and no byte order mark. At most two copies of it exist at once.
 
     Args:
         path: The file.
         longest: Maximum number of bytes of a line (0: no limit).
+        encoding: The encoding.
+        errors: How bytes are decoded that are not text, as for `bytes.decode`.
 
     Raises:
-        UserError: The file is unreadable or damaged, or a line is too long or not UTF-8.
+        UserError: The file is unreadable or damaged, or a line is too long or not text.
     """
-    for number, line in enumerate(_lines(blocks(path), longest), 1):
+    numbers = itertools.count(1)
+
+    def line_of(content: bytes | str) -> tuple[str, str]:
+        number = next(numbers)
         where = f"'{path}', line {number}"
-        if 0 < longest < len(line):
-            raise UserError(f"{where} has more than {longest} bytes")
-        yield where, _utf8(line, where)
+        if 0 < longest < len(content):
+            raise UserError(f"{where} has more than {longest} bytes; write shorter lines")
+        text = content if isinstance(content, str) else decode_utf8(content, where, errors=errors)
+        return where, text.removeprefix("\ufeff") if number == 1 else text
+
+    if codec(encoding).name == UTF_8:
+        return map(line_of, _lines(_without_utf_16(blocks(path), path), b"\n", longest))
+    return map(line_of, _lines(decode(blocks(path), path, encoding=encoding, errors=errors), "\n", longest))
 
 
-def _lines(content: Iterable[bytes], longest: int) -> Iterator[bytes]:
+def _lines(content: Iterable[AnyStr], newline: AnyStr, longest: int) -> Iterator[AnyStr]:
     """Yield the lines; the last one is the first part of a line that exceeds the limit."""
-    rest: list[bytes] = []  # joined only at a line break, so that a long line costs no more than its length
+    join: Callable[[list[AnyStr]], AnyStr] = cast(Any, newline[:0]).join
+    rest: list[AnyStr] = []  # joined only at a line break, so that a long line costs no more than its length
+    size = 0
     for block in content:
-        first, *others = block.split(b"\n")
+        first, *others = block.split(newline)
         rest.append(first)
+        size += len(first)
         for line in others:
-            yield b"".join(rest)
-            rest = [line]
-        if 0 < longest < sum(map(len, rest)):
+            complete, rest = [join(rest)], [line]  # the parts are freed before the line is used
+            yield complete.pop()
+            size = len(line)
+        if 0 < longest < size:
             break
-    if last := b"".join(rest):
-        yield last
+    if size:
+        complete, rest = [join(rest)], []
+        yield complete.pop()
 
 
-def _utf8(content: bytes, where: str) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 text: byte 0x{content[error.start]:02x} at {error.start}") from None
-
-
-def decode(content: Iterable[bytes], path: Path) -> Iterator[str]:
-    """Decode blocks of bytes of a file as UTF-8.
+def decode(content: Iterable[bytes], path: Path, *, encoding: str = UTF_8, errors: str = "strict") -> Iterator[str]:
+    """Decode blocks of bytes of a file, without a byte order mark.
 
     Raises:
-        UserError: A byte is not UTF-8; the message names the file and the offset.
+        UserError: A byte is not text in this encoding; the message names the file and the offset.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    seen = 0
-    for block in content:
+    info = codec(encoding)
+    decoder = info.incrementaldecoder(errors)
+    content = _without_utf_16(content, path) if info.name == UTF_8 else content
+    seen, begins = 0, True
+    for block in itertools.chain(content, [b""]):
         start = seen - len(decoder.getstate()[0])
-        yield _decode(decoder, block, start, path)
         seen += len(block)
-    yield _decode(decoder, b"", seen - len(decoder.getstate()[0]), path, final=True)
+        try:
+            text = decoder.decode(block, not block)
+        except UnicodeDecodeError as error:
+            byte, offset = error.object[error.start], start + error.start
+            label = "UTF-8" if info.name == UTF_8 else info.name
+            raise UserError(f"'{path}' is not {label} text: byte 0x{byte:02x} at offset {offset}") from None
+        except UnicodeError as error:
+            raise UserError(f"'{path}' is not {info.name} text: {one_line(error)}") from None
+        yield text.removeprefix("\ufeff") if begins else text
+        begins = begins and not text
 
 
-def _decode(decoder: codecs.IncrementalDecoder, block: bytes, start: int, path: Path, final: bool = False) -> str:
+def lone_surrogate(text: str) -> int | None:
+    """Return the offset of the first half of a character; None if there is none."""
+    if text.isascii():  # needs no copy
+        return None
     try:
-        return decoder.decode(block, final)
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"'{path}' is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {start + error.start}"
-        ) from None
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
-# ---- Bytes ----------------------------------------------------------------------------------------------------------
+def _without_utf_16(content: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    """Yield the same blocks; refuse UTF-16, which without a mark could be valid UTF-8."""
+    first = True
+    for block in content:
+        if first and (block.startswith(UTF_16_AND_32) or _every_other_is_nul(block[:4096])):
+            raise UserError(f"'{path}' is UTF-16 text: save it as UTF-8, or, for data, set data.encoding=utf-16")
+        first = False
+        yield block
 
 
-def blocks(path: Path) -> Iterator[bytes]:
-    """Yield the content of a file, plain or .gz or .zst, in blocks.
-
-    Raises:
-        UserError: The file is unreadable, damaged or truncated.
-    """
-    try:
-        if path.suffix == ".zst":
-            yield from _unpack_zst(path)
-        else:
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-                while block := file.read(BLOCK):
-                    yield block
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UserError(f"cannot unpack '{path}': {error}") from None
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror or error}") from None
-
-
-def _unpack_zst(path: Path) -> Iterator[bytes]:
-    import zstandard
-
-    frame = None
-    with path.open("rb") as file:
-        while block := file.read(BLOCK // 16):
-            while block:  # a file may hold several frames; only the frame object tells a complete from a truncated one
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                try:
-                    yield frame.decompress(block)
-                except zstandard.ZstdError as error:
-                    raise UserError(f"cannot unpack '{path}': {error}") from None
-                block = frame.unused_data if frame.eof else b""
-                frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("the compressed file is cut short")
+def _every_other_is_nul(block: bytes) -> bool:
+    fewer, more = sorted((block[::2].count(0), block[1::2].count(0)))
+    return len(block) >= 4 and not fewer and 4 * more > len(block)

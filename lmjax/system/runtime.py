@@ -7,8 +7,10 @@ import ctypes
 import glob
 import importlib.util
 import json
+import mmap
 import os
 import re
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -85,6 +87,9 @@ def prepare(config: RuntimeConfig | None = None) -> None:
     if _only_compilers():
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     environment = settings(config)
+    if not config.compilation_cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ and not _private_programs():
+        environment.pop("JAX_COMPILATION_CACHE_DIR")
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     _user_flags.update(flag.partition("=")[0] for flag in os.environ.get("XLA_FLAGS", "").split())
     os.environ.update({name: flags for name, flags in environment.items() if name == "XLA_FLAGS"})
     for name, value in environment.items():
@@ -98,9 +103,10 @@ def start(config: RuntimeConfig | None = None) -> None:
     """Call `prepare`, or check the flags of a JAX that has started its backends.
 
     Raises:
-        UserError: JAX has started before, without flags that the configuration asks for.
+        UserError: JAX has started before, without flags that the configuration asks for, or XLA does not know a flag.
     """
     if not _backends_started():
+        _check_flags([*os.environ.get("XLA_FLAGS", "").split(), *(config or RuntimeConfig()).xla_flags])
         prepare(config)
         return
     wanted = set((config or RuntimeConfig()).xla_flags)
@@ -114,6 +120,58 @@ def start(config: RuntimeConfig | None = None) -> None:
             f"runtime: JAX was started before lmjax could set XLA_FLAGS {' '.join(sorted(missing))}; call lmjax "
             "before the first computation with JAX, or set XLA_FLAGS in the environment"
         )
+
+
+def _check_flags(flags: Sequence[str]) -> None:
+    """Raise UserError for a flag at which XLA would end the process."""
+    for flag in flags:
+        if not flag.startswith("--") and not os.path.isfile(flag):
+            raise UserError(f"XLA_FLAGS: '{flag}' is neither a flag (--xla_name=value) nor a file with flags; unset it")
+    names = {flag.removeprefix("--").partition("=")[0] for flag in flags if flag.startswith("--")}
+    unknown = [name for name in sorted(names) if not _is_in_xla(name)]
+    if unknown:
+        raise UserError(
+            f"XLA does not know the flag --{unknown[0]}; remove it from runtime.xla_flags or from the environment "
+            "variable XLA_FLAGS"
+        )
+
+
+def _is_in_xla(name: str) -> bool:
+    """Whether XLA's library contains the name of a flag; True if the library is elsewhere."""
+    package = importlib.util.find_spec("jaxlib")
+    folder = os.path.dirname(package.origin or "") if package else ""
+    library = max(glob.glob(os.path.join(glob.escape(folder), "*.so")), key=os.path.getsize, default="")
+    if not library:
+        return True
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(f"\0{name}\0".encode()) != -1
+
+
+def _private_programs() -> bool:
+    """Create the default folder of compiled programs; return whether it is private.
+
+    JAX executes what it finds there.
+    """
+    folder = cache_folder()
+    compiled = folder / "compiled"
+    try:
+        compiled.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not hasattr(os, "getuid"):  # Windows
+            return True
+        statuses = [path.stat() for path in (folder, compiled)]
+        private = all(s.st_uid in (0, os.getuid()) and not s.st_mode & stat.S_IWOTH for s in statuses)
+        if private and statuses[1].st_uid == os.getuid() and statuses[1].st_mode & 0o077:
+            compiled.chmod(0o700)
+    except OSError as error:
+        print(f"no compiled programs are kept: {compiled}: {error.strerror or error}", file=sys.stderr)
+        return False
+    if not private:
+        print(
+            f"no compiled programs are kept: {compiled} is not of this user, or others can write there; remove it, or "
+            "set runtime.compilation_cache=FOLDER",
+            file=sys.stderr,
+        )
+    return private
 
 
 def _backends_started() -> bool:

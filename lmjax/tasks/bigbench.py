@@ -10,6 +10,8 @@ from lmjax.tasks.render import ROWS, Parts
 from lmjax.tasks.shots import shuffled
 from lmjax.tasks.spec import TaskConfig
 
+DERIVED = 0  # max_tokens: derived from the answers
+
 T = TypeVar("T")
 
 
@@ -22,8 +24,9 @@ def big_bench(tree: dict[str, Any], file: Path) -> Parts:
     """Convert a task of BIG-bench (Srivastava et al. 2022), with its documented defaults.
 
     Every prompt starts with its `task_prefix`; its canary and `description` are ignored. A task scored as
-    `multiple_choice_grade` is of kind `choose`, any other of kind `generate`. The first of several best choices is the
-    right one. Blanks at the end of the output prefix become the separator, so that no prompt ends in a blank.
+    `multiple_choice_grade` is of kind `choose`, and its `target_scores` are the grades of the choices. Any other task
+    is of kind `generate`; its answers decide how many tokens are generated. Blanks at the end of the output prefix
+    become the separator, so that no prompt ends in a blank.
     """
 
     def said(key: str, default: T) -> T:
@@ -46,11 +49,15 @@ def big_bench(tree: dict[str, Any], file: Path) -> Parts:
         separator=after[len(bare) :],
         joint=said("few_shot_example_separator", "\n"),
         stop=(stop or "\n",),
-        filters=(pattern,) if pattern else () if stop else (r"[^.?!;\n]+",),
+        max_tokens=DERIVED if not choose else TaskConfig.max_tokens,
+        filters=() if choose else (pattern,) if pattern else () if stop else (r"[^.?!;\n]+",),
         ignore_case=False,
         measures=" ".join(said("description", "").split()),
+        grades="grades" if choose else "",
+        metrics=_metrics(tree, file),
     )
     try:
+        spec.check_filters([pattern])  # of a task with choices too, which does not use it
         spec.check(config)
     except UserError as error:
         raise UserError(f"'{file}': {error}") from None
@@ -69,7 +76,8 @@ def _big_bench_row(row: Any, where: str, option: str, choose: bool) -> dict[str,
     scores = row.get("target_scores", {})
     if not isinstance(scores, dict) or not all(isinstance(score, int | float) for score in scores.values()):
         raise UserError(f"{where}: target_scores: expected an object of numbers")
-    best = [choice for choice, score in scores.items() if score == max(scores.values())]
+    highest = max(scores.values(), default=0)
+    best = [choice for choice, score in scores.items() if score == highest]
     if scores and not best:
         raise UserError(f"{where}: target_scores: a score is NaN; set it to a number")
     shown = shuffled(sorted(scores), ["options", str(row["input"])]) if option else ()
@@ -78,7 +86,16 @@ def _big_bench_row(row: Any, where: str, option: str, choose: bool) -> dict[str,
         "options": "".join(option + choice for choice in shown),
         "choices": list(scores),
         "answer": list(scores).index(best[0]) if choose else row.get("target", best),
+        "grades": list(scores.values()),
     }
+
+
+def _metrics(tree: dict[str, Any], file: Path) -> tuple[str, ...]:
+    """Return the metrics that a task asks for."""
+    metrics = tree.get("metrics", [])
+    if not isinstance(metrics, list) or not all(isinstance(name, str) for name in metrics):
+        raise UserError(f"'{file}': metrics: expected a list of names")
+    return tuple(metrics)
 
 
 def _literal(text: str) -> str:

@@ -17,13 +17,13 @@ def names() -> dict[str, str]:
     return {folder.name: loaders.config(folder).measures for folder in folders} | symbolic.NAMES
 
 
-def load(name: str, *, held_out_share: float = 0.0, held_out: bool = True) -> Task:
+def load(name: str, *, held_out_share: float = 0.0, held_out: bool = True, allow_hub: bool = False) -> Task:
     """Load a task by name or path.
 
     It is a bundled task, a folder with task.json, a file, or `hub:NAME[:SUBSET[:SPLIT]]`. A file is a table (see
     `readers.rows`) or a BIG-bench task in .json. `held_out_share` of the items, by a hash of their keys, are never
     examples; with `held_out` only these items are the documents, otherwise only the others. With a share of 0 all items
-    are both.
+    are both. A task.json may name a dataset of the hub only with `allow_hub`.
 
     Raises:
         UserError: There is no such task (the nearest name is given), or a file is malformed or has other content (the
@@ -33,4 +33,4 @@ def load(name: str, *, held_out_share: float = 0.0, held_out: bool = True) -> Ta
         return symbolic.load(name, held_out_share=held_out_share, held_out=held_out)
     bundled = name in names()
     where = str(BUNDLED / name) if bundled else name
-    return loaders.load(where, held_out_share=held_out_share, held_out=held_out, known=names())
+    return loaders.load(where, held_out_share=held_out_share, held_out=held_out, known=names(), allow_hub=allow_hub)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from lmjax.config import UserError
 from lmjax.config.codec import from_json
-from lmjax.config.errors import nearest
-from lmjax.system import readers
+from lmjax.config.errors import nearest, one_line
+from lmjax.config.json_text import parse_json
+from lmjax.system import hub, paths, readers
 from lmjax.tasks import render, spec
 from lmjax.tasks.bigbench import big_bench, is_big_bench
 from lmjax.tasks.render import ROWS, Parts, Rows
@@ -22,7 +23,14 @@ WHOLE = 1 << 28  # maximum number of bytes of a file of JSON that is read at onc
 SPLITS = ("test", "validation", "train")  # of a hub dataset, the first that exists is read
 
 
-def load(name: str, *, held_out_share: float = 0.0, held_out: bool = True, known: Iterable[str] = ()) -> Task:
+def load(
+    name: str,
+    *,
+    held_out_share: float = 0.0,
+    held_out: bool = True,
+    known: Iterable[str] = (),
+    allow_hub: bool = False,
+) -> Task:
     """Load the task of a folder, a file or `hub:NAME[:SUBSET[:SPLIT]]`; see `catalog.load`.
 
     Args:
@@ -30,8 +38,9 @@ def load(name: str, *, held_out_share: float = 0.0, held_out: bool = True, known
         held_out_share: Share of the items that is held out.
         held_out: Whether the documents are the held-out items or the others.
         known: Names of other tasks, for the suggestion in an error message.
+        allow_hub: Whether a task.json may name a dataset of the hub, which is then downloaded.
     """
-    config, rows, examples = _parts(name, known)
+    config, rows, examples = _parts(name, known, allow_hub=allow_hub)
     return render.build_task(config, rows, examples=examples, held_out_share=held_out_share, held_out=held_out)
 
 
@@ -45,20 +54,22 @@ def config(folder: Path) -> TaskConfig:
     return _config(readers.read_text(file, largest=WHOLE), file)
 
 
-def _parts(name: str, known: Iterable[str]) -> Parts:
-    path = Path(name).expanduser()
+def _parts(name: str, known: Iterable[str], *, allow_hub: bool) -> Parts:
     if name.startswith("hub:"):
         return _bare(_rows(name), name)
-    if not path.exists():
+    path = paths.local(name, key="the task")
+    if not path.exists() and not path.is_symlink():
         near = nearest(name, known)
         raise UserError(f"no task '{name}'{near} (or give a folder with task.json, a file of rows, or hub:NAME)")
+    if not path.exists():
+        raise paths.missing(path)
     if path.is_dir():
         file = next((path / file for file in ("task.json", "task.json.gz") if (path / file).exists()), None)
         if file is None:
             raise UserError(f"the folder '{path}' holds no task: it has no task.json")
-        return _folder(path, file)
+        return _folder(path, file, allow_hub=allow_hub)
     if readers.kind(path) == ".json":
-        tree = readers.parse_json(readers.read_text(path, largest=WHOLE), f"'{path}'")
+        tree = readers.read_json(path, largest=WHOLE, long_integers=True)
         if is_big_bench(tree):
             return big_bench(tree, path)
         if not isinstance(tree, list):
@@ -71,14 +82,17 @@ def _parts(name: str, known: Iterable[str]) -> Parts:
 # ---- Kinds of task ----------------------------------------------------------------------------------------------
 
 
-def _folder(folder: Path, file: Path) -> Parts:
+def _folder(folder: Path, file: Path, *, allow_hub: bool) -> Parts:
     """Read task.json with its rows and pool of examples next to it, or a BIG-bench task."""
     text = readers.read_text(file, largest=WHOLE)
-    if is_big_bench(tree := readers.parse_json(text, f"'{file}'")):
+    if is_big_bench(tree := parse_json(text, f"'{file}'", long_integers=True)):
         return big_bench(tree, file)
     config = _config(text, file)
     for name in (config.rows, config.examples):
-        if not name.startswith("hub:") and Path(name).name != name:
+        if name.startswith("hub:"):
+            if not allow_hub:
+                raise UserError(f"'{file}' reads '{name}' from the hub; allow it with --allow-hub, or copy the rows")
+        elif Path(name).name != name:
             raise UserError(f"'{file}': '{name}' must be the name of a file next to it, or hub:NAME")
     examples = config.examples or ("examples.jsonl" if (folder / "examples.jsonl").exists() else "")
     rows, pool = (
@@ -94,7 +108,7 @@ def _config(text: str, file: Path) -> TaskConfig:
         config = from_json(text, TaskConfig)
         spec.check(config)
     except (ValueError, RecursionError, OverflowError) as error:  # of JSON that no dataclass holds: huge or deep
-        raise UserError(f"'{file}': {readers.one_line(error)}") from None
+        raise UserError(f"'{file}': {one_line(error)}") from None
     return config
 
 
@@ -120,10 +134,9 @@ def _bare(rows: Rows, name: str) -> Parts:
 
 def _rows(name: str) -> Rows:
     """Yield at most `ROWS` rows of a file or hub dataset, each with its location."""
-    path = Path(name).expanduser()
     if name.startswith("hub:"):
         rows = _hub(*name.removeprefix("hub:").split(":"))
-    elif not path.is_file():
+    elif not (path := paths.local(name, key="the task")).is_file():
         raise UserError(f"no file '{path}'")
     else:
         rows = readers.rows(path, longest=LINE, largest=WHOLE)
@@ -133,4 +146,4 @@ def _rows(name: str) -> Rows:
 def _hub(name: str, subset: str = "", split: str = "", *more: str) -> Rows:
     if more or not name:
         raise UserError("a dataset of the hub is named hub:NAME, hub:NAME:SUBSET or hub:NAME:SUBSET:SPLIT")
-    return readers.hub(name, subset, splits=(split,) if split else SPLITS)
+    return hub.rows(name, subset, splits=(split,) if split else SPLITS)

@@ -1,15 +1,18 @@
 """Conversion of the rows of a task to documents."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import inf, isfinite
 from typing import Any
 
 from lmjax.config import UserError
+from lmjax.config.json_text import parse_json
 from lmjax.tasks import draws, template
 from lmjax.tasks.spec import Document, Task, TaskConfig, check
 
 Rows = Iterable[tuple[str, Any]]  # the location of the row, for messages, and the row
 ROWS = 100_000  # maximum number of rows of a file or split; later rows are ignored
+LARGEST = 1 << 28  # characters of the questions and answers of a task
 Parts = tuple[TaskConfig, Rows, Rows | None]  # the configuration, the rows, and the pool of examples if separate
 
 
@@ -33,9 +36,10 @@ def _plain(config: TaskConfig, row: Any, number: str) -> Document:
     if not isinstance(row, Mapping):
         raise UserError(f"expected an object with fields, got {type(row).__name__}")
     prompt = template.render(config.prompt, {"input": "", **row} if config.kind == "pairs" else row)
-    choices, gold, answers = (), None, ()
+    choices, gold, answers, grades = (), None, (), ()
     if config.kind in ("choose", "pairs"):
         choices = _choices(config, row)
+        grades = _grades(config, row, choices)
         gold = 0 if config.kind == "pairs" else _gold(config, row, choices)
         answers = (choices[gold],)
     elif config.kind != "perplexity":
@@ -52,6 +56,8 @@ def _plain(config: TaskConfig, row: Any, number: str) -> Document:
         gold=gold,
         group=own.get("group", first),
         key=own.get("key", prompt or first),
+        named="id" in own,
+        grades=grades,
     )
 
 
@@ -69,6 +75,23 @@ def _choices(config: TaskConfig, row: Mapping[str, Any]) -> tuple[str, ...]:
     return choices
 
 
+def _grades(config: TaskConfig, row: Mapping[str, Any], choices: tuple[str, ...]) -> tuple[float, ...]:
+    """Return the score of each choice; nothing if the task has no scores."""
+    if not config.grades:
+        return ()
+    grades = template.lookup(row, config.grades)
+    numbers = isinstance(grades, list | tuple) and all(isinstance(grade, int | float) for grade in grades)
+    if not numbers or len(grades) != len(choices):
+        raise UserError(f"the field '{config.grades}' is not a list of {len(choices)} numbers, one for each choice")
+    try:
+        scores = tuple(map(float, grades))
+    except OverflowError:  # an integer of hundreds of digits
+        scores = (inf,)
+    if not all(map(isfinite, scores)):
+        raise UserError(f"the field '{config.grades}' has a score that is not finite; set it to a number")
+    return scores
+
+
 def _gold(config: TaskConfig, row: Mapping[str, Any], choices: tuple[str, ...]) -> int:
     """Return the index of the right choice.
 
@@ -77,7 +100,7 @@ def _gold(config: TaskConfig, row: Mapping[str, Any], choices: tuple[str, ...]) 
     """
     answer = template.render(config.answer, row)
     field = next(iter(template.fields(config.answer)), None)
-    alone = row[field] if field is not None and config.answer == f"{{{field}}}" else answer
+    alone = template.lookup(row, field) if field is not None and config.answer == f"{{{field}}}" else answer
     if answer in choices and (isinstance(alone, bool) or not isinstance(alone, int)):
         return choices.index(answer)
     if isinstance(alone, str) and alone.isdecimal() and len(alone) < 10:
@@ -101,16 +124,17 @@ def build_task(
         held_out: As in `catalog.load`.
 
     Raises:
-        UserError: There are no rows, two have the same id, or a row does not fit the configuration.
+        UserError: There are no rows, two have the same id, a row does not fit the configuration, or the configuration
+            contradicts itself.
     """
     check(config)
     everything = tuple(_documents(config, rows, ""))
     if not everything:
         raise UserError(f"the task '{config.name}' has no rows")
     pool = everything if examples is None else tuple(_documents(config, examples, "example "))
-    documents = everything
+    documents, fixed = everything, _fixed(config, pool)
     if held_out_share:
-        pool = _rest(pool, held_out_share)
+        pool, fixed = _rest(pool, held_out_share), _rest(fixed, held_out_share)
         documents = tuple(item for item in everything if draws.held_out(item.key, held_out_share) == held_out)
         if not held_out:  # nor are they shown among the examples of a row
             documents = tuple(replace(item, examples=_rest(item.examples, held_out_share)) for item in documents)
@@ -121,7 +145,31 @@ def build_task(
             )
     if not config.chance and everything[0].choices:
         config = replace(config, chance=sum(1 / len(document.choices) for document in everything) / len(everything))
-    return Task(config, documents, pool)
+    return Task(config, documents, pool, fixed)
+
+
+def _fixed(config: TaskConfig, pool: Sequence[Document]) -> tuple[Document, ...]:
+    """Return the examples that `shots.fixed` lists: rows, or ids of rows of the pool.
+
+    Raises:
+        UserError: A row does not fit the configuration, or the pool has no row with an id.
+    """
+    if not config.shots.fixed:
+        return ()
+    by_id = {document.id: document for document in pool}
+    fixed = []
+    for number, item in enumerate(config.shots.fixed):
+        where = f"the task '{config.name}', shots.fixed, item {number + 1}"
+        if item.startswith("{"):
+            try:
+                fixed.append(_plain(config, parse_json(item, "the row"), f"fixed {number}"))
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+        elif document := by_id.get(item) or by_id.get(f"example {item}"):
+            fixed.append(document)
+        else:
+            raise UserError(f"{where}: no row of the pool of examples has the id '{item}' (or is row {item}, from 0)")
+    return tuple(fixed)
 
 
 def _rest(documents: tuple[Document, ...], share: float) -> tuple[Document, ...]:
@@ -131,6 +179,7 @@ def _rest(documents: tuple[Document, ...], share: float) -> tuple[Document, ...]
 
 def _documents(config: TaskConfig, rows: Rows, prefix: str) -> Iterator[Document]:
     inputs_by_id: dict[str, str] = {}
+    size = 0
     for number, (where, row) in enumerate(rows):
         try:
             document = to_document(config, row, f"{prefix}{number}")
@@ -141,5 +190,8 @@ def _documents(config: TaskConfig, rows: Rows, prefix: str) -> Iterator[Document
                 f"{where}: the id '{document.id}' is also the id of {inputs_by_id[document.id]}; make the ids unique"
             )
         inputs_by_id[document.id] = where
+        size += len(document.prompt) + sum(map(len, document.choices or document.answers))
+        if size > LARGEST:
+            raise UserError(f"{where}: the questions of the task have more than {LARGEST} characters; use fewer rows")
         if document.prompt or document.answers:  # an empty text is no document
             yield document

@@ -23,7 +23,8 @@ def examples(
 
     Fewer examples are a prefix of more. A document with the same prompt is never an example. A document with its own
     examples uses only these, including those that contain the answer. It takes O(count) steps, and O(pool) once per
-    task if balanced.
+    task if balanced. A task with fixed examples, or with the first ones of its pool, has the same order for every
+    question.
 
     Args:
         task: The task.
@@ -33,7 +34,8 @@ def examples(
         balanced: Alternate between the groups (labels), in a new order in each round.
 
     Raises:
-        UserError: The pool has fewer than `count` examples, or the task is of kind `perplexity`, which has no answers.
+        UserError: There are fewer than `count` examples, the task is of kind `perplexity`, which has no answers, or its
+            fixed examples are to be balanced.
     """
     if count == 0:
         return ()
@@ -41,15 +43,24 @@ def examples(
         raise UserError(f"the task '{task.config.name}' measures perplexity and takes no examples: use 0 shots")
     name, own, question = (seed, document.id), document.examples, _question(document)
     keep = None if own else lambda example: _question(example) != question
-    if balanced:
+    ordered = () if own else task.fixed or (task.pool if task.config.shots.first else ())
+    if ordered and balanced:
+        raise UserError(
+            f"the task '{task.config.name}' has examples in a fixed order, which cannot be balanced; leave out "
+            "--balanced, or remove 'shots' from its task.json"
+        )
+    if ordered:
+        order = filter(keep, ordered)
+    elif balanced:
         order = _in_turn(grouped(own) if own else task.groups, name, keep)
     else:
         order = filter(keep, shuffled(own or task.pool, name))
     chosen = tuple(itertools.islice(order, count))
     if len(chosen) < count:
+        listed = "; add examples to 'shots' in its task.json: a question is never its own example" if task.fixed else ""
         raise UserError(
             f"the task '{task.config.name}' has {len(chosen)} examples for its document '{document.id}', fewer than "
-            f"the {count} asked for"
+            f"the {count} asked for{listed}"
         )
     return chosen
 

@@ -1,15 +1,35 @@
 """Templates: text with {field} for a field of a row, and {{ and }} for braces.
 
-A field is a key and never an expression: `{a.b}` is the field named "a.b", so a template can reach nothing but its row.
+    {question}           the field "question"
+    {answers[0]}         item 0 of a list (-1: the last one)
+    {answers[text][0]}   the entry "text" of an object, and item 0 of this
+    {question|strip}     a function of the value; several are applied from left to right
+
+A field is a key and never an expression. Brackets hold a key or a number, and the functions are those of `FUNCTIONS`:
+a template can reach nothing but its row. If the row has a field with the complete name, such as "a[0]" or "a.b", the
+template refers to this field.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmjax.config import UserError
 
+LARGEST = 1 << 26  # characters of a rendered text
+
+FUNCTIONS: dict[str, Callable[[str], str]] = {
+    "strip": str.strip,
+    "lstrip": str.lstrip,
+    "rstrip": str.rstrip,
+    "lower": str.lower,
+    "upper": str.upper,
+    "capitalize": str.capitalize,
+}
+
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_NAME = re.compile(r"([^\[\]|]+)((?:\[[^\[\]|]+\])*)((?:\|[a-z]+)*)")
+_KEY = re.compile(r"\[([^\[\]]+)\]")
 
 
 def fields(template: str) -> tuple[str, ...]:
@@ -31,10 +51,15 @@ def render(template: str, row: Mapping[str, Any]) -> str:
     """Insert the values of a row into a template.
 
     Raises:
-        UserError: The template has an unpaired brace or an unknown field, or a value has no text form.
+        UserError: The template has an unpaired brace or an unknown field, a value has no text form, or the text is too
+            long.
     """
-    fields(template)
-    return _PART.sub(lambda match: match[0][0] if match[1] is None else value(row, match[1]), template)
+    names = fields(template)
+    values = {name: value(row, name) for name in dict.fromkeys(names)}
+    size = len(template) + sum(len(values[name]) for name in names)
+    if size > LARGEST:
+        raise UserError(f"the text of a row has {size} characters; at most {LARGEST} are allowed")
+    return _PART.sub(lambda match: match[0][0] if match[1] is None else values[match[1]], template)
 
 
 def variants(template: str, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -42,10 +67,11 @@ def variants(template: str, row: Mapping[str, Any]) -> tuple[str, ...]:
 
     Several accepted answers thus share a template.
     """
-    lists = [name for name in dict.fromkeys(fields(template)) if isinstance(row.get(name), list | tuple)]
+    values = {name: lookup(row, name) for name in dict.fromkeys(fields(template)) if has(row, name)}
+    lists = [name for name, value in values.items() if isinstance(value, list | tuple)]
     if len(lists) != 1:
         return (render(template, row),)
-    return tuple(render(template, {**row, lists[0]: item}) for item in row[lists[0]])
+    return tuple(render(template, {**row, lists[0]: item}) for item in values[lists[0]])
 
 
 def value(row: Mapping[str, Any], name: str) -> str:
@@ -54,12 +80,66 @@ def value(row: Mapping[str, Any], name: str) -> str:
     Raises:
         UserError: The row has no such field, or its value has no text form.
     """
-    if name not in row:
-        raise UserError(f"there is no field '{name}', only {', '.join(map(repr, row)) or 'nothing'}")
+    item = lookup(row, name)
     try:
-        return text(row[name])
+        return text(item)
     except UserError as error:
         raise UserError(f"the field '{name}' {error}") from None
+
+
+def has(row: Mapping[str, Any], name: str) -> bool:
+    """Whether the row has a field, or what a name with brackets and functions refers to."""
+    try:
+        lookup(row, name)
+    except UserError:
+        return False
+    return True
+
+
+def lookup(row: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a field; a function applies to each item of a list.
+
+    Raises:
+        UserError: The row has no such field, item or entry, or there is no such function.
+    """
+    if name in row:
+        return row[name]
+    match = _NAME.fullmatch(name)
+    if match is None or match[1] not in row:
+        raise UserError(f"there is no field '{name}', only {', '.join(map(repr, row)) or 'nothing'}")
+    item = row[match[1]]
+    for key in _KEY.findall(match[2]):
+        item = _entry(item, key, name, row)
+    for function in filter(None, match[3].split("|")):
+        if function not in FUNCTIONS:
+            raise UserError(f"the template field '{name}': there is no function '{function}', only {_functions()}")
+        item = _applied(function, item)
+    return item
+
+
+def _entry(item: Any, key: str, name: str, row: Mapping[str, Any]) -> Any:
+    """Return the entry of an object, or the item of a list."""
+    if isinstance(item, Mapping) and key in item:
+        return item[key]
+    if isinstance(item, list | tuple) and re.fullmatch(r"-?[0-9]{1,9}", key) and -len(item) <= int(key) < len(item):
+        return item[int(key)]
+    if isinstance(item, Mapping):
+        reason = f"its object has no '{key}', only {', '.join(map(repr, item)) or 'nothing'}"
+    elif isinstance(item, list | tuple):
+        reason = f"its list has {len(item)} items, and no item '{key}'"
+    else:
+        reason = f"[{key}] needs a list or an object"
+    raise UserError(f"there is no field '{name}', only {', '.join(map(repr, row))}: {reason}")
+
+
+def _applied(function: str, item: Any) -> Any:
+    if isinstance(item, list | tuple):
+        return [_applied(function, part) for part in item]
+    return FUNCTIONS[function](text(item))
+
+
+def _functions() -> str:
+    return ", ".join(FUNCTIONS)
 
 
 def text(item: Any) -> str:

@@ -9,26 +9,33 @@ restore. A rollback moves the checkpoints after its target to `checkpoints/quara
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
-
 from lmjax.config import CheckpointConfig
-from lmjax.config.errors import RunError
+from lmjax.config.errors import RunError, one_line
+from lmjax.config.json_text import parse_json
+from lmjax.journal.history import Announced
 from lmjax.parallel import processes
-from lmjax.pytrees import all_finite, digest, leaf_names, path_name
+from lmjax.pytrees import all_finite, digest
 from lmjax.system import faults
 from lmjax.system.files import sync_folder, write_text
+from lmjax.training.arrays import ArrayWriter, check_saved, digest_of_saved, read_arrays
+from lmjax.training.state import abstract_state
 
 MANIFEST = "manifest.json"
+_LARGEST = 1 << 26  # bytes of a manifest
+_PARTIAL = re.compile(r"[0-9]+(\.old)?\.partial")
+_UPDATE = re.compile(r"0|[1-9][0-9]{0,17}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class CheckpointError(RunError):
@@ -62,6 +69,8 @@ class Checkpoints:
         config: Retention and other settings.
         scores: Known validation losses by update.
         main: Whether this process commits the files that all processes have written.
+        guard: Called before each save and before it is committed; raises a RunError if the run's files are no longer
+            those that this process opened.
     """
 
     def __init__(
@@ -71,19 +80,23 @@ class Checkpoints:
         config: CheckpointConfig,
         scores: Mapping[int, float] | None = None,
         main: bool = True,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder = folder
         self._main = main
+        self._guard = guard
         self.scores = dict(scores or {})
         self._config = config
-        self._orbax = ocp.StandardCheckpointer()
+        self._arrays = ArrayWriter()
+        self._proved = False  # a save of this session was restored, with its digest
         self._thread: threading.Thread | None = None
         self._error: str | None = None
         self._committed: list[Checkpoint] = []
         if main:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob("*.partial"):
-                shutil.rmtree(leftover)
+            for path in folder.iterdir():
+                if _PARTIAL.fullmatch(path.name):
+                    _remove(path)
 
     def save(self, state: Any, meta: dict[str, Any], *, protect: Iterable[int] = ()) -> None:
         """Start to save `state`; return once the arrays are copied off the devices.
@@ -97,23 +110,25 @@ class Checkpoints:
 
         Raises:
             NotFinite: The state is not finite; nothing is written.
+            RunError: The run's files are no longer those that this process opened.
         """
         self.wait()
+        self._guard()
         if not all_finite(state):
             raise NotFinite(f"the state after update {meta['update']} is not finite: it is not saved")
         folder = self.folder / f"{meta['update']}.partial"
         try:
             faults.reach("save")
             if self._main:
-                if folder.exists():  # left by a failed save
-                    shutil.rmtree(folder)
+                _remove(folder)  # left by a failed save
                 folder.mkdir()
-            self._orbax.save(folder.absolute() / "state", state)
+            self._arrays.begin(folder, state)
             faults.reach("save.arrays")
         except (OSError, ValueError) as error:
             self._failed(folder, error)
             return
-        self._thread = threading.Thread(target=self._commit, args=(folder, meta, set(protect)), name="checkpoint")
+        arguments = (folder, meta, set(protect), abstract_state(state))
+        self._thread = threading.Thread(target=self._commit, args=arguments, name="checkpoint")
         self._thread.start()
 
     def committed(self) -> list[Checkpoint]:
@@ -135,18 +150,20 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for the save in flight and release Orbax's threads."""
         self.wait()
-        self._orbax.close()
+        self._arrays.close()
 
-    def _commit(self, folder: Path, meta: dict[str, Any], protect: set[int]) -> None:
+    def _commit(self, folder: Path, meta: dict[str, Any], protect: set[int], abstract: Any) -> None:
         try:
-            self._orbax.wait_until_finished()
+            self._arrays.finish()
             if not self._main:
                 self._committed.append(Checkpoint(folder.with_suffix(""), meta))
                 return
+            self._prove(folder, meta, abstract)
             faults.reach("save.manifest")
             write_text(folder / "meta.json", json.dumps(meta, indent=1))
             write_text(folder / MANIFEST, json.dumps(hashes(folder), indent=1))
             faults.reach("save.rename")
+            self._guard()
             final = folder.with_suffix("")
             if final.exists():  # saved before this update was repeated; the new one is already durable
                 _delete(final)
@@ -158,12 +175,28 @@ class Checkpoints:
         except BaseException as error:  # any error is passed to the training thread
             self._failed(folder, error)
 
+    def _prove(self, folder: Path, meta: dict[str, Any], abstract: Any) -> None:
+        """Check that what was saved can be restored: its metadata, and once a session all of it.
+
+        Raises:
+            CheckpointError: It cannot.
+        """
+        try:
+            check_saved(folder, abstract)
+            if self._proved or not processes.alone():
+                return
+            read_back = digest_of_saved(folder, abstract)
+        except Exception as error:  # of Orbax and TensorStore
+            raise CheckpointError(f"what was saved cannot be read back: {one_line(error)}") from None
+        if read_back != meta["digest"]:
+            raise CheckpointError("what was saved is read back with another digest")
+        self._proved = True
+
     def _failed(self, folder: Path, error: BaseException) -> None:
-        with suppress(Exception):  # the folder must not be removed while Orbax still writes to it
-            self._orbax.wait_until_finished()
-        self._error = f"checkpoint {folder.stem} could not be written: {error}"
-        self._orbax = ocp.StandardCheckpointer()  # the previous instance would raise its failure again
-        shutil.rmtree(folder, ignore_errors=True)
+        self._error = f"checkpoint {folder.stem} could not be written: {self._arrays.explain(error)}"
+        self._arrays.abandon()
+        with suppress(OSError):
+            _remove(folder)
 
     def _retain(self, protect: set[int]) -> None:
         updates = [int(folder.name) for folder in folders(self.folder)]
@@ -192,24 +225,36 @@ def retained(
 def _delete(folder: Path) -> None:
     """Delete a checkpoint; a crash leaves a `.partial` folder, which is no checkpoint."""
     doomed = folder.with_name(folder.name + ".old.partial")
-    if doomed.exists():
-        shutil.rmtree(doomed)
+    _remove(doomed)
     os.replace(folder, doomed)
-    shutil.rmtree(doomed)
+    _remove(doomed)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, a file or a link, if there is one."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 # ---- Reading --------------------------------------------------------------------------------------------------------
 
 
 def load(
-    root: Path, abstract: Any, *, digests: Mapping[int, str] | None = None, update: int | None = None
+    root: Path,
+    abstract: Any,
+    *,
+    announced: Mapping[int, Announced] | None = None,
+    update: int | None = None,
 ) -> tuple[Checkpoint, Any, list[str]]:
     """Load the newest intact checkpoint.
 
     Args:
         root: Folder of the checkpoints.
         abstract: Shapes, dtypes and shardings of the state.
-        digests: Digests in the journal, by update; a checkpoint must match its entry, if there is one.
+        announced: The checkpoints that the journal has on the path of the run, by update; others are not loaded.
+            Default: any is loaded.
         update: Load only the checkpoint of this update.
 
     Returns:
@@ -224,17 +269,31 @@ def load(
             continue
         problem = processes.broadcast_from_main(partial(verify, folder))  # reads all files, so in one process only
         if problem is None:
-            checkpoint = read(folder)
-            journaled = (digests or {}).get(checkpoint.meta["update"], checkpoint.meta["digest"])
-            if journaled != checkpoint.meta["digest"]:
-                problem = "its digest is not the one in the journal"
-            else:
-                try:
-                    return checkpoint, restore(checkpoint, abstract), problems
-                except CheckpointError as error:
-                    problem = str(error)
+            try:
+                checkpoint = read(folder)
+                if announced is not None:
+                    _check_announced(checkpoint, announced)
+                return checkpoint, restore(checkpoint, abstract), problems
+            except CheckpointError as error:
+                problem = str(error)
         problems.append(f"checkpoint {folder.name}: {problem}")
     raise CheckpointError(f"no checkpoint in {root} can be read: {'; '.join(problems) or 'there is none'}")
+
+
+def _check_announced(checkpoint: Checkpoint, announced: Mapping[int, Announced]) -> None:
+    """Check a checkpoint against the journal.
+
+    Raises:
+        CheckpointError: The journal does not have it, or has another one.
+    """
+    meta = checkpoint.meta
+    entry = announced.get(meta["update"])
+    if entry is None:
+        raise CheckpointError("the journal does not have it on the path of the run")
+    if entry.digest != meta["digest"]:
+        raise CheckpointError("its digest is not the one in the journal")
+    if entry.cursor != meta["cursor"]:
+        raise CheckpointError("its cursor is not the one in the journal")
 
 
 def restore(checkpoint: Checkpoint, abstract: Any) -> Any:
@@ -243,94 +302,90 @@ def restore(checkpoint: Checkpoint, abstract: Any) -> Any:
     Raises:
         CheckpointError: The arrays do not fit `abstract`, or do not have the digest that was saved with them.
     """
-    path = checkpoint.folder.absolute() / "state"
-    orbax = ocp.StandardCheckpointer()
     try:
-        saved = orbax.metadata(path).item_metadata
-        _fits(getattr(saved, "tree", None), abstract)  # Orbax itself would notice only while it reads the arrays
-        state = orbax.restore(path, abstract)
-    except (ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
+        state = read_arrays(checkpoint.folder, abstract)
+    except Exception as error:  # Orbax and TensorStore raise many kinds for files that do not fit each other
         raise CheckpointError(
-            f"{checkpoint.folder} cannot be restored into the state of this configuration: {first}"
+            f"{checkpoint.folder} cannot be restored into the state of this configuration: {first_line(error)}"
         ) from error
-    finally:
-        orbax.close()
     if digest(state) != checkpoint.meta["digest"]:
         raise CheckpointError(f"{checkpoint.folder}: the arrays do not have the digest that was saved with them")
     return state
 
 
-def _fits(saved: Any, abstract: Any) -> None:
-    """Check that every array of `abstract` was saved with its shape.
-
-    Raises:
-        ValueError: An array was saved with another shape, or not at all.
-    """
-    shapes = {path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
-    for name, leaf in zip(leaf_names(abstract), jax.tree.leaves(abstract), strict=True):
-        if shapes.get(name) != leaf.shape:
-            raise ValueError(f"{name} was saved with shape {shapes.get(name)}, the run has {leaf.shape}")
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, else its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
 
 
 def read(folder: Path) -> Checkpoint:
-    """Read a checkpoint whose files are intact (see `verify`)."""
-    return Checkpoint(folder, json.loads((folder / "meta.json").read_text()))
+    """Read a checkpoint whose files are intact (see `verify`).
+
+    Raises:
+        ValueError: meta.json is malformed.
+    """
+    meta = _json(folder / "meta.json")
+    if not isinstance(meta, dict):
+        raise ValueError("meta.json is not an object")
+    for name in ("update", "cursor", "wall_step"):
+        value = meta.get(name)
+        if type(value) is not int or not 0 <= value < 2**63:
+            raise ValueError(f"meta.json: {name} is {value!r:.40}, not a count")
+    if not isinstance(meta.get("digest"), str) or not _DIGEST.fullmatch(meta["digest"]):
+        raise ValueError(f"meta.json: digest is {meta.get('digest')!r:.40}, not 64 hexadecimal digits")
+    return Checkpoint(folder, meta)
+
+
+def _json(path: Path) -> Any:
+    with open(path, "rb") as file:
+        return parse_json(file.read(_LARGEST + 1), path.name, largest=_LARGEST)
 
 
 def folders(root: Path) -> list[Path]:
     """Return the folders that are named by an update, oldest first."""
-    paths = [path for path in root.iterdir() if path.name.isdecimal() and path.is_dir()] if root.is_dir() else []
-    return sorted(paths, key=lambda path: int(path.name))
+    paths = [path for path in root.iterdir() if _UPDATE.fullmatch(path.name)] if root.is_dir() else []
+    return sorted((path for path in paths if path.is_dir()), key=lambda path: int(path.name))
+
+
+def quarantined(root: Path) -> list[Path]:
+    """Return the folders that rollbacks set aside: `<update>`, then `<update>.<n>`."""
+    folder = root / "quarantine"
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    return sorted(path for path in paths if _UPDATE.fullmatch(path.name.partition(".")[0]) and path.is_dir())
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file below `folder` except the manifest, by relative path."""
+    """Return the sha256 of every file below `folder` except the manifest, by relative path.
+
+    Raises:
+        ValueError: There is a link or a device, which could lead to anything.
+    """
     result = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
-        with open(path, "rb") as file:
-            result[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in sorted(path for path in folder.rglob("*") if path != folder / MANIFEST):
+        name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            with open(path, "rb") as file:
+                result[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        elif not stat.S_ISDIR(mode):
+            raise ValueError(f"{name} is not a regular file")
     return result
 
 
 def verify(folder: Path) -> str | None:
     """Return the problem of a checkpoint's files, or None."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = _json(folder / MANIFEST)
+        if not isinstance(manifest, dict):
+            return f"{MANIFEST} is not an object"
         actual = hashes(folder)
         for name in manifest | actual:
             if name not in actual:
-                return f"{name} is missing"
+                return f"{name:.200} is missing"
             if actual[name] != manifest.get(name):
                 return f"{name} does not match its sha256"
         update = read(folder).meta["update"]
     except FileNotFoundError:
         return "not finished (no manifest)"
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"unreadable ({error})"
+    except (OSError, ValueError, RecursionError) as error:
+        return f"unreadable ({one_line(error)})"
     return None if str(update) == folder.name else f"it is the checkpoint of update {update} under another name"
-
-
-# ---- Quarantine -----------------------------------------------------------------------------------------------------
-
-
-def quarantine(root: Path, *, after: int) -> list[int]:
-    """Move the checkpoints after update `after` to `quarantine/`, newest first.
-
-    After a crash, another call moves the remaining checkpoints. Folders already in `quarantine/` retain their names.
-
-    Returns:
-        The updates of the moved checkpoints.
-    """
-    moved = []
-    for folder in reversed(folders(root)):
-        if int(folder.name) <= after:
-            break
-        faults.reach("rollback.quarantine")
-        aside = root / "quarantine"
-        aside.mkdir(exist_ok=True)
-        names = (f"{folder.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 10_000))))
-        os.replace(folder, next(aside / name for name in names if not (aside / name).exists()))
-        moved.append(int(folder.name))
-    sync_folder(root)
-    return moved

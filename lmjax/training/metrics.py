@@ -6,14 +6,22 @@ finite is written as null, so that every line is valid JSON.
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from lmjax.config import UserError
+from lmjax.config.errors import RunError
+from lmjax.config.json_text import parse_json
+from lmjax.system.append import AppendFile
 from lmjax.system.files import replacing
+from lmjax.system.json_files import plain
 from lmjax.training.trackers import Record, Report, Sink, first_line
+
+_LONGEST = 1 << 24  # bytes of a line
+_MOST = 10**15  # updates of a run
 
 
 class Recorder:
@@ -39,30 +47,41 @@ class Recorder:
         self.path = Path(path)
         self._sinks = list(sinks)
         self._report = report
-        self._file = _cut(self.path, update)
+        self._file = self._open(update)
 
     def write(self, record: Mapping[str, Any]) -> Record:
         """Append one record, which must have `update`.
 
         Returns:
             The record as written: plain numbers, None if not finite.
+
+        Raises:
+            RunError: The record cannot be written, and the file is as before; or it was changed from outside.
         """
-        plain = {key: _plain(value) for key, value in record.items()}
-        assert isinstance(plain.get("update"), int), f"a record needs its update: {plain}"
-        self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        self._notify("write", plain)
-        return plain
+        written = plain(record)
+        assert isinstance(written.get("update"), int), f"a record needs its update: {written}"
+        if self._file is not None:
+            try:
+                self._file.append(json.dumps(written, allow_nan=False).encode() + b"\n")
+            except OSError as error:
+                raise RunError(
+                    f"cannot write {self.path}: {error.strerror}; correct this, then resume the run"
+                ) from error
+        self._notify("write", written)
+        return written
 
     def rewind(self, update: int) -> None:
         """Remove all records of updates after `update`."""
-        self._file.close()
-        self._file = _cut(self.path, update)
+        if self._file is not None:
+            self._file.check()
+            self._file.close()
+        self._file = self._open(update)
         self._notify("rewind", update)
 
     def close(self) -> None:
         """Close the file and the sinks; repeated calls are allowed."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         self._notify("close")
         self._sinks.clear()
 
@@ -73,6 +92,13 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _open(self, update: int) -> AppendFile | None:
+        """Cut the file to the records up to `update`, and open it; None for the null device."""
+        if str(self.path) == os.devnull:
+            return None
+        _cut(self.path, update)
+        return AppendFile(self.path, report=self._report)
 
     def _notify(self, method: str, *arguments: Any) -> None:
         for sink in list(self._sinks):
@@ -97,31 +123,30 @@ def read(path: str | Path) -> list[Record]:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
+def scores(records: Sequence[Record]) -> dict[int, float]:
+    """Return the validation losses by update."""
+    result: dict[int, float] = {}
+    for record in records:
+        loss = record.get("val_loss")
+        if isinstance(loss, int | float) and math.isfinite(loss):
+            result[record["update"]] = loss
+    return result
+
+
 def _lines(content: bytes) -> Iterator[tuple[bytes, Record]]:
     for line in content.split(b"\n"):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse_json(line, "the record", largest=_LONGEST)
+        except UserError:
             continue
-        if isinstance(record, dict) and isinstance(record.get("update"), int):
+        if isinstance(record, dict) and type(record.get("update")) is int and 0 <= record["update"] <= _MOST:
             yield line + b"\n", record
 
 
-def _cut(path: Path, update: int) -> Any:
-    """Remove incomplete records and those after `update`, and open the file for appending.
-
-    The file is replaced atomically.
-    """
+def _cut(path: Path, update: int) -> None:
+    """Remove incomplete records and those after `update`; the file is replaced atomically."""
     content = path.read_bytes() if path.exists() else b""
     valid = b"".join(line for line, record in _lines(content) if record["update"] <= update)
     if valid != content:
         with replacing(path, sync=True) as partial:
             partial.write_bytes(valid)
-    return path.open("ab")
-
-
-def _plain(value: Any) -> Any:
-    """Return the JSON value of a Python, NumPy or JAX scalar."""
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,6 +3,7 @@
 It is announced in the journal first. After a crash at any point, the next start finishes it.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lmjax.journal.history import ROLLED_BACK, TRANSIENT, History, fold
 from lmjax.journal.journal import Journal
 from lmjax.parallel import processes
 from lmjax.system import faults
+from lmjax.system.files import sync_folder
 from lmjax.training import checkpoint
 from lmjax.training.inputs import GaveUp, LoopInputs, Position, ScheduledBatch, write
 from lmjax.training.state import abstract_state
@@ -140,7 +142,7 @@ def _go_back(parts: LoopInputs, position: Position) -> tuple[Position, History]:
     faults.over()
     abstract = abstract_state(position.state)
     jax.tree.map(lambda leaf: leaf.delete(), position.state)  # two states may not fit
-    loaded, state, problems = checkpoint.load(root, abstract, digests=past.digests)
+    loaded, state, problems = checkpoint.load(root, abstract, announced=past.announced)
     counters = {"update": loaded.meta["update"], "cursor": loaded.meta["cursor"], "wall_step": position.wall_step}
     if problems:
         parts.console.event("fell back to an older checkpoint: " + "; ".join(problems))
@@ -160,8 +162,30 @@ def set_aside(root: Path, *, after: int) -> list[int]:
     The main process moves them, and the others wait.
     """
     processes.barrier("before quarantine")
-    moved = checkpoint.quarantine(root, after=after) if processes.is_main() else []
+    moved = quarantine(root, after=after) if processes.is_main() else []
     processes.barrier("after quarantine")
+    return moved
+
+
+def quarantine(root: Path, *, after: int) -> list[int]:
+    """Move the checkpoints after update `after` to `quarantine/`, newest first.
+
+    After a crash, another call moves the remaining checkpoints. Folders already in `quarantine/` retain their names.
+
+    Returns:
+        The updates of the moved checkpoints.
+    """
+    moved = []
+    for folder in reversed(checkpoint.folders(root)):
+        if int(folder.name) <= after:
+            break
+        faults.reach("rollback.quarantine")
+        aside = root / "quarantine"
+        aside.mkdir(exist_ok=True)
+        names = (f"{folder.name}{suffix}" for suffix in ("", *(f".{n}" for n in range(1, 10_000))))
+        os.replace(folder, next(aside / name for name in names if not (aside / name).exists()))
+        moved.append(int(folder.name))
+    sync_folder(root)
     return moved
 
 

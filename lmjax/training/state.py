@@ -11,6 +11,7 @@ from flax import struct
 
 from lmjax.config import GuardConfig
 from lmjax.guard.detector import Window, empty
+from lmjax.system.seeds import random_key
 
 
 @struct.dataclass
@@ -57,7 +58,7 @@ def init_state(
         named: named arrays that the model accepts.
         carry: recurrent state with which the first batch starts.
     """
-    variables = model.init(jax.random.key(seed), *(inputs or (jnp.zeros((1, 1), jnp.int32),)), **(named or {}))
+    variables = model.init(random_key(seed), *(inputs or (jnp.zeros((1, 1), jnp.int32),)), **(named or {}))
     params = nn.unbox(variables["params"])
     average = jax.tree.map(jnp.copy, params) if ema else None
     return State(params, optimizer.init(params), average, jnp.int32(0), empty(guard), carry)

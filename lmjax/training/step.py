@@ -28,6 +28,7 @@ from jax import Array, lax
 
 from lmjax.config import GuardConfig
 from lmjax.guard import detector
+from lmjax.system.seeds import random_key
 from lmjax.training.state import State
 
 Loss = Callable[..., tuple[Any, ...]]
@@ -53,6 +54,7 @@ def make_update(
     *,
     guard: GuardConfig,
     ema: float = 0.0,
+    ema_warmup: bool = False,
     seed: int,
     place: Callable[[Any], Any] = lambda gradients: gradients,
     axis: str | None = None,
@@ -70,6 +72,7 @@ def make_update(
         optimizer: the optimizer; the learning rate of the batch multiplies its result.
         guard: settings of the guard.
         ema: decay of the running average of the parameters.
+        ema_warmup: limit the decay at the start, as in `_decay`.
         seed: seed of the run.
         place: lays out the gradients on the devices that hold the parameters of the same shape.
         axis: name of the axis over which the update is mapped (`pmap`). Each device has a part of the rows: sums are
@@ -77,7 +80,7 @@ def make_update(
     """
 
     def update(state: State, batch: dict[str, Any]) -> tuple[State, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.update)
+        key = jax.random.fold_in(random_key(seed), state.update)
         if axis is not None:
             key = jax.random.fold_in(key, lax.axis_index(axis))
         with jax.named_scope("gradients"):
@@ -87,7 +90,8 @@ def make_update(
             gradients = jax.tree.map(lambda g: g * scale, gradients)
             norm = optax.tree.norm(gradients)
         with jax.named_scope("optimizer"):
-            proposal = _propose(optimizer, state, gradients, batch["learning_rate"], ema=ema)
+            decay = _decay(ema, state.update, warmup=ema_warmup)
+            proposal = _propose(optimizer, state, gradients, batch["learning_rate"], ema=decay)
         with jax.named_scope("guard"):
             mean = loss_sum * scale
             next_state, applied, verdict = _accept(state, batch, proposal, guard, loss=mean, norm=norm, carry=carry)
@@ -101,15 +105,13 @@ def make_update(
             **verdict,
             "skipped": 1 - applied.astype(jnp.int32),
         }
-        if "votes" in batch:
-            metrics["vote"] = jnp.max(batch["votes"])
-        return next_state, metrics
+        return next_state, metrics | ({"vote": jnp.max(batch["votes"])} if "votes" in batch else {})
 
     return update
 
 
 def _propose(
-    optimizer: optax.GradientTransformation, state: State, gradients: Any, learning_rate: Array, *, ema: float
+    optimizer: optax.GradientTransformation, state: State, gradients: Any, learning_rate: Array, *, ema: float | Array
 ) -> _Proposal:
     """Compute the parameters and the optimizer state after an update."""
     arguments = gradients, state.opt_state, state.params
@@ -123,6 +125,15 @@ def _propose(
     if average is not None:
         average = optax.incremental_update(params, average, 1 - ema)
     return _Proposal(step, params, optax.tree.norm(params), opt_state, average)
+
+
+def _decay(ema: float, update: Array, *, warmup: bool) -> float | Array:
+    """Return the decay of the average: with `warmup` at most (1 + n) / (10 + n) at update n.
+
+    With a constant decay d, the initial parameters have the weight d^n after n updates. While the limit holds, their
+    weight is 1 / C(n + 9, 9) instead.
+    """
+    return jnp.minimum(jnp.float32(ema), (1 + update) / (10 + update)) if warmup else ema
 
 
 def _accept(

@@ -1,6 +1,7 @@
 """Trackers next to metrics.jsonl: TensorBoard and Weights & Biases."""
 
 import importlib
+import math
 import netrc
 import os
 import secrets
@@ -11,6 +12,8 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from lmjax.config import TrackConfig, UserError
+
+_SPEED = ("tokens_per_second", "mfu")
 
 Record = dict[str, Any]
 Report = Callable[[str], None]
@@ -71,7 +74,7 @@ class TensorBoard:
     def _open(self, update: int) -> None:
         # purge_step hides the records from that step on, by an earlier process or by this process before a rollback.
         self._writer = self._module.SummaryWriter(
-            str(self._folder), purge_step=update + 1, flush_secs=20, filename_suffix=f".from{update}"
+            str(self._folder.absolute()), purge_step=update + 1, flush_secs=20, filename_suffix=f".from{update}"
         )
 
     def write(self, record: Record) -> None:
@@ -136,9 +139,17 @@ class WandB:
 
 
 def _scalars(record: Record) -> dict[str, float]:
-    """Return the numbers of a record by tag: `train/loss`, `validation/val_loss`."""
+    """Return the numbers of a record by tag: `train/loss`, `validation/val_loss`.
+
+    A value that is not finite (None in a record) is NaN, so that a tracker does not show the value before it. The speed
+    of the first update is not known, and left out.
+    """
     group = "validation" if "val_loss" in record else "train"
-    return {f"{group}/{key}": value for key, value in record.items() if key != "update" and _is_number(value)}
+    known = {
+        key: value for key, value in record.items() if key != "update" and (value is not None or key not in _SPEED)
+    }
+    values = {key: math.nan if value is None else value for key, value in known.items()}
+    return {f"{group}/{key}": value for key, value in values.items() if _is_number(value)}
 
 
 def first_line(error: Exception) -> str:

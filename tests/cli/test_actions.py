@@ -1,6 +1,7 @@
 """What the doors call, on a model in a folder: what is printed, written and kept (tests/test_launch.py has a run)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,9 +9,12 @@ from typing import Any
 import pytest
 
 from lmjax.cli import actions
-from lmjax.config import MaskedConfig, UserError
+from lmjax.config import MaskedConfig, TokenizerConfig, UserError
+from lmjax.data.tokenizer import build_tokenizer
 from lmjax.evaluation import evaluator, report, scoring
+from lmjax.evaluation.settings import Settings
 from lmjax.inference.generate import generate
+from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
 from lmjax.interop.huggingface.folder import export_model
 from lmjax.run import pretrained
@@ -73,7 +77,7 @@ def test_an_evaluation_is_printed_written_drawn_and_kept(
     printed = capsys.readouterr().out
     for word in ("of 72 requests", "letters, document 0, 0 examples", "answer: A", "acc", *map(str, files.values())):
         assert word in printed
-    expected = evaluator.evaluate(pretrained.load(folder), [letters], evaluator.Settings(**settings))
+    expected = evaluator.evaluate(pretrained.load(folder), [letters], Settings(**settings))
     found = report.read_json(files["json"])
     assert found.samples == expected.samples
     assert files["plot"].read_bytes().startswith(b"\x89PNG")
@@ -104,3 +108,35 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_opened(
     ):
         with pytest.raises(UserError, match=message):
             actions.evaluate_model(tmp_path, [task], **named)
+
+
+def test_a_special_token_in_a_prompt_is_text_or_the_token() -> None:
+    tokenizer = build_tokenizer(TokenizerConfig(kind="bpe", vocab_size=300), lambda: iter(["the cat sat. "] * 9))
+    config = replace(plain.GPT, vocab_size=tokenizer.vocab_size)
+    lm = LanguageModel(SimpleNamespace(config=config), {}, tokenizer)
+    end = tokenizer.end_of_text
+    text = tokenizer.token_text(end) + "the cat"
+    assert actions._ids(lm, text, special=False) == tokenizer.encode(text)
+    assert end not in actions._ids(lm, text, special=False)
+    assert actions._ids(lm, text, special=True) == [end, *tokenizer.encode("the cat")]
+    first = replace(lm, first=end)  # in front of every text, but only once
+    assert actions._ids(first, text, special=True) == [end, *tokenizer.encode("the cat")]
+    assert actions._ids(first, "the cat", special=True) == [end, *tokenizer.encode("the cat")]
+    assert actions._ids(lm, "", special=True) == [end]
+
+
+def test_a_prompt_that_was_cut_is_marked(
+    folder: Path, letters: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score(lm: Any, requests: Any, *, share: bool, take: Any) -> None:
+        take({i: scoring.Found(-1.0 - i, False) for i in range(len(requests))})
+
+    monkeypatch.setattr(scoring, "score", score)
+    (tmp_path / "long.jsonl").write_text(json.dumps(ROWS[0] | {"input": "a" * 60}) + "\n")
+    file = tmp_path / "found.json"
+    actions.evaluate_model(folder, [str(tmp_path / "long.jsonl")], settings={}, json=file, show=1, cached=False)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "0 examples (truncated: without its first 13 tokens)" in printed
+    assert "the prompt was truncated to the context for 1 of 1 documents, by up to 13 tokens" in printed
+    (row,) = json.loads(file.read_text())["lmjax"]["truncated"]
+    assert (row["prompts"], row["prompt_tokens"], row["answers"]) == (1, 13, 0)

@@ -13,7 +13,7 @@ from lmjax.cli import actions
 from lmjax.cli import main as cli
 from lmjax.config import Config, presets
 from lmjax.config.codec import from_json, to_json
-from lmjax.evaluation.evaluator import Settings
+from lmjax.evaluation.settings import Settings
 from lmjax.inference.sampling import Sampling
 from lmjax.system import runtime
 from lmjax.tasks import catalog
@@ -171,7 +171,15 @@ def test_from_training_to_text(door: Door, saved: str, tmp_path: Path) -> None:
         (["evaluate", "nowhere", "--tasks", "antonym"], "did you mean 'antonyms'?"),
         (["evaluate", "nowhere", "--tasks", "antonyms", "--shots", "one"], "give numbers of examples, as in 0,1,5"),
         (["evaluate", "nowhere", "--tasks", "antonyms", "--shots", "1,1"], "numbers of examples must be distinct"),
-        (["evaluate", "nowhere", "--tasks", "antonyms", "--limit", "-1"], "limit=-1 at least 0"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--limit", "-1"], "--limit -1: give an integer from 0 to"),
+        (["evaluate", "nowhere", "--tasks", "antonyms", "--show", "-1"], "--show -1: give an integer from 0 to"),
+        (["evaluate", "nowhere"], "evaluate needs a MODEL and --tasks A,B"),
+        (["evaluate", "--explain", "antonym"], "did you mean 'antonyms'?"),
+        (["generate", "nowhere", "--prompt", "x", "--temperature", "nan"], "--temperature nan: give a finite number"),
+        (["generate", "nowhere", "--prompt", "x", "--temperature", "inf"], "--temperature inf: give a finite number"),
+        (["generate", "nowhere", "--prompt", "x", "--top-k", "99999999999"], "--top-k 99999999999: give an integer"),
+        (["generate", "nowhere", "--prompt", "caf\udce9"], "--prompt: the text is not UTF-8: byte 0xe9 at character 3"),
+        (["generate", "nowhere", "--prompt", "a", "--stop", "\udce9"], "--stop: the text is not UTF-8"),
         (["evaluate", "nowhere", "--tasks", "antonyms", "--samples"], "--samples are written next to --json FILE"),
         (["evaluate", "nowhere", "--tasks", "antonyms", "--json", "no/where"], "there is no folder no"),
         (["compare", "a.json", "b.json"], "cannot read the results 'a.json'"),
@@ -206,9 +214,11 @@ def test_words_become_the_arguments_of_the_commands(door: Door, monkeypatch: pyt
     model, a, b = Path("model"), Path("a"), Path("b")
     for line in (
         "generate model --prompt x --prompt y --max-tokens 5 --temperature 0 --top-k 3 --top-p .5 --min-p .1 --seed 7 "
-        "--repetition-penalty 1.5 --stop . --stop ! --past-end --checkpoint best --dtype bfloat16",
+        "--repetition-penalty 1.5 --stop . --stop ! --past-end --special-tokens --checkpoint best "
+        "--dtype bfloat16",
         "evaluate model --tasks antonyms,plural --shots 0,1,5 --shot-seeds 3 --limit 9 --balanced --describe "
-        "--mutual-info --calibrate --show 2 --json a --samples --plot b --no-cache --checkpoint 12",
+        "--mutual-info --calibrate --show 2 --json a --samples --plot b --no-cache --checkpoint 12 "
+        "--first-token end --window 7 --max-tokens 9 --allow-hub",
         "compare a b --plot a",
         "export model a --checkpoint 12",
     ):
@@ -216,13 +226,15 @@ def test_words_become_the_arguments_of_the_commands(door: Door, monkeypatch: pyt
     sampling = {"max_tokens": 5, "temperature": 0, "top_k": 3, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.5}
     sampling |= {"stop": (".", "!"), "past_end": True, "seed": 7}
     Sampling(**sampling)
-    assert called["generate_texts"] == ((model, ["x", "y"]), sampling | {"checkpoint": "best", "dtype": "bfloat16"})
+    own = {"checkpoint": "best", "dtype": "bfloat16", "special_tokens": True}
+    assert called["generate_texts"] == ((model, ["x", "y"]), sampling | own)
     settings = {"shots": (0, 1, 5), "seeds": 3, "limit": 9}
     settings |= dict.fromkeys(("balanced", "described", "mutual_info", "calibrated"), True)
+    settings |= {"first_token": "end", "window": 7, "max_tokens": 9}
     Settings(**settings)
     given, named = called["evaluate_model"]
     assert given == (model, ["antonyms", "plural"])
-    written = {"json": a, "samples": True, "plot": b, "show": 2, "cached": False}
+    written = {"json": a, "samples": True, "plot": b, "show": 2, "cached": False, "allow_hub": True}
     assert named == {"settings": settings, "checkpoint": "12", "dtype": "float32"} | written
     assert called["compare_evaluations"] == (([a, b],), {"plot": a})
     assert called["export_run"] == ((model, a), {"checkpoint": "12"})

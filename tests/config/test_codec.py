@@ -29,7 +29,13 @@ def values(hint: object) -> st.SearchStrategy:
             return st.lists(values(args[0]), max_size=3).map(tuple)
         return st.tuples(*map(values, args))
     finite = st.floats(allow_nan=False, allow_infinity=False)
-    return {int: st.integers(), float: finite, bool: st.booleans(), str: st.text(max_size=8)}[hint]
+    return {
+        int: st.integers(),
+        float: finite,
+        bool: st.booleans(),
+        str: st.text(max_size=8),
+        types.NoneType: st.none(),
+    }[hint]
 
 
 @given(values(Config))
@@ -121,7 +127,7 @@ def test_a_mistake_is_one_line_that_names_the_way_out(override: str, message: st
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not a configuration in JSON"),
+        ("{", "the configuration is not JSON"),
         ("[]", "expected an object"),
         ('{"model": {"layer": 3}}', "unknown key 'model.layer'; did you mean 'layers'?"),
         ('{"model": {"layers": "3"}}', "model.layers: expected an integer, got '3'"),
@@ -151,3 +157,14 @@ def test_a_group_of_keys_is_changed_at_once() -> None:
 def test_a_wrong_group_is_answered_with_its_key(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         apply_overrides(Config(), [text])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "warmup"),
+    [({"ema": 0.9}, False), ({"ema": 0.9, "ema_warmup": True}, True), ({"ema": 0.0}, True), ({}, True)],
+)
+def test_a_file_from_before_the_corrected_average_keeps_its_average(optimizer: dict, warmup: bool) -> None:
+    tree = json.loads(to_json(Config()))
+    del tree["optimizer"]["ema_warmup"]
+    tree["optimizer"] |= optimizer
+    assert from_json(json.dumps(tree), Config).optimizer.ema_warmup is warmup

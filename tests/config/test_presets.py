@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.config import Config, UserError, presets
+from lmjax.config import Config, ScheduleConfig, UserError, presets
 from lmjax.config.checks import check
 from lmjax.config.codec import from_json, to_json
 from lmjax.models import registry
@@ -80,3 +80,70 @@ def test_a_saved_configuration(tmp_path: Path) -> None:
     assert presets.load(str(path)).seed == 7
     with pytest.raises(UserError, match="no such config file"):
         presets.load(str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"seed": ' + b"9" * 5000 + b"}", "an integer of 5000 digits"),
+        (b"[" * 1_000_000, "more than 100 levels"),
+        (b'{"a":' * 1000 + b"1" + b"}" * 1000, "more than 100 levels"),
+        ('{"seed": 1}'.encode("utf-16"), "save it as UTF-8"),
+        (b'{"name": "caf\xe9"}', "is not UTF-8"),
+        (b'{"schedule": {"peak": 1' + b"0" * 400 + b"}}", "schedule.peak: expected a number, got 1e400 .about."),
+        (b'{"seed": 1e30}', "seed: expected an integer"),
+        (b'{"seed": true}', "seed: expected an integer, got True"),
+        (b'{"name": "a\\nb"}', "name = .* must be a folder name"),
+        (b"", "is not JSON"),
+        (b"null", "configuration: expected an object, got None"),
+        (b'{"model": {"family": {}}}', "model.family: {} is unknown"),
+        (b'{"model": {"family": 1}}', "model.family: 1 is unknown"),
+        (b'{"model": {"dtype": []}}', r"model.dtype: \[\] is not one of float32, bfloat16"),
+        (b'{"extensions": [3]}', "extensions: expected text, got 3"),
+    ],
+)
+def test_a_damaged_or_hostile_file_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    for read in (lambda: check(presets.load(str(path))), lambda: presets.read(path)):
+        with pytest.raises(UserError, match=message) as caught:
+            read()
+        assert str(caught.value).isprintable()
+
+
+def test_integers_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('\ufeff{"seed": 1e3, "schedule": {"peak": 1}}', encoding="utf-8")
+    assert presets.load(str(path)) == Config(seed=1000, schedule=ScheduleConfig(peak=1.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("notes.txt", "hello", "it is neither a .py file nor a .json file"),
+        ("mine.py", "def mine(:", "mine.py, line 1: SyntaxError"),
+        ("mine.py", "import sys\nsys.exit()", "mine.py, line 2: SystemExit"),
+        ("mine.py", "def mine():\n    raise SystemExit", r"mine.py: mine\(\): SystemExit"),
+        ("mine.py", "\0", "mine.py.*(SyntaxError|ValueError)"),
+        ("mine.py", "", "no function 'mine' that returns a Config"),
+        ("folder/", "", "it is neither a .py file nor a .json file"),
+        ("absent/file", None, "there is no such file"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_line(name: str, text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name.endswith("/"):
+        path.mkdir()
+    elif text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        presets.load(str(path) + "/" * name.endswith("/"))
+    assert str(caught.value).isprintable()
+
+
+def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "large.json").write_bytes(b" " * 17_000_000)
+    for name, message in (("folder.json", "no such config file"), ("large.json", "larger than"), ("a\0.json", "file")):
+        with pytest.raises(UserError, match=message):
+            presets.load(str(tmp_path / name))

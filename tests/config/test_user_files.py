@@ -20,6 +20,18 @@ def run_of(tmp_path: Path, name: str) -> tuple[Path, Path, Config]:
     return path, run_dir, config
 
 
+def read(run_dir: Path) -> Config:
+    """What a command that reads the run imports, with the user's consent."""
+    with user_files.consent():
+        return presets.read(run_dir / "config.json")
+
+
+def resumed(run_dir: Path) -> Config:
+    """What a resume imports, with the user's consent."""
+    with user_files.consent():
+        return presets.load(str(run_dir / "config.json"), resuming=True)
+
+
 def value(name: str) -> int:
     return extensions.get("optimizer.name", name)(None)
 
@@ -27,23 +39,23 @@ def value(name: str) -> int:
 def test_a_changed_file_is_read_by_a_resume_and_not_by_what_reads_the_run(tmp_path: Path) -> None:
     path, run_dir, config = run_of(tmp_path, "mine_e")
     write(path, OPTIMIZER, name="mine_e", value=2)
-    assert presets.read(run_dir / "config.json", exact=True) == config
+    assert read(run_dir) == config
     assert value("mine_e") == 1  # from the copy
-    resumed = presets.read(run_dir / "config.json")
+    config_of_resume = resumed(run_dir)
     assert value("mine_e") == 2
-    assert extensions.recorded(resumed) != config.extensions  # so that a resume refuses it
+    assert extensions.recorded(config_of_resume) != config.extensions  # so that a resume refuses it
 
 
 def test_a_file_that_is_gone_is_read_from_its_copy(tmp_path: Path) -> None:
     path, run_dir, config = run_of(tmp_path, "mine_f")
     path.unlink()
-    assert presets.read(run_dir / "config.json") == config
+    assert resumed(run_dir) == config
     assert value("mine_f") == 1
     assert extensions.recorded(config) == config.extensions
     for copy in (run_dir / user_files.FOLDER).rglob("*.py"):
         copy.unlink()
     with pytest.raises(UserError, match=r"mine.py does not exist, and there is no copy"):
-        presets.read(run_dir / "config.json", exact=True)
+        read(run_dir)
 
 
 def test_a_changed_file_without_a_copy_is_refused(tmp_path: Path) -> None:
@@ -52,7 +64,7 @@ def test_a_changed_file_without_a_copy_is_refused(tmp_path: Path) -> None:
     for copy in (run_dir / user_files.FOLDER).rglob("*.py"):
         copy.unlink()
     with pytest.raises(UserError, match=r"mine.py has changed since the run recorded it, and there is no copy"):
-        presets.read(run_dir / "config.json", exact=True)
+        read(run_dir)
 
 
 def test_the_files_that_a_file_imports_are_recorded_too(tmp_path: Path) -> None:
@@ -101,12 +113,12 @@ def test_a_changed_or_missing_import_is_read_from_its_copy(style: str, tmp_path:
     config = train(path, run_dir, name)
     assert value(name) == 1
     helper.write_text("VALUE = 2\n")
-    assert presets.read(run_dir / "config.json", exact=True) == config
+    assert read(run_dir) == config
     assert value(name) == 1  # the copies
-    assert extensions.recorded(presets.read(run_dir / "config.json")) != config.extensions
+    assert extensions.recorded(resumed(run_dir)) != config.extensions
     assert value(name) == 2  # a resume would read the new file, and is refused
     folder.rename(tmp_path / "away")
-    assert presets.read(run_dir / "config.json") == config
+    assert resumed(run_dir) == config
     assert value(name) == 1
     assert extensions.recorded(config) == config.extensions
 
@@ -118,10 +130,10 @@ def test_two_versions_in_one_process_are_told_apart(tmp_path: Path) -> None:
     write(path, OPTIMIZER, name="mine_j", value=2)
     train(path, second, "mine_j")
     for run_dir, expected in ((second, 2), (first, 1), (second, 2)):
-        presets.read(run_dir / "config.json", exact=True)
+        read(run_dir)
         assert value("mine_j") == expected
     with extensions.foreign():
-        presets.read(first / "config.json", exact=True)
+        read(first)
         assert value("mine_j") == 1
     assert value("mine_j") == 2
 
@@ -168,3 +180,62 @@ def test_any_encoding_of_python_is_read(start: str, tmp_path: Path) -> None:
 def test_a_file_of_any_name_is_the_one_that_is_executed(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("MINE = True\n")
     assert user_files.import_file(user_files.parse_entry(str(tmp_path / name)).path).MINE
+
+
+# ---- Consent --------------------------------------------------------------------------------------------------------
+
+
+def forgotten(run_dir: Path, path: Path) -> None:
+    """As in a new process: nothing of the file is imported."""
+    original = user_files.parse_entry(str(path)).path
+    user_files._state.contents.pop(original)
+    user_files._state.modules.pop(original)
+
+
+def test_the_files_of_a_run_are_not_executed_without_consent(tmp_path: Path) -> None:
+    path, run_dir, config = run_of(tmp_path, "mine_o")
+    assert presets.read(run_dir / "config.json") == config  # this process has imported the same content
+    forgotten(run_dir, path)
+    extensions._extensions.pop(("optimizer.name", "mine_o"))
+    with pytest.raises(UserError, match=r"lists Python files .* add --allow-extensions"):
+        presets.read(run_dir / "config.json")
+    with pytest.raises(UserError, match=r"add --allow-extensions"):
+        presets.load(str(run_dir / "config.json"))  # as of `train.py RUN/config.json`
+    assert extensions.get("optimizer.name", "mine_o") is None
+    assert presets.load(str(run_dir / "config.json"), resuming=True) == config  # the user's own file, unchanged
+    assert value("mine_o") == 1
+
+
+@pytest.mark.parametrize("forgery", ["copy", "relative", "inside", "changed", "no hash"])
+def test_a_resume_executes_only_the_recorded_files_of_the_user(forgery: str, tmp_path: Path) -> None:
+    name = f"mine_of_{forgery.replace(' ', '_')}"
+    path, run_dir, config = run_of(tmp_path, name)
+    forgotten(run_dir, path)
+    extensions._extensions.pop(("optimizer.name", name))
+    entry = config.extensions[0]
+    if forgery == "copy":
+        path.unlink()
+    elif forgery == "changed":
+        path.write_text(path.read_text() + "# another")
+    elif forgery == "relative":
+        entry = entry.replace(str(tmp_path), ".")
+    elif forgery == "inside":
+        inside = write(run_dir / "mine.py", OPTIMIZER, name=name, value=1)
+        entry = entry.replace(str(path), str(inside))
+    else:
+        entry = str(path)
+    text = (run_dir / "config.json").read_text().replace(config.extensions[0], entry)
+    (run_dir / "config.json").write_text(text)
+    message = r"mine.py changed\); .*--allow-change extensions" if forgery == "changed" else "--allow-extensions"
+    with pytest.raises(UserError, match=message):
+        presets.load(str(run_dir / "config.json"), resuming=True)
+    assert extensions.get("optimizer.name", name) is None
+    if forgery == "changed":
+        presets.load(str(run_dir / "config.json"), resuming=True, allow=("extensions",))
+        assert value(name) == 1
+
+
+def test_a_change_that_no_user_gave_imports_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.py", "raise SystemExit")
+    changed = codec.apply_overrides(Config(), [f"extensions=[{path}]"], load=False)
+    assert changed.extensions == (str(path),)

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import TokenizerConfig, UserError
-from lmjax.data import tokenizer, vocabularies
+from lmjax.data import tokenizer, tokenizer_training, vocabularies
 from lmjax.data.tokenizer import Tokenizer
 
 TEXT = "The bees hum; the trees hum, the bees' knees don't.\n\n  Summer 1999: Zwölf Bienen summen.\r\n" * 20
@@ -67,6 +67,25 @@ def test_a_trained_bpe_has_the_asked_size_and_is_the_same_each_time() -> None:
         tokenizer.build_tokenizer(TokenizerConfig("bpe", 256), lambda: iter([TEXT]))
 
 
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+def test_long_words_are_cut_for_the_training(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Letters without blanks take time in proportion to their number, and shorter words are not touched."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("acgt"), 400)) for _ in range(3)]
+    text, config = " ".join(words), TokenizerConfig(kind, 300)  # pyright: ignore[reportArgumentType]
+    plain = "the bees hum " * 40
+    ordinary = tokenizer.build_tokenizer(config, lambda: iter([plain])).sha256
+    cut = tokenizer.build_tokenizer(config, lambda: iter([text]))
+    assert cut.sha256 == tokenizer.build_tokenizer(config, lambda: iter([text])).sha256
+    parts = [word[i : i + 100] for word in words for i in range(0, 400, 100)]
+    monkeypatch.setattr(tokenizer_training, "LONGEST_WORD", 100)
+    monkeypatch.setattr(tokenizer_training, "_LONG_RUN", tokenizer_training._LONG_RUN)
+    assert tokenizer.build_tokenizer(config, lambda: iter([plain])).sha256 == ordinary
+    if kind == "wordpiece":  # a blank belongs to the words of a BPE
+        made = tokenizer.build_tokenizer(config, lambda: iter([text]))
+        assert made.sha256 == tokenizer.build_tokenizer(config, lambda: iter([" ".join(parts)])).sha256
+
+
 def test_a_bpe_is_trained_on_the_start_of_a_long_text_only(monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
@@ -75,7 +94,7 @@ def test_a_bpe_is_trained_on_the_start_of_a_long_text_only(monkeypatch: pytest.M
             read.append(i)
             yield TEXT
 
-    monkeypatch.setattr(tokenizer, "TRAINING_BYTES", 3 * len(TEXT.encode()))
+    monkeypatch.setattr(tokenizer_training, "TRAINING_BYTES", 3 * len(TEXT.encode()))
     tokenizer.build_tokenizer(TokenizerConfig("bpe", 260), texts)
     assert len(read) <= 4
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import TokenizerConfig, UserError
-from lmjax.data import tokenizer, vocabularies
+from lmjax.data import tokenizer, tokenizer_training, vocabularies
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [
@@ -122,10 +123,73 @@ def test_words_come_back_and_are_counted(value: str) -> None:
 
 
 def test_rare_characters_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer, "ALPHABET", 3)
+    monkeypatch.setattr(tokenizer_training, "SMALL_ALPHABET", 3)
+    monkeypatch.setattr(tokenizer_training, "COVERAGE", 0.8)
     made = tokenizer.build_tokenizer(TokenizerConfig("wordpiece", 20), lambda: iter(["aaa bbb cc d", "ab e"]))
     assert {entry for entry in made._vocabulary if len(entry) == 1} == {"a", "b", "c"}
     assert pieces(made, "ab d") == ["ab", "[UNK]"]
+
+
+def test_more_than_1000_characters_are_covered() -> None:
+    """A vocabulary takes the characters that cover 99.99 % of the text, as far as it has room."""
+    characters = [chr(0x4E00 + i) for i in range(1500)]
+    text = "".join(char * (3 if i < 1400 else 1) for i, char in enumerate(characters))
+    full = tokenizer.build_tokenizer(TokenizerConfig("wordpiece", 2000), lambda: iter([text]))
+    assert full.unknown not in full.encode(text)
+    small = tokenizer.build_tokenizer(TokenizerConfig("wordpiece", 1205), lambda: iter([text]))
+    assert small.vocab_size == 1205
+    assert all(char in small._vocabulary for char in characters[:1200])
+
+
+MARKS = {
+    "Hindi": "किताब पढ़ना अच्छा है ",
+    "Thai": "น้ำ ที่ นี่ เป็น ",
+    "Arabic": "كِتَابٌ ",
+    "Japanese": "がんばって ください ",
+    "Vietnamese": "Tiếng Việt được viết ",
+}
+
+
+@pytest.mark.parametrize("language", MARKS)
+def test_vowel_signs_and_tones_survive_unless_they_are_stripped(language: str) -> None:
+    text = unicodedata.normalize("NFC", MARKS[language]) * 30
+    made = tokenizer.build_tokenizer(TokenizerConfig("wordpiece", 200), lambda: iter([text]))
+    assert unicodedata.normalize("NFC", made.decode(made.encode(text))) == text.lower().strip()
+    stripped = tokenizer.build_tokenizer(TokenizerConfig("wordpiece", 200, strip_accents=True), lambda: iter([text]))
+    assert not any(map(unicodedata.combining, unicodedata.normalize("NFD", stripped.decode(stripped.encode(text)))))
+
+
+def test_lower_case_and_accents_can_be_kept_or_removed() -> None:
+    for lowercase, strip, expected in (
+        (True, None, "zwolf cafe"),
+        (True, False, "zwölf café"),
+        (False, None, "Zwölf Café"),
+        (False, True, "Zwolf Cafe"),
+    ):
+        config = TokenizerConfig("wordpiece", 60, lowercase=lowercase, strip_accents=strip)
+        made = tokenizer.build_tokenizer(config, lambda: iter(["Zwölf Café " * 9]))
+        assert made.decode(made.encode("Zwölf Café")) == expected
+    with pytest.raises(UserError, match=r"data.tokenizer.lowercase is for kind=wordpiece; remove it for kind=bpe"):
+        tokenizer.build_tokenizer(TokenizerConfig("bpe", lowercase=False), lambda: iter([TEXT]))
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers
+@settings(max_examples=30, deadline=None)
+@given(
+    text=st.text(st.sampled_from("Café KIND ñ\u0301 किताब がน้ำ 中文! ẞİﬁ\u00a0\u200b\t"), max_size=40),
+    lowercase=st.booleans(),
+    strip=st.sampled_from([None, True, False]),
+)
+def test_a_trained_vocabulary_is_read_by_transformers(text: str, lowercase: bool, strip: bool | None) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = TokenizerConfig("wordpiece", 120, lowercase=lowercase, strip_accents=strip)
+    made = tokenizer.build_tokenizer(config, lambda: iter([text, "Café kind किताब"]))
+    normalizer = made.backend.normalizer
+    theirs = transformers.BertTokenizer(
+        vocab=made._vocabulary, do_lower_case=normalizer.lowercase, strip_accents=normalizer.strip_accents
+    )
+    assert made.encode(text) == theirs.encode(text, add_special_tokens=False)
+    assert made.unknown not in made.encode(text)
 
 
 def test_too_small_a_vocabulary_is_refused() -> None:

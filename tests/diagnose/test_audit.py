@@ -316,7 +316,10 @@ harmless = {"loss": (2.5).hex(), "grad_norm": (0.5).hex()}
         (put("start", {"seed": 1}), "inputs: seed was 1 when the run began, and is 0"),
         (put("start", {"data_sha256": "0" * 64}), "inputs: data_sha256 was 000"),
         (lose_a_save, "journal: a checkpoint of update 180 is recorded as complete, but was never begun"),
-        (lose_a_field, "is inconsistent, the rest is not checked"),
+        (
+            lose_a_field,
+            "rollback: target is missing: the journal was edited; the audit covers only the records before it",
+        ),
     ],
 )
 def test_a_forged_journal_is_found_out(

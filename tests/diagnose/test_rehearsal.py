@@ -19,6 +19,7 @@ from lmjax.models import costs, registry
 from lmjax.optim import batch_plan
 from lmjax.run import build
 from tests import ROOT
+from tests.journal.records import DIGEST, START
 
 SIZES = {"layers", "width", "heads", "key_heads", "head_dim", "mlp_width", "hidden", "context"}
 SECTIONS = ("name", "seed", "data", "objective", "optimizer", "guard")
@@ -136,8 +137,11 @@ class Product:
             run.mkdir(exist_ok=True)
             journal = Journal(run / "journal.jsonl")
             event = "signal" if "SIGTERM" in fault else "end"
-            digest = self.digests.get(run.name, "as it was")
-            journal.write(event, wall_step=1, update=1, cursor=1, status="finished", digest=digest)
+            digest = self.digests.get(run.name, DIGEST)
+            if not journal.records:
+                journal.write("start", wall_step=0, update=0, cursor=0, **START)
+                journal.note(update=1, cursor=1, loss=1.0, grad_norm=1.0)
+            journal.write(event, wall_step=1, update=1, cursor=1, name="SIGTERM", status="finished", digest=digest)
         return self.statuses.get(words[0], 0)
 
 
@@ -164,7 +168,7 @@ def test_equal_digests_pass_and_nothing_stays(
 def test_another_digest_fails_and_the_runs_stay(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rehearsal, "command", Product(digests={"stopped": "another"}))
+    monkeypatch.setattr(rehearsal, "command", Product(digests={"stopped": "cd" * 32}))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert rehearsal.show(tiny, keep=None) == 1
     printed = capsys.readouterr().out

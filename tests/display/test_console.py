@@ -1,6 +1,7 @@
 """What a person sees: plain lines in a pipe, one live line on a terminal, and nothing that stops a run."""
 
 import io
+import math
 import os
 import re
 import subprocess
@@ -8,9 +9,11 @@ import sys
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmjax.display.console import Console, Progress
-from lmjax.display.format import duration, printable, quantity
+from lmjax.display.format import duration, evaluation_line, printable, quantity
 from tests import ROOT
 
 
@@ -321,3 +324,58 @@ with Console() as console:
     assert process.stderr.read() == ""
     assert process.wait() == 0
     process.stderr.close()
+
+
+# ---- Values that are not finite, and averages that are not full -------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_is_shown_as_it_is_and_leaves_nothing_behind(value: float) -> None:
+    progress = Progress(100, clock=Clock())
+    for update, loss in enumerate((4.0, 4.0, value), 1):
+        progress.add(record(update, loss=loss))
+    assert f"loss {value}  " in progress.line()
+    progress.add(record(4, loss=2.0))
+    assert "loss 2.000  " in progress.line()  # the mean since then
+
+
+@given(st.lists(st.floats(-10, 10) | st.just(math.nan), min_size=1, max_size=12))
+def test_the_shown_loss_is_within_the_losses_since_the_last_nan(losses: list[float]) -> None:
+    progress = Progress(100, clock=Clock())
+    for update, loss in enumerate(losses, 1):
+        progress.add(record(update, loss=loss))
+    shown = float(re.search(r"loss (\S+)", progress.line())[1])  # type: ignore[index]
+    since = losses[max([-1, *(i for i, loss in enumerate(losses) if math.isnan(loss))]) + 1 :]
+    assert math.isnan(shown) if not since else min(since) - 1e-3 <= shown <= max(since) + 1e-3
+
+
+def test_an_evaluation_that_is_not_finite_says_so() -> None:
+    line = evaluation_line({"update": 3, "val_loss": math.nan, "val_bits_per_byte": math.inf, "val_accuracy": None})
+    assert line == "update 3  validation loss nan  inf bits per byte  accuracy -"
+
+
+def test_the_time_left_is_not_that_of_records_which_arrive_together() -> None:
+    """Eight updates a dispatch, two seconds each; the records of a dispatch arrive at the same moment."""
+    clock = Clock()
+    progress, before = Progress(80, clock=clock), None
+    for dispatch in range(10):
+        clock.now += 16
+        for update in range(8):
+            progress.add({"update": 8 * dispatch + update + 1, "loss": 1.0, "seconds": 2.0})
+        left, true = progress.left(), 16 * (9 - dispatch)
+        if dispatch:
+            assert left == pytest.approx(true, rel=1e-6)
+        else:
+            assert left is None  # no pace yet, not "0.0s left"
+        before = left
+    assert before == 0
+
+
+def test_a_closed_standard_output_and_a_width_of_zero_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with Console() as console:
+        console.event("x")
+    out = io.StringIO()
+    monkeypatch.setenv("COLUMNS", "0")
+    Console(out).table("Results", [("loss", "1.0")])
+    assert "1.0" in out.getvalue()

@@ -11,8 +11,10 @@ import pytest
 from lmjax.config import UserError
 from lmjax.evaluation import evaluator, scoring, task_metrics
 from lmjax.evaluation.cache import Cache
-from lmjax.evaluation.evaluator import CONTENT_FREE, Settings, evaluate
+from lmjax.evaluation.evaluator import evaluate
+from lmjax.evaluation.questions import CONTENT_FREE
 from lmjax.evaluation.results import Result, Sample
+from lmjax.evaluation.settings import Settings
 from lmjax.inference.generate import generate
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
@@ -151,7 +153,8 @@ def test_texts_and_accepted_answers_are_scored_as_one_would_by_hand(rough: Langu
         sample, row = found["match", str(n), 0, 0], rows[n]
         expected = [plain.say(rough, encode(row["input"] + ":"), encode(" " + one)) for one in row["answer"]]
         assert numbers(sample) == pytest.approx([one.logprob for one in expected], rel=1e-5)
-        assert sample.metrics == pytest.approx(task_metrics.match([tuple(one) for one in expected]), rel=1e-5)
+        sizes = [(1 + len(one), 1) for one in row["answer"]]  # tokens, with the blank in front, and words
+        assert sample.metrics == pytest.approx(task_metrics.match([tuple(one) for one in expected], sizes), rel=1e-5)
 
         sample, document = found["pairs", str(n), 0, 0], pairs.documents[n]
         logprobs = [plain.say(rough, start, encode(one)).logprob for one in document.choices]

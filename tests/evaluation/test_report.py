@@ -114,7 +114,7 @@ def test_another_file_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the results .*: No such file"):
         report.read_json(tmp_path / "missing.json")
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(UserError, match="is not a file of results"):
+    with pytest.raises(UserError, match=r"is not a file of results|is not JSON"):
         report.read_json(tmp_path / "other.json")
 
 
@@ -196,3 +196,88 @@ def test_the_picture(result: Result, tmp_path: Path) -> None:
     assert prose.get_ylabel() == "bits per byte"
     with pytest.raises(UserError, match="nothing to draw"):
         shot_curves.figure([replace(result, samples=())])
+
+
+# ---- Truncation, groups and facts -----------------------------------------------------------------------------------
+
+
+def grouped() -> Result:
+    """Two tasks of a group with 2 and 6 documents, one of them in a group inside it."""
+    tasks = {
+        "small": TaskConfig(name="small", kind="match", group="all"),
+        "large": TaskConfig(name="large", kind="match", group="all/part"),
+    }
+    values = {"small": [1.0, 1.0], "large": [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]}
+    samples = tuple(
+        Sample(task, str(i), 0, 0, "p", "t", (), {"exact_match": value}, truncated=3 * i, answer_truncated=i % 2)
+        for task, numbers in values.items()
+        for i, value in enumerate(numbers)
+    )
+    facts = {"first_token": "<s>", "unreachable": {"large": {"stop": 2}}, "not_computed": {"small": ["bleurt"]}}
+    return Result("model", samples, tasks, {}, {}, facts)
+
+
+def test_the_means_of_a_group_are_over_tasks_and_over_documents() -> None:
+    result = grouped()
+    macro, micro = result.group_scores()["all", 0]["exact_match"]
+    assert (macro.value, macro.count) == (pytest.approx((1 + 1 / 6) / 2), 8)
+    large = np.array([0, 1, 0, 0, 0, 0])
+    assert macro.stderr == pytest.approx(large.std(ddof=1) / np.sqrt(6) / 2)  # the small task does not vary
+    assert (micro.value, micro.count) == (pytest.approx(3 / 8), 8)
+    assert micro.stderr == pytest.approx(np.array([1, 1, *large]).std(ddof=1) / np.sqrt(8))
+    part, _ = result.group_scores()["all/part", 0]["exact_match"]
+    assert part == result.scores()["large", 0]["exact_match"]
+    tree = report.to_dict(result)
+    assert tree["groups"]["all@0"]["exact_match,none"] == micro.value
+    assert tree["groups"]["all@0"]["exact_match,macro"] == macro.value
+    assert tree["group_subtasks"]["all@0"] == ["small", "large"]
+    assert tree["group_subtasks"]["all/part@0"] == ["large"]
+
+
+def test_what_was_cut_and_what_is_missing_is_printed_written_and_read(tmp_path: Path) -> None:
+    result, file = grouped(), io.StringIO()
+    report.print_report(result, Console(file, width=160))
+    printed = file.getvalue()
+    assert (
+        "large at 0 shots: the prompt was truncated to the context for 5 of 6 documents, by up to 15 tokens" in printed
+    )
+    assert (
+        "small at 0 shots: the answer was truncated to the context for 1 of 2 documents, by up to 1 tokens" in printed
+    )
+    assert "no generated text can equal the answers of some documents: 2 contain a stop" in printed
+    assert "metrics of the task that are not computed: bleurt" in printed
+    assert "all (macro)" in printed
+    assert printed.splitlines()[2].split()[-1] == "cut"
+    report.write_json(result, tmp_path / "a.json")
+    own = json.loads((tmp_path / "a.json").read_text())["lmjax"]
+    assert own["first_token"] == "<s>"
+    assert own["truncated"][1] == {
+        "task": "large",
+        "shots": 0,
+        "documents": 6,
+        "prompts": 5,
+        "prompt_tokens": 15,
+        "answers": 3,
+        "answer_tokens": 1,
+    }
+    read = report.read_json(tmp_path / "a.json")
+    assert (read.facts, read.truncations()) == (result.facts, result.truncations())
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    task = TaskConfig(name="t", kind="perplexity")
+    samples = tuple(
+        Sample("t", str(i), 0, 0, "p", "", ((logprob, False),), task_metrics.perplexity(logprob, "x", tokens=1))
+        for i, logprob in enumerate([-2000.0, float("-inf"), float("nan")])
+    )
+    for some in (samples[:1], samples):  # exp(2000) is too large for a float
+        report.write_json(Result("m", some, {"t": task}), tmp_path / "a.json", samples=True)
+        for name in ("a.json", "a.samples.jsonl"):
+            for line in (
+                (tmp_path / name).read_text().splitlines() if name.endswith("l") else [(tmp_path / name).read_text()]
+            ):
+                json.loads(line, parse_constant=refuse)
+        assert len(report.read_json(tmp_path / "a.json").samples) == len(some)

@@ -111,7 +111,7 @@ PAIRS = [
 
 
 def test_a_text_and_its_continuation_are_parted_in_front_of_the_blanks() -> None:
-    lm = replace(plain.language_model(plain.GPT), tokenizer=BPE)
+    lm = replace(plain.language_model(replace(plain.GPT, vocab_size=BPE.vocab_size)), tokenizer=BPE)
     for context, continuation in PAIRS:
         request = scoring.encode(lm, context, continuation)
         start = BPE.encode(context.rstrip())
@@ -128,7 +128,7 @@ def test_a_text_and_its_continuation_are_parted_in_front_of_the_blanks() -> None
 
 
 def test_where_the_border_melts_away_the_last_token_is_predicted() -> None:
-    lm = replace(plain.language_model(plain.GPT), tokenizer=BPE)
+    lm = replace(plain.language_model(replace(plain.GPT, vocab_size=BPE.vocab_size)), tokenizer=BPE)
     apart, whole = BPE.encode("the ca"), BPE.encode("the cat")
     assert len(whole) <= len(apart)
     assert scoring.encode(lm, "the ca", "t") == (tuple(whole[:-1]), tuple(whole[-1:]))
@@ -156,7 +156,7 @@ def test_windows_predict_each_token_once_from_as_much_as_there_is() -> None:
 
 def test_requests_are_those_of_the_harness() -> None:
     utils, model = pytest.importorskip("lm_eval.utils"), pytest.importorskip("lm_eval.api.model")
-    lm = replace(plain.language_model(plain.GPT), tokenizer=BPE)
+    lm = replace(plain.language_model(replace(plain.GPT, vocab_size=BPE.vocab_size)), tokenizer=BPE)
 
     class Asking(model.TemplateLM):
         backend = "causal"

@@ -1,6 +1,7 @@
 """The measures of one document, against lm-evaluation-harness where it is installed, and against their formulas."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,3 +115,39 @@ def test_perplexities_are_added_up_as_the_harness_adds_them() -> None:
         for name, statistic in task_metrics.statistics("perplexity", list(measured[0])).items()
     }
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+# ---- Scores without a rank ------------------------------------------------------------------------------------------
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("scores", [[NAN, -1.0], [-1.0, NAN], [NAN, NAN], [INF, -1.0], [-INF, -INF]])
+def test_scores_without_a_rank_are_refused(scores: list[float]) -> None:
+    named: dict[str, Any] = {"gold": 0}
+    for call in (
+        lambda: task_metrics.choose(scores, ["a", "b"], **named),
+        lambda: task_metrics.choose([-1.0, -2.0], ["a", "b"], unconditional=scores, **named),
+        lambda: task_metrics.choose([-1.0, -2.0], ["a", "b"], content_free=[[-1.0, -1.0], scores], **named),
+        lambda: task_metrics.pairs(scores, gold=0),
+    ):
+        with pytest.raises(UserError, match=r"which has no rank|every option has probability 0"):
+            call()
+
+
+def test_probability_0_has_a_rank() -> None:
+    found = task_metrics.choose([-INF, -1.0], ["a", "b"], gold=1)
+    assert (found["acc"], found["brier"]) == (1.0, 0.0)
+    assert task_metrics.match([(-INF, False)]) == {"exact_match": 0.0, "logprob": -INF}
+    with pytest.raises(UserError, match="no rank"):
+        task_metrics.match([(NAN, True), (-1.0, False)])
+
+
+def test_the_perplexity_of_answers_is_that_of_lambada() -> None:
+    measures = [task_metrics.match([(logprob, False)], [(tokens, 1)]) for logprob, tokens in ((-2.0, 1), (-7.0, 3))]
+    statistics = task_metrics.statistics("match", list(measures[0]))
+    assert list(statistics) == ["exact_match", "logprob", "perplexity", "token_perplexity", "word_perplexity"]
+    sums = {name: np.array(sum(m[name] for m in measures)) for name in ("logprob", "tokens", "words")}
+    assert statistics["perplexity"].of(sums["logprob"], np.array(2)) == pytest.approx(np.exp(4.5))  # exp(-mean)
+    assert statistics["token_perplexity"].of(sums["logprob"], sums["tokens"]) == pytest.approx(np.exp(9 / 4))
+    assert task_metrics.lower_is_better("perplexity")

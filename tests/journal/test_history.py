@@ -16,6 +16,7 @@ from lmjax.journal.history import (
     ROLLED_BACK,
     SAVING,
     TRANSIENT,
+    Announced,
     Applied,
     History,
     Ranges,
@@ -25,6 +26,7 @@ from lmjax.journal.history import (
     machine_of,
 )
 from lmjax.journal.journal import Journal
+from tests.journal import records
 
 BATCH = 4
 MACHINE = {"jax": "1", "devices": 2, "processes": 1, "platform": "cpu"}
@@ -384,13 +386,13 @@ def test_an_account_that_leaves_a_gap_is_our_own_mistake() -> None:
 
 def test_a_real_journal_folds(tmp_path: Path) -> None:
     book = Journal(tmp_path / "journal.jsonl")
-    book.write("start", wall_step=0, update=0, cursor=0, **MACHINE)
+    book.write("start", wall_step=0, update=0, cursor=0, **records.START)
     for update in (1, 2, 3):
         book.note(update=update, cursor=4 * update, loss=1 / update, grad_norm=2.0)
     book.write("boundary", wall_step=3, update=3, cursor=12, reason=SAVING, digest="abc")
     book.write("checkpoint", wall_step=3, update=2, cursor=8, digest="ab")
     past = fold(journal.read(book.path))
     assert [float.fromhex(applied.loss) for applied in past.path] == [1.0, 0.5, 1 / 3]
-    assert (past.digests, past.saved) == ({3: "abc"}, {2})
+    assert (past.announced, past.saved) == ({3: Announced(12, "abc")}, {2})
     assert last(book.records, "start") == book.records[0]
     assert last(book.records, "end") is None

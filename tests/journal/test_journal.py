@@ -12,12 +12,18 @@ from lmjax.config.errors import RunError
 from lmjax.journal import journal
 from lmjax.journal.journal import Journal
 from lmjax.system import faults
+from tests.journal.records import DIGEST, START
 
 
 def written(path: Path, count: int = 3) -> Journal:
+    """A journal of a start and, from update 1 on, progress."""
     book = Journal(path)
     for n in range(count):
-        book.write("checkpoint", wall_step=n, update=n, cursor=8 * n, digest=f"d{n}")
+        if n:
+            note(book, n, 1)
+            book.write("boundary", wall_step=n, update=n, cursor=8 * n, reason="progress")
+        else:
+            book.write("start", wall_step=0, update=0, cursor=0, **START)
     return book
 
 
@@ -27,7 +33,7 @@ def test_records_come_back_in_order(tmp_path: Path) -> None:
     assert journal.read(path) == book.records == Journal(path).records
     assert [record["update"] for record in book.records] == [0, 1, 2]
     assert book.wall_step == 2
-    assert set(book.records[0]) == {"wall_step", "update", "cursor", "event", "digest", "previous"}
+    assert set(book.records[0]) == {"wall_step", "update", "cursor", "event", "previous", *START}
 
 
 def test_an_empty_journal_begins_the_chain(tmp_path: Path) -> None:
@@ -43,8 +49,8 @@ def test_a_torn_tail_is_dropped_and_writing_goes_on(tmp_path_factory: pytest.Tem
     path.write_bytes(whole[: -min(cut, len(lines[-1]))])
     book = Journal(path)
     assert [record["update"] for record in book.records] == [0, 1]
-    book.write("end", wall_step=9, update=2, cursor=16)
-    assert [record["event"] for record in journal.read(path)] == ["checkpoint", "checkpoint", "end"]
+    book.write("signal", wall_step=9, update=1, cursor=8, name="SIGTERM")
+    assert [record["event"] for record in journal.read(path)] == ["start", "boundary", "signal"]
 
 
 @pytest.mark.parametrize("line", [0, 1])
@@ -86,10 +92,10 @@ def test_the_next_record_tells_of_the_applied_updates(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     book = written(path, 1)
     note(book, 1, 3)
-    book.write("boundary", wall_step=3, update=3, cursor=24)
-    book.write("boundary", wall_step=3, update=3, cursor=24)
+    book.write("boundary", wall_step=3, update=3, cursor=24, reason="progress")
+    book.write("boundary", wall_step=3, update=3, cursor=24, reason="progress")
     note(book, 4, 1)
-    book.write("end", wall_step=4, update=4, cursor=32)
+    book.write("end", wall_step=4, update=4, cursor=32, status="finished", digest=DIGEST)
     for records in (book.records, Journal(path).records):
         assert ["applied" in record for record in records] == [False, True, False, True]
         applied = records[1]["applied"]
@@ -108,22 +114,22 @@ def test_noted_updates_must_follow_each_other(tmp_path: Path) -> None:
 
 def test_losses_that_are_no_numbers_are_told_too(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    book = Journal(path)
+    book = written(path, 1)
     book.note(update=1, cursor=8, loss=float("nan"), grad_norm=float("inf"))
-    book.write("end", wall_step=1, update=1, cursor=8)
-    applied = Journal(path).records[0]["applied"]
+    book.write("boundary", wall_step=1, update=1, cursor=8, reason="progress")
+    applied = Journal(path).records[1]["applied"]
     assert (applied["losses"], applied["grad_norms"]) == (["nan"], ["inf"])
 
 
 def test_what_waits_too_long_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
-    book = Journal(tmp_path / "journal.jsonl")
+    book = written(tmp_path / "journal.jsonl", 1)
     now[0] += 2 * journal.PATIENCE
     assert not book.behind()  # nothing waits
     note(book, 1, 1)
     assert book.behind()
-    book.write("boundary", wall_step=1, update=1, cursor=8)
+    book.write("boundary", wall_step=1, update=1, cursor=8, reason="progress")
     assert not book.behind()
     note(book, 2, 1)
     assert not book.behind()
@@ -139,10 +145,10 @@ def test_a_write_that_fails_leaves_the_file_as_before_and_the_next_goes_on(tmp_p
     before, records = path.read_bytes(), book.records
     note(book, 3, 2)
     with faults.armed(f"journal.torn={action}@1"), pytest.raises(RunError, match=f"cannot write {path}: .*resume"):
-        book.write("boundary", wall_step=4, update=4, cursor=32)
+        book.write("boundary", wall_step=4, update=4, cursor=32, reason="progress")
     assert path.read_bytes() == before
     assert book.records == records
-    book.write("boundary", wall_step=5, update=4, cursor=32)  # what was applied is not lost
+    book.write("boundary", wall_step=5, update=4, cursor=32, reason="progress")  # what was applied is not lost
     read = journal.read(path)
     assert read == book.records
     assert read[-1]["applied"]["cursors"] == [24, 32]
@@ -153,6 +159,6 @@ def test_a_record_that_is_on_the_disk_counts_whatever_happens_next(tmp_path: Pat
     path = tmp_path / "journal.jsonl"
     book = written(path)
     with faults.armed("journal.written=error@1"), pytest.raises(OSError, match=r"."):
-        book.write("end", wall_step=9, update=3, cursor=24)
+        book.write("end", wall_step=9, update=2, cursor=16, status="finished", digest=DIGEST)
     assert journal.read(path) == book.records
     assert book.records[-1]["event"] == "end"

@@ -280,10 +280,10 @@ def test_memory_is_about_what_the_compiler_plans():
     ("change", "message"),
     [
         ({"heads": 5}, "model.width=24 does not divide among model.heads=5"),
-        ({"layers": 0}, "model.layers = 0 must be at least 1"),
+        ({"layers": 0}, "model.layers = 0 must be an integer from 1"),
         ({"dropout": 1.0}, "model.dropout = 1.0 must be"),
-        ({"context": 4}, "model.context = 4 must be at least 5"),
-        ({"segments": 1}, "model.segments = 1 must be at least 2"),
+        ({"context": 4}, "model.context = 4 must be an integer from 5"),
+        ({"segments": 1}, "model.segments = 1 must be an integer from 2"),
     ],
 )
 def test_no_model_can_be_built_from_this(change, message):

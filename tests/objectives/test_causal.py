@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from lmjax.objectives.causal import Causal
 from lmjax.run import validation
 from tests import small
 
@@ -54,3 +55,30 @@ def test_the_validation_loss_is_that_of_one_pass_over_each_part(corpus: Path) ->
     losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(targets)), targets]
     assert scores["val_loss"] == pytest.approx(losses.mean(), rel=1e-5)  # float32 against sums in float64
     assert scores["val_bits_per_byte"] == pytest.approx(losses.sum() / np.log(2) / (run.store.validation.bytes - 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "lossless"),
+    [("wordpiece", False), *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("bytes", "bpe"))],
+)
+def test_bits_per_byte_are_reported_only_where_decoding_gives_the_text_back(
+    corpus: Path, tmp_path: Path, kind: str, lossless: bool
+) -> None:
+    """Word pieces lose upper case."""
+    text = tmp_path / "text.txt"
+    text.write_text(corpus.read_text().title())
+    choice = "bytes" if kind == "bytes" else f"{kind}, vocab_size={80 if kind == 'wordpiece' else 300}"
+    run = small.build("nnlm", text, f"data.tokenizer=(kind={choice})")
+    objective, store = run.objective, run.store
+    assert isinstance(objective, Causal)
+    assert store.lossless is lossless
+    decoded = store.tokenizer.decode(np.asarray(store.validation.ids))
+    assert ("The" in decoded) is lossless
+    scores, baselines = objective.scores({"loss": 6.0, "weight": 2.0}), objective.baselines()
+    assert ("val_bits_per_byte" in scores) is lossless
+    assert scores["val_loss"] == 3.0
+    assert set(baselines) == (
+        {"unigram_bits_per_byte", "kneser_ney_5gram_bits_per_byte"} if lossless else {"kneser_ney_5gram_loss"}
+    )
+    assert bool(objective.notes()) is not lossless
+    assert run.samples.lost()["lossless"] is lossless

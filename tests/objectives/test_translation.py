@@ -1,6 +1,7 @@
 """Translation: scores against sacrebleu."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,43 @@ def test_translations_are_scored_as_sacrebleu_does(corpus: Path, monkeypatch: py
     sample = objective.sample(None)
     assert f"{texts[0][0]}\n  -> {answers[texts[0][0]]}\n  ({texts[0][1]})" in sample
     assert sample.count("->") == translation.SHOWN
+
+
+def test_references_are_complete_where_the_context_cuts(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = 16
+    run = small.build("translation", corpus, "objective.scored=0", f"model.context={context}")
+    samples, objective = run.samples, run.objective
+    assert isinstance(samples, PairSamples)
+    order = np.concatenate(samples.buckets.validation).tolist()
+    texts = [records.text_of(run.store, "validation", record) for record in order]
+    written = iter([target.encode()[:context] for _, target in texts] + [b""] * run.config.batch.microbatch)
+
+    def translate(model: Any, params: Any, source_BS: Any, source_mask_BS: Any, *, end: int, **_: Any) -> np.ndarray:
+        rows = [[*next(written)] for _ in source_BS]
+        return np.asarray([row + [end] * (context - len(row)) for row in rows])
+
+    monkeypatch.setattr(translation, "translate", translate)
+    targets = [target for _, target in texts]
+    outputs = [target.encode()[:context].decode() for target in targets]
+    long = sum(len(target.encode()) > context for target in targets)
+    assert long > 0
+    assert samples.truncated()["validation_targets"] == long
+    assert samples.truncated()["validation_sources"] == sum(len(source.encode()) >= context for source, _ in texts)
+    scores = objective.finish(None)
+    assert scores["val_exact"] == pytest.approx(1 - long / len(targets))
+    assert scores["val_bleu"] == pytest.approx(sacrebleu.corpus_bleu(outputs, [targets]).score)
+    [note] = objective.notes()
+    assert f"{long} of {len(targets)} targets" in note
+
+
+@pytest.mark.slow
+def test_equal_logits_are_one_prediction_in_a_measurement() -> None:
+    model = SimpleNamespace(apply=lambda *_, **__: np.zeros((1, 4, 3), np.float32))
+    ids = np.asarray([[0, 1, 2, 0]], np.int32)
+    batch: Any = dict.fromkeys(("source_BS", "inputs_BT", "targets_BT", "source_mask_BS"), ids)
+    batch["weights_BT"] = np.ones((1, 4))
+    *_, sums = translation.losses.translation(model, {}, batch, label_smoothing=0.0, train=False)  # pyright: ignore
+    assert float(sums["accuracy"]) == 2  # the first of equal logits is token 0
 
 
 def test_smoothing_is_for_training_only(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,10 @@ def test_a_million_updates_take_well_under_a_second():
         ({"microbatch": 0}, {"updates": 1}, "batch.microbatch = 0"),
         ({}, {}, "set train.updates or train.tokens"),
         ({}, {"updates": -1}, "train.updates = -1"),
+        ({}, {"updates": 2**31 - 1}, "train.updates = 2147483647: the schedule .* at most 20000000 updates"),
+        ({}, {"tokens": 9 * 10**18}, "train.tokens = 9000000000000000000 in .* updates"),
+        ({"tokens": ((0, 2**31 - 1),)}, {"updates": 2**33}, "train.updates = 8589934592 must be an integer from 0"),
+        ({"tokens": ((0, 64), (9**18, 2**31 - 64)), "growth": "linear"}, {"updates": 1}, "steps of a microbatch"),
     ],
 )
 def test_batch_plan_names_the_wrong_key(batch, train, words):

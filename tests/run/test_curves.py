@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lmjax.config import UserError
-from lmjax.run.curves import draw, health_figure, load, loss_figure, smooth, thin
+from lmjax.run.curves import draw, health_figure, load, loss_figure
 from tests import ROOT
 
 LAST = 40
@@ -160,31 +160,6 @@ def test_what_a_run_does_not_know_has_no_panel(tmp_path: Path) -> None:
     ]
 
 
-# ---- Means ------------------------------------------------------------------------------------------------------
-
-
-def test_smoothing_is_a_weighted_mean_of_what_came_before() -> None:
-    assert np.array_equal(smooth(np.full(500, 7.0)), np.full(500, 7.0))
-    noise = np.random.default_rng(0).standard_normal(5000)
-    # The mean over about 100 points of unit noise: its spread is sqrt(1 / (2 * 100 - 1)) = 0.071, here +- 30 %.
-    assert 0.05 < smooth(noise)[1000:].std() < 0.092
-    falling = 8 * np.exp(-np.arange(5000) / 100)
-    assert np.abs(smooth(falling) - falling)[:50].max() < 0.3  # the steep start is followed
-    holes = np.array([1.0, np.nan, 3.0])
-    assert np.array_equal(smooth(holes), [1.0, np.nan, 3.0], equal_nan=True)
-    assert len(smooth(np.empty(0))) == 0
-
-
-def test_thinning_keeps_every_spike() -> None:
-    y = np.zeros(100_000)
-    y[[17, 60_001]] = 5, -5
-    y[99] = np.nan
-    x_thin, y_thin = thin(np.arange(100_000.0), y)
-    assert len(y_thin) <= 4000
-    assert {(17.0, 5.0), (60_001.0, -5.0)} <= set(zip(x_thin.tolist(), y_thin.tolist(), strict=True))
-    assert (np.diff(x_thin) > 0).all()
-
-
 # ---- Files ------------------------------------------------------------------------------------------------------
 
 
@@ -237,3 +212,31 @@ def test_drawing_leaves_pyplot_and_its_settings_alone(tmp_path: Path) -> None:
     )
     run = write_run(tmp_path / "run")
     assert subprocess.run([sys.executable, "-c", code, str(run)], cwd=ROOT).returncode == 0
+
+
+def test_losses_that_are_not_finite_are_gaps_and_marks(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    for number in (10, 11):
+        lines[number] = json.dumps(json.loads(lines[number]) | {"loss": None, "grad_norm": None})
+    (run / "metrics.jsonl").write_text("\n".join(lines[:-1]))
+    runs = load([run])
+    figure = loss_figure(runs)
+    assert np.isnan(line(figure, 0, 0)[10:12, 1]).all()
+    marks = [artist for artist in figure.axes[0].get_lines() if artist.get_marker() == "^"]
+    assert [np.asarray(artist.get_xdata()).tolist() for artist in marks] == [[440, 480]]
+    assert "not finite" in legend(figure)
+    [gradient, *_] = health_figure(runs).axes
+    assert [np.asarray(a.get_xdata()).tolist() for a in gradient.get_lines() if a.get_marker() == "^"] == [[440, 480]]
+
+
+@pytest.mark.parametrize(("same", "label"), [(True, "loss (nats per token)"), (False, "not comparable")])
+def test_a_tokenizer_that_loses_text_gives_no_axis_in_bits(tmp_path: Path, same: bool, label: str) -> None:
+    runs = [write_run(tmp_path / "exact"), write_run(tmp_path / "lossy")]
+    text = (runs[1] / "metrics.jsonl").read_text()
+    (runs[1] / "metrics.jsonl").write_text(text.replace("val_bits_per_byte", "other"))
+    for number, run in enumerate(runs):
+        (run / "tokenizer.json").write_text("{}" if same else f"{number}")
+    figure = loss_figure(load(runs))
+    assert label in figure.axes[0].get_ylabel()
+    assert not figure.axes[0].child_axes

@@ -32,7 +32,7 @@ def test_the_number_of_updates_per_dispatch_can_be_set() -> None:
     config = presets.load("shakespeare_char_cpu")
     for number in (1, 5):
         assert planned(config, f"runtime.updates_at_once={number}").dispatch.updates_per_dispatch == number
-    with pytest.raises(UserError, match=r"runtime\.updates_at_once = -1 must not be negative"):
+    with pytest.raises(UserError, match=r"runtime\.updates_at_once = -1 must be an integer from 0"):
         checks.check(apply_overrides(config, ["runtime.updates_at_once=-1"]))
 
 

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import lmjax
-from lmjax.config import Config, extensions, presets
+from lmjax.config import Config, extensions, presets, user_files
 from lmjax.config.codec import apply_overrides
 from lmjax.config.errors import UserError
 from lmjax.data.store.preparation import prepare
@@ -89,7 +89,10 @@ def test_the_command_line_finds_it_in_a_process_of_its_own(custom: Config, tmp_p
         ["evaluate", folder, "--tasks", "copying", "--shots", "0", "--limit", "2"],
         ["plan", folder / "config.json"],
     ):
-        used = runs.command("-m", "lmjax", *words)
+        refused = runs.command("-m", "lmjax", *words)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert "lists Python files that this command would execute" in refused.stderr
+        used = runs.command("-m", "lmjax", *words, "--allow-extensions")
         assert used.returncode == 0, used.stderr
 
 
@@ -103,7 +106,8 @@ def test_a_changed_file_is_refused_by_a_resume_and_allowed_by_name(custom: Confi
     folder = tmp_path / "run"
     assert runs.start(config, folder) == 0
     path.write_text(path.read_text() + "# another version\n")
-    longer = apply_overrides(presets.load(str(folder / "config.json")), ["train.updates=6"])
+    with user_files.consent():
+        longer = presets.load(str(folder / "config.json"), ["train.updates=6"])
     with pytest.raises(
         UserError, match=r"another configuration .*extensions: .*plain.py changed.*--allow-change extensions"
     ):

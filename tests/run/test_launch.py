@@ -72,9 +72,8 @@ def test_the_same_configuration_gives_the_same_bits_and_another_seed_others(tiny
     assert digest_of(dataclasses.replace(tiny, seed=1), tmp_path / "c") != first
 
 
-@pytest.mark.parametrize(
-    "newest", [pytest.param(4, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow), 12]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("newest", [4, 8, 12])
 def test_a_run_continued_from_any_checkpoint_ends_with_the_same_bits(tiny: Config, tmp_path: Path, newest: int) -> None:
     folder = tmp_path / "run"
     whole = digest_of(tiny, folder)
@@ -332,3 +331,16 @@ def test_chosen_updates_are_traced_with_readable_names(tiny: Config, tmp_path: P
     assert launch.start(apply_overrides(tiny, ["train.profile=(2,3)"]), tmp_path / "run") == 0
     traces = list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "problem"),
+    [("gs://bucket/run", "is a remote address"), ("x" * 60 + "/y" * 1900, "leave room"), ("n" * 300, "too long")],
+)
+def test_a_name_that_cannot_hold_a_run_is_refused_first(
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_dir: str, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=problem):
+        launch.start(tiny, Path(run_dir))
+    assert list(tmp_path.iterdir()) == []

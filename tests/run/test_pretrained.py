@@ -71,6 +71,37 @@ def test_a_checkpoint_of_a_run_is_chosen(opened: list[tuple[Path, int | None]], 
     assert opened == [(run, None), (run, 7), (run, 12)]
 
 
+def test_a_cached_model_of_the_hub_opens_as_its_snapshot(folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0a"
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    assert pretrained.load(tmp_path / "models--a--b").name == "0a"
+
+
+def test_a_refusal_names_its_cause(tmp_path: Path) -> None:
+    for name in ("adapter", "quantized", "dangling", "runs/first", "runs/second"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "quantized" / "model-q4.gguf").write_bytes(b"")
+    (tmp_path / "dangling" / "config.json").symlink_to("../blobs/77")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "link").symlink_to("gone")
+    for name in ("first", "second"):
+        (tmp_path / "runs" / name / "config.json").write_text("{}")
+    for path, message in (
+        ("adapter", r"it holds an adapter \(LoRA\), not a complete model; merge it into its base model"),
+        ("quantized", r"it holds the file model-q4\.gguf, which opens as a model; give the file"),
+        ("dangling", r"config\.json is a link to \.\./blobs/77, which does not exist"),
+        ("runs", "it holds 2 folders with a model, such as first; give one of them"),
+        ("model.safetensors", "it is a file; give its folder"),
+        ("notes.txt", "it is a file of another kind"),
+        ("link", "link' is a link to 'gone', which does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pretrained.load(tmp_path / path)
+
+
 def test_what_is_no_language_model_is_refused(
     folder: Path, opened: list[tuple[Path, int | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,15 @@
 """The printed results of a run."""
 
 import io
+import json
+import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from lmjax.display.console import Console
-from lmjax.run.summary import print_summary, score_rows
+from lmjax.run.summary import finish, print_summary, result_rows, score_rows
 
 
 def test_the_final_report_ranks_the_model_among_the_baselines() -> None:
@@ -63,3 +67,37 @@ def test_scores_stand_beside_a_simple_baseline_and_what_is_expected() -> None:
     out = io.StringIO()
     print_summary(Console(out, width=80), summary)
     assert "best checkpoint: update 7, validation loss 5.100" in out.getvalue()
+
+
+def test_a_part_that_fails_after_the_last_update_costs_a_line(tmp_path: Path) -> None:
+    def fail(*_: Any) -> Any:
+        states.append(json.loads((tmp_path / "summary.json").read_text())["status"])
+        raise MemoryError("no memory\nleft")
+
+    states: list[str] = []
+    objective = SimpleNamespace(baselines=fail, finish=lambda _: {"val_exact": math.nan}, sample=fail, prompt="x")
+    settings = SimpleNamespace(train=SimpleNamespace(baselines=True), evaluate=SimpleNamespace(tasks=()))
+    run: Any = SimpleNamespace(config=settings, objective=objective)
+    summary: dict[str, Any] = {"status": "finished", "updates": 3, "val_loss": math.inf, "baselines": {}}
+    out = io.StringIO()
+    finish(run, tmp_path, summary, params=None, console=Console(out, width=200))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    written = json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse)
+    assert states == ["finishing", "finishing"]  # a run that ends here is completed by a resume
+    assert (written["status"], written["val_loss"], written["val_exact"]) == ("finished", None, None)
+    assert written["failed"].keys() == {"baselines", "writing a sample", "finding the best checkpoint", "drawing"}
+    text = out.getvalue()
+    assert "baselines failed (MemoryError: no memory left); the run is complete without it" in text
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("exact ")] == ["nan"]
+    assert "inf" in text
+
+
+def test_a_validation_loss_without_bits_per_byte_is_in_the_results() -> None:
+    summary = {"val_loss": 3.5, "val_bits_per_byte": None, "baselines": {"kneser_ney_5gram_loss": 4.25}}
+    assert score_rows(summary) == [("loss", "3.500", "kneser ney 5gram 4.250", "")]
+    assert result_rows({"val_loss": math.nan, "val_bits_per_byte": math.nan, "baselines": {}}) == [
+        ("this model", "nan", "-")
+    ]

@@ -119,12 +119,37 @@ def test_drawn_continuations_differ_and_unknown_settings_are_refused(ours: Any) 
     texts = ours.generate_until(requests)
     assert len(set(texts)) > 1
     assert texts == ours.generate_until(requests)
-    from lmjax.serve.harness import sampling
+    with pytest.raises(UserError, match="lmjax has no num_beams=4, only 1; it has do_sample, "):
+        ours.generate_until(instances("generate_until", [("The wren", {"num_beams": 4})]))
 
-    assert sampling({"temperature": 0.5, "num_beams": 1}).temperature == 0.5
-    assert sampling({"max_new_tokens": 3}) == sampling({"max_gen_toks": 3, "do_sample": False})
-    with pytest.raises(UserError, match="lmjax has no num_beams=4; it has do_sample, "):
-        sampling({"num_beams": 4})
+
+def test_a_continuation_as_long_as_the_context_is_refused(ours: Any) -> None:
+    for settings in ({"max_gen_toks": CONTEXT}, {}):  # the default of the harness is 256
+        with pytest.raises(UserError, match=f"must be less than the context of the model, {CONTEXT}; set it"):
+            ours.generate_until(instances("generate_until", [("The wren", settings)]))
+
+
+def test_what_the_model_is_told_is_known_and_its_answers_are_in_the_results(folder: Path, ours: Any) -> None:
+    from lmjax.serve.harness import Harness
+
+    with pytest.raises(UserError, match=r"model_args: lmjax has no 'first_tokn'; did you mean 'first_token'\?"):
+        Harness.create_from_arg_string(f"path={folder},first_tokn=bos")
+    with pytest.raises(UserError, match="prefix_token_id='x' is not the id of a token"):
+        Harness(ours.lm, prefix_token_id="x")
+    assert ours.prefix_token_id == ours.eot_token_id == WORDS.end_of_text
+    assert Harness(ours.lm, prefix_token_id="3").prefix_token_id == 3
+    assert Harness(ours.lm, first_token="none").prefix_token_id is None
+    assert (ours.max_length, ours.max_gen_toks) == (CONTEXT, 256)
+    assert ours.get_model_info()["first_token"] == WORDS.token_text(WORDS.end_of_text)
+    for option in (True, "rag"):
+        with pytest.raises(UserError, match="the model has no chat template"):
+            ours.chat_template(option)
+
+
+def test_special_tokens_in_a_text_are_read_as_in_the_harness(ours: Any, theirs: Any) -> None:
+    text = f"The wren{WORDS.token_text(WORDS.end_of_text)}A herd"
+    assert ours.lm.ids(text) == theirs.tok_encode(text)
+    assert WORDS.end_of_text in ours.lm.ids(text)
 
 
 # ---- Our measures and the harness's -----------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from math import log
+from math import log, nan
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lmjax.config import (
     BatchConfig,
     Config,
     NNLMConfig,
+    TokenizerConfig,
     UserError,
     presets,
 )
@@ -134,7 +135,7 @@ def test_changes_are_made_to_every_rung(tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["lstn"], [], 1e9, "unknown rung 'lstn'; did you mean 'lstm'"),
         (["gpt"], ["train.updates=3"], 1e9, "the compute decides"),
-        (["gpt"], ["model.width=0"], 1e9, "model.width = 0 must be at least 1"),
+        (["gpt"], ["model.width=0"], 1e9, "model.width = 0 must be"),
         (["gpt"], ["width=3"], 1e9, "unknown key"),
         (["gpt"], [], 0.0, "--compute 0 must be greater than 0"),
         ([], [], 1e9, "give --rungs"),
@@ -172,3 +173,26 @@ def test_what_does_not_compare_stands_by_itself() -> None:
 def test_a_run_that_is_not_berts_is_refused(rungs: dict[str, Config], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         ladder.climb(rungs, tmp_path / "out", compute=COMPUTE, bert=tmp_path / "nowhere")
+
+
+def test_a_tokenizer_that_loses_text_is_refused_before_training(
+    rungs: dict[str, Config], corpus: Path, tmp_path: Path
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "ladder"
+    text.write_text(corpus.read_text().title())
+    lossy = TokenizerConfig(kind="wordpiece", vocab_size=80)
+    data = replace(rungs["short"].data, files=(str(text),), tokenizer=lossy)
+    with pytest.raises(UserError, match="bits per byte, but the tokenizer does not give the text back"):
+        ladder.climb({"short": replace(rungs["short"], data=data)}, out, compute=COMPUTE)
+    assert not out.exists()
+
+
+def test_a_rung_that_diverged_is_last_and_is_not_drawn(tmp_path: Path) -> None:
+    levels = [ladder_report.Level(name, 1, 0.0, 1, bits, 1.0) for name, bits in (("1-gram", nan), ("2-gram", 3.0))]
+    levels.sort(key=ladder._rank)
+    assert [level.rung for level in levels] == ["2-gram", "1-gram"]
+    ladder_report.write_ladder(tmp_path, levels, [], compute=1.0)
+    rows = json.loads((tmp_path / "ladder.json").read_text(), parse_constant=pytest.fail)["levels"]
+    assert [row["bits_per_byte"] for row in rows] == [3.0, None]
+    assert "| nan |" in (tmp_path / "ladder.md").read_text()
+    assert (tmp_path / "ladder.png").is_file()

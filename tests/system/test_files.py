@@ -5,6 +5,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -132,3 +133,27 @@ def test_a_killed_process_lets_go_of_the_lock(tmp_path: Path) -> None:
     assert (tmp_path / ".lock").exists()  # nobody was there to remove it
     with files.locked(tmp_path):
         pass
+
+
+def test_without_a_home_directory_the_cache_is_a_private_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = files.cache_folder()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert files.cache_folder() == folder
+    folder.chmod(0o777)  # another user could put programs into it
+    with pytest.raises(UserError, match="XDG_CACHE_HOME"):
+        files.cache_folder()
+    folder.rmdir()
+    folder.symlink_to(tmp_path)
+    with pytest.raises(UserError, match="XDG_CACHE_HOME"):
+        files.cache_folder()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert files.cache_folder() == Path("/x/lmjax")

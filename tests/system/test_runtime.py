@@ -203,3 +203,69 @@ def test_a_compiler_without_its_devices_does_not_make_jax_look_for_them(monkeypa
     assert runtime._only_compilers()
     present.add("/dev/vfio/[0-9]*")  # a TPU
     assert not runtime._only_compilers()
+
+
+# ---- The folder of compiled programs ---------------------------------------------------------------------------------
+
+
+def cached(bare: pytest.MonkeyPatch, folder: Path) -> str | None:
+    """The folder of compiled programs that a start with this cache folder chooses; None for none."""
+    environment = {"XDG_CACHE_HOME": str(folder)}
+    bare.setattr(runtime.os, "environ", environment)
+    bare.setattr(runtime, "_update_jax", lambda environment: None)
+    bare.setattr(runtime, "_backends_started", lambda: False)
+    runtime.prepare(RuntimeConfig(allocator="system"))
+    assert ("JAX_COMPILATION_CACHE_DIR" in environment) != ("JAX_ENABLE_COMPILATION_CACHE" in environment)
+    return environment.get("JAX_COMPILATION_CACHE_DIR")
+
+
+def test_the_folder_of_compiled_programs_is_private(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cached(bare, tmp_path) == str(tmp_path / "lmjax" / "compiled")
+    assert (tmp_path / "lmjax" / "compiled").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("shared", ["lmjax", "lmjax/compiled"])
+def test_programs_that_others_can_write_are_not_executed(
+    shared: str, bare: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lmjax" / "compiled").mkdir(parents=True)
+    (tmp_path / shared).chmod(0o777)
+    assert cached(bare, tmp_path) is None
+    error = capsys.readouterr().err
+    assert "or others can write there" in error
+    assert error.count("\n") == 1
+
+
+def test_programs_of_another_user_are_not_executed(
+    bare: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lmjax" / "compiled").mkdir(parents=True)
+    bare.setattr(runtime.os, "getuid", lambda: 12345)
+    if os.stat(tmp_path).st_uid == 0:  # root's files are those of the system
+        os.chown(tmp_path / "lmjax" / "compiled", 54321, -1)
+    assert cached(bare, tmp_path) is None
+    assert "is not of this user" in capsys.readouterr().err
+
+
+def test_a_cache_that_cannot_be_written_is_none(
+    bare: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "lmjax").write_text("no folder")
+    assert cached(bare, tmp_path) is None
+    assert "no compiled programs are kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--xla_of_no_version=1", "XLA does not know the flag --xla_of_no_version"),
+        ("xla_cpu_max_isa=AVX2", "is neither a flag"),
+        ("--xla_cpu_max_isa=AVX2 --xla_force_host_platform_device_count=2", ""),
+    ],
+)
+def test_flags_at_which_xla_would_end_the_process_are_refused(flags: str, message: str) -> None:
+    if message:
+        with pytest.raises(UserError, match=message):
+            runtime._check_flags(flags.split())
+    else:
+        runtime._check_flags(flags.split())

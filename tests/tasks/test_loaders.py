@@ -32,7 +32,17 @@ def folder(path: Path, config: dict[str, Any], **files: list[dict[str, Any]]) ->
     return str(path)
 
 
-def test_files_of_rows_give_the_same_documents(tmp_path: Path) -> None:
+@pytest.fixture
+def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands in for every dataset of the hub: `load_dataset` takes both by the same name."""
+    folder, load = tmp_path / "hub", datasets.load_dataset
+    folder.mkdir()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *args, **options: load(str(folder), *args, **options))
+    return folder
+
+
+def test_files_of_rows_give_the_same_documents(tmp_path: Path, hub_folder: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines(ROWS[:1]) + b"\r\n \n" + lines(ROWS[1:]).rstrip())
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines(ROWS), mtime=0))
     (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1))
@@ -41,11 +51,10 @@ def test_files_of_rows_give_the_same_documents(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in [ROWS[0].keys(), *(r.values() for r in ROWS)]))
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     next((tmp_path / "saved").glob("*.arrow")).rename(tmp_path / "a.arrow")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "train.jsonl").write_bytes(lines(ROWS))
+    (hub_folder / "train.jsonl").write_bytes(lines(ROWS))
     names = ("a.jsonl", "a.jsonl.gz", "a.json", "a.parquet", "a.csv", "a.tsv", "a.arrow")
     sources = [str(tmp_path / name) for name in names]
-    found = [catalog.load(name) for name in [*sources, f"hub:{tmp_path / 'data'}", f"hub:{tmp_path / 'data'}::train"]]
+    found = [catalog.load(name) for name in [*sources, "hub:owner/name", "hub:owner/name::train"]]
     assert [made.documents for made in found] == [found[0].documents] * 9
     assert [(one.prompt, one.answers) for one in found[0].documents] == [(r["input"], (r["answer"],)) for r in ROWS]
     assert (found[0].config.name, found[0].config.kind) == ("a", "generate")
@@ -67,7 +76,7 @@ def test_the_fields_of_rows_alone_tell_the_kind(tmp_path: Path, row: dict[str, A
     assert "a" in (made.documents[0].prompt, *made.documents[0].choices)
 
 
-def test_a_folder_has_a_configuration_and_may_have_a_pool(tmp_path: Path) -> None:
+def test_a_folder_has_a_configuration_and_may_have_a_pool(tmp_path: Path, hub_folder: Path) -> None:
     name = folder(tmp_path / "sums", {"kind": "match", "prompt": "{input} =", "joint": "\n"}, rows=ROWS)
     made = catalog.load(name)
     assert made.config == TaskConfig(name="sums", kind="match", prompt="{input} =", joint="\n")
@@ -76,10 +85,13 @@ def test_a_folder_has_a_configuration_and_may_have_a_pool(tmp_path: Path) -> Non
     assert made.config.name == "plus"
     assert [one.id for one in made.pool] == ["example 0", "example 1", "example 2"]
     assert {one.prompt for one in shots.examples(made, made.documents[0], 2)} == {"2 + 3", "4 + 4"}
-    config = {"kind": "match", "rows": "test.jsonl", "examples": f"hub:{tmp_path / 'sums'}"}
-    (tmp_path / "sums" / "task.json").unlink()
-    made = catalog.load(folder(tmp_path / "other", config, test=ROWS[:1]))
-    assert (len(made.documents), len(made.pool)) == (1, 4)  # what `datasets` finds in the folder: both files
+    config = {"kind": "match", "rows": "test.jsonl", "examples": "hub:owner/name"}
+    (hub_folder / "train.jsonl").write_bytes(lines(ROWS))
+    other = folder(tmp_path / "other", config, test=ROWS[:1])
+    made = catalog.load(other, allow_hub=True)
+    assert (len(made.documents), len(made.pool)) == (1, 3)
+    with pytest.raises(UserError, match=r"task.json' reads 'hub:owner/name' from the hub; allow it with --allow-hub"):
+        catalog.load(other)
 
 
 def test_what_stands_behind_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +173,7 @@ def test_a_big_bench_task_with_choices(tmp_path: Path) -> None:
         ("a.jsonl", b'{"input": "a"}', "a.jsonl', line 1: there is no field 'answer', only 'input'"),
         ("a.jsonl", b"", "the task 'a' has no rows"),
         ("a.jsonl", b"3", "a.jsonl', line 1: expected an object with fields, got int"),
-        ("a.jsonl", b"[" * 100_000, "a.jsonl', line 1 is not JSON"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl', line 1 has more than 100 levels"),
         ("a.csv", b"input,answer\na,b\nc\n", "a.csv', line 3 has 1 cells, the header has 2 columns"),
         ("a.jsonl.gz", b"plain", "cannot unpack"),
         ("a.jsonl.gz", gzip.compress(lines(ROWS), mtime=0)[:-9], "cannot unpack"),
@@ -192,15 +204,15 @@ def test_a_mistake_is_one_line_that_names_the_file(tmp_path: Path, name: str, co
     assert "\n" not in str(error.value)
 
 
-def test_a_name_that_is_nothing_is_answered_with_the_nearest(tmp_path: Path) -> None:
+def test_a_name_that_is_nothing_is_answered_with_the_nearest(tmp_path: Path, hub_folder: Path) -> None:
     with pytest.raises(UserError, match=r"no task 'randm_map'; did you mean 'random_map'\?"):
         catalog.load("randm_map")
     for name in (f"hub:{tmp_path / 'none'}", "hub:", "hub:a:b:c:d"):
         with pytest.raises(UserError, match="hub"):
             catalog.load(name)
-    (tmp_path / "train.jsonl").write_bytes(lines(ROWS))
+    (hub_folder / "train.jsonl").write_bytes(lines(ROWS))
     with pytest.raises(UserError, match="it has no split 'tset', only train"):
-        catalog.load(f"hub:{tmp_path}::tset")
+        catalog.load("hub:owner/name::tset")
 
 
 FIELDS = """input answer choices good bad text examples id key group target target_scores kind prompt task_prefix

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from lmjax.config import UserError
 from lmjax.tasks import draws, render, shots
-from lmjax.tasks.spec import Document, Task, TaskConfig
+from lmjax.tasks.render import build_task
+from lmjax.tasks.spec import Document, ShotsConfig, Task, TaskConfig
 
 
 def make(count: int, labels: int = 3, **config: str) -> Task:
@@ -122,3 +123,28 @@ def test_what_is_held_out_grows_with_the_share() -> None:
     assert len(many) == pytest.approx(800, abs=88)
     assert not any(draws.held_out(key, 0.0) for key in keys)
     assert all(draws.held_out(key, 1.0) for key in keys)
+
+
+# ---- A fixed order --------------------------------------------------------------------------------------------------
+
+
+def fixed(shots_config: ShotsConfig) -> Task:
+    rows = [(str(i), {"input": f"q{i}", "answer": f"a{i}", "id": str(i)}) for i in range(5)]
+    return build_task(TaskConfig(kind="generate", shots=shots_config), rows)
+
+
+def test_the_first_examples_of_the_pool_are_the_same_for_every_question() -> None:
+    task = fixed(ShotsConfig(first=True))
+    for seed in (0, 1):
+        chosen = [[one.id for one in shots.examples(task, document, 2, seed=seed)] for document in task.documents]
+        assert chosen == [["1", "2"], ["0", "2"], ["0", "1"], ["0", "1"], ["0", "1"]]
+
+
+def test_fixed_examples_keep_their_order_and_leave_out_the_question() -> None:
+    task = fixed(ShotsConfig(fixed=("3", "1", "4")))
+    assert [one.id for one in shots.examples(task, task.documents[0], 3)] == ["3", "1", "4"]
+    assert [one.id for one in shots.examples(task, task.documents[3], 2)] == ["1", "4"]
+    with pytest.raises(UserError, match=r"fewer than the 3 asked for; add examples to 'shots'"):
+        shots.examples(task, task.documents[3], 3)
+    with pytest.raises(UserError, match="fixed order, which cannot be balanced"):
+        shots.examples(task, task.documents[0], 1, balanced=True)

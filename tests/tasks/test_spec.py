@@ -1,12 +1,18 @@
 """Rows become documents as the configuration says, and what does not fit is named with where it stands."""
 
+import json
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmjax.config import UserError
-from lmjax.tasks import draws, render
-from lmjax.tasks.spec import Document, Task, TaskConfig
+from lmjax.config.codec import from_json
+from lmjax.tasks import draws, render, spec
+from lmjax.tasks.spec import Document, ShotsConfig, Task, TaskConfig
 
 
 def make(config: TaskConfig, *rows: Any, **options: Any) -> Task:
@@ -18,7 +24,7 @@ def test_a_question_with_an_answer() -> None:
     made = make(config, {"q": "hot", "a": ["cold", "cool"]}, {"id": "second", "q": 2, "a": 4, "group": "n", "key": "k"})
     assert made.documents == (
         Document(id="0", prompt="hot ->", answers=("<cold>", "<cool>"), group="<cold>", key="hot ->"),
-        Document(id="second", prompt="2 ->", answers=("<4>",), group="n", key="k"),
+        Document(id="second", prompt="2 ->", answers=("<4>",), group="n", key="k", named=True),
     )
     assert made.pool == made.documents
 
@@ -96,7 +102,7 @@ def test_a_share_is_held_out_by_keys_and_never_shown() -> None:
         (TaskConfig(prompt="{"), [], "has a '{' on its own"),
         (TaskConfig(filters=("(",)), [], "filters: '(' is no regular expression"),
         (TaskConfig(stop=("",)), [], "stop: an empty text"),
-        (TaskConfig(max_tokens=0), [], "max_tokens = 0 must be at least 1"),
+        (TaskConfig(max_tokens=-1), [], "max_tokens = -1 must be at least 1"),
         (TaskConfig(chance=2.0), [], "chance = 2.0 must be from 0 to 1"),
     ],
 )
@@ -105,3 +111,105 @@ def test_what_does_not_fit_is_one_clear_line(config: TaskConfig, rows: list[Any]
         make(config, *rows)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# ---- Settings that exclude each other -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TaskConfig(kind="generate", separator="\n"), "separator = '\\n' contains the stop '\\n'"),
+        (TaskConfig(kind="generate", separator="A:\nB", stop=("x", "\n")), "contains the stop '\\n'"),
+        (TaskConfig(kind="generate", choices=("a", "b")), "choices is set, but a task of kind 'generate'"),
+        (TaskConfig(kind="match", filters=("a",)), "filters is set, but a task of kind 'match'"),
+        (TaskConfig(kind="match", metrics=("bleu",)), "metrics is set"),
+        (TaskConfig(kind="pairs", grades="scores"), "grades is set"),
+        (TaskConfig(kind="perplexity", chance=0.5), "chance is set"),
+        (TaskConfig(kind="perplexity", shots=ShotsConfig(first=True)), "shots is set"),
+        (TaskConfig(shots=ShotsConfig(fixed=("0",), first=True)), "'fixed' and 'first' exclude each other"),
+        (TaskConfig(shots=ShotsConfig(fixed=("{}",)), examples="pool.jsonl"), "'examples' has no use"),
+        (TaskConfig(choices=("a", "b"), answer=""), "answer is empty"),
+        (TaskConfig(kind="generate", filters=("(a+)+",)), "filters: the regular expression '(a+)+' repeats"),
+        (TaskConfig(stop=("x",) * 101), "stop has a length of 101; at most 100 is allowed"),
+        (TaskConfig(prefix="x" * (1 << 19)), "prefix has a length of"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)
+def test_settings_that_exclude_each_other_are_refused(config: TaskConfig, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        spec.check(config)
+    assert message in str(error.value)
+
+
+@given(st.sampled_from(["choose", "match", "generate", "pairs", "perplexity"]), st.text(" \n#A", max_size=3))
+def test_a_separator_is_refused_exactly_if_it_ends_a_generated_text(kind: Any, separator: str) -> None:
+    config = TaskConfig(kind=kind, separator=separator, stop=("\n", "##"))
+    contradicts = kind == "generate" and ("\n" in separator or "##" in separator)
+    with pytest.raises(UserError) if contradicts else nullcontext():
+        spec.check(config)
+
+
+# ---- Identities -----------------------------------------------------------------------------------------------------
+
+
+def test_new_fields_do_not_change_the_content_of_a_task() -> None:
+    config = TaskConfig(name="t", choices=("a",))
+    old = asdict(config)
+    for name in ("shots", "group", "grades", "metrics"):
+        del old[name]
+    assert json.dumps(spec.content(config)) == json.dumps(old)
+    document = Document("0", "p", ("a",), examples=(Document("1", "q", ("b",), named=True),), named=True)
+    assert spec.content(document)["examples"] == [
+        {
+            "id": "1",
+            "prompt": "q",
+            "answers": ["b"],
+            "choices": [],
+            "gold": None,
+            "examples": [],
+            "group": "",
+            "key": "",
+        }
+    ]
+    assert "grades" in spec.content(replace(document, grades=(1.0,)))
+    assert spec.content(TaskConfig(group="g"))["group"] == "g"
+
+
+def test_a_digest_depends_on_the_question_and_its_answers_alone() -> None:
+    document = Document("0", "p", ("a",))
+    same = replace(document, id="7", named=True, key="k", group="g")
+    assert spec.digest(document) == spec.digest(same)
+    for other in (replace(document, prompt="q"), replace(document, answers=("b",)), replace(document, choices=("a",))):
+        assert spec.digest(other) != spec.digest(document)
+
+
+# ---- Grades and fixed examples --------------------------------------------------------------------------------------
+
+
+def test_grades_are_those_of_the_field() -> None:
+    config = TaskConfig(grades="scores[own]")
+    row = {"input": "?", "choices": ["x", "y"], "answer": 0, "scores": {"own": [1, 0.5]}}
+    assert make(config, row).documents[0].grades == (1.0, 0.5)
+    for scores, message in (
+        ([1], "not a list of 2 numbers"),
+        ("xy", "not a list of 2 numbers"),
+        ([1, float("nan")], "not finite"),
+        ([1, 10**400], "not finite"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make(config, row | {"scores": {"own": scores}})
+
+
+def test_fixed_examples_are_rows_or_ids_in_their_order() -> None:
+    rows = [{"id": i, "input": f"q{i}", "answer": f"a{i}"} for i in "abc"]
+    shots = from_json(json.dumps({"fixed": ["c", {"input": "new", "answer": "n"}, "a"]}), ShotsConfig)
+    made = make(TaskConfig(kind="generate", shots=shots), *rows)
+    assert [one.prompt for one in made.fixed] == ["qc", "new", "qa"]
+    numbered = TaskConfig(kind="generate", shots=from_json('{"fixed": [2, 0]}', ShotsConfig))
+    made = make(numbered, *({"input": row["input"], "answer": "x"} for row in rows))
+    assert [one.prompt for one in made.fixed] == ["qc", "qa"]
+    for item, message in (("d", "has the id 'd'"), ({"input": "x"}, "item 1: there is no field 'answer'")):
+        config = TaskConfig(kind="generate", shots=from_json(json.dumps({"fixed": [item]}), ShotsConfig))
+        with pytest.raises(UserError, match=message):
+            make(config, *rows)

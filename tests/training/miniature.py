@@ -30,6 +30,7 @@ from lmjax.training.metrics import Recorder
 from lmjax.training.signals import StopRequest
 from lmjax.training.state import State, abstract_state
 from lmjax.training.step import Step, chain_updates, make_update
+from tests.journal.records import MACHINE, START
 
 UPDATES = 12
 UPDATES_PER_DISPATCH = 1  # unless a test sets another number
@@ -119,7 +120,7 @@ def parts(
         saves = Checkpoints(run_dir / "checkpoints", config=saving)
         book = Journal(run_dir / "journal.jsonl")
         if not book.records:
-            book.write("start", wall_step=0, update=0, cursor=0)
+            book.write("start", wall_step=0, update=0, cursor=0, **START)
         try:
             yield LoopInputs(
                 notify=lambda kind, update, values: None,
@@ -140,7 +141,7 @@ def parts(
                 autopsy=lambda state, fed, decision: None,
                 conclude=lambda update, text: None,
                 vote=None,
-                machine=machine_of({}),
+                machine=machine_of(START),
                 tolerance=0.0,
                 fingerprints={"data_sha256": "x"},
                 journal=book,
@@ -164,10 +165,10 @@ def resumed(made: LoopInputs) -> Position:
     past = fold(book.records)
     if past.pending is not None:
         rollback.finish(book, root, past.pending, samples=lambda start, stop: made.samples(start, stop, past))
-    found, state, problems = checkpoint.load(root, abstract_state(fresh(made.guard).state), digests=past.digests)
+    found, state, problems = checkpoint.load(root, abstract_state(fresh(made.guard).state), announced=past.announced)
     assert problems == []
     counters = {"wall_step": book.wall_step, "update": found.meta["update"], "cursor": found.meta["cursor"]}
-    book.write("resume", **counters, changed=[])
+    book.write("resume", **counters, changed=[], **MACHINE)
     recent = fold(book.records).recent(detector.remembered(made.guard), cursor=counters["cursor"])
     return Position(state, **counters, recent=recent)
 

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back bit for bit, damage is noticed, a failed save is not silent."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from lmjax.config import CheckpointConfig, GuardConfig
 from lmjax.guard import detector
+from lmjax.journal.history import Announced
 from lmjax.pytrees import digest
-from lmjax.training import checkpoint
+from lmjax.training import arrays, checkpoint
 from lmjax.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from lmjax.training.state import State, abstract_state
 
@@ -141,9 +143,64 @@ def test_a_save_that_fails_is_an_error_at_the_next_look(saves: Checkpoints, monk
 
 def test_arrays_that_are_not_those_that_were_saved_are_refused(saves: Checkpoints) -> None:
     state = a_state(1)
-    saves.save(state, meta(state) | {"digest": "0" * 64})
+    saves.save(state, meta(state))
     saves.wait()
+    folder = saves.folder / "1"
+    (folder / "meta.json").write_text(json.dumps(meta(state) | {"digest": "0" * 64}))
+    (folder / "manifest.json").write_text(json.dumps(checkpoint.hashes(folder)))
     found, _ = newest(saves.folder)
     assert found is not None
     with pytest.raises(CheckpointError, match="digest"):
         checkpoint.restore(found, abstract_state(state))
+
+
+def test_a_save_that_cannot_be_read_back_is_not_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orbax takes the brackets of the path for a pattern, merges nothing, and reports success."""
+    monkeypatch.setattr(arrays, "is_plain", lambda path: True)
+    saves = Checkpoints(tmp_path / "try[1]", config=CheckpointConfig())
+    state = a_state(1)
+    saves.save(state, meta(state))
+    saves.wait()
+    assert "what was saved cannot be read back: state/manifest.ocdbt is missing" in (saves.failure() or "")
+    assert saves.committed() == []
+    assert list(saves.folder.iterdir()) == []
+    saves.close()
+
+
+def test_a_bit_that_flips_on_the_way_to_the_disk_is_noticed_in_the_first_save(
+    saves: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orbax restores it without an error (of another kind than a compressed chunk that is damaged)."""
+    read = checkpoint.digest_of_saved
+    monkeypatch.setattr(checkpoint, "digest_of_saved", lambda *arguments: read(*arguments)[:-1] + "x")
+    state = a_state(1)
+    saves.save(state, meta(state))
+    saves.wait()
+    assert "read back with another digest" in (saves.failure() or "")
+    monkeypatch.undo()
+    saves.save(state, meta(state))
+    saves.wait()
+    assert [saved.meta["update"] for saved in saves.committed()] == [1]
+    calls: list[Path] = []
+    monkeypatch.setattr(checkpoint, "digest_of_saved", lambda folder, abstract: calls.append(folder))
+    saves.save(a_state(2), meta(a_state(2)))
+    saves.wait()
+    assert saves.failure() is None
+    assert calls == []  # once a session
+
+
+def test_only_what_the_journal_announced_is_loaded(saves: Checkpoints) -> None:
+    states = {update: a_state(update) for update in (1, 2, 3)}
+    for state in states.values():
+        saves.save(state, meta(state))
+    saves.wait()
+    abstract = abstract_state(states[1])
+    known = {update: Announced(10 * update, digest(state)) for update, state in states.items()}
+    assert checkpoint.load(saves.folder, abstract, announced=known)[0].meta["update"] == 3
+    wrong = ((None, "does not have it"), (Announced(31, known[3].digest), "cursor"), (known[2], "digest"))
+    for entry, problem in wrong:
+        announced = {2: known[2]} | ({} if entry is None else {3: entry})
+        loaded, _, problems = checkpoint.load(saves.folder, abstract, announced=announced)
+        assert loaded.meta["update"] == 2
+        assert problems[0].startswith("checkpoint 3: ")
+        assert problem in problems[0]

@@ -163,12 +163,13 @@ def test_tensorboard_gets_scalars_and_purges_after_a_rollback(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
     sinks = open_trackers(TrackConfig(tensorboard=True), tmp_path, name="run", settings={}, update=4)
     with Recorder(tmp_path / "m.jsonl", update=4, sinks=sinks) as recorder:
-        recorder.write({"update": 5, "loss": 2.0, "grad_norm": math.nan, "note": "text"})
+        recorder.write({"update": 5, "loss": 2.0, "grad_norm": math.nan, "mfu": math.nan, "note": "text"})
         recorder.rewind(4)
         recorder.write({"update": 5, "val_loss": 3.0})
     assert calls == [
         ("open", "tensorboard", 5),
         ("train/loss", 2.0, 5),
+        ("train/grad_norm", math.nan, 5),  # a curve that ends would look as if the last value held
         ("close",),
         ("open", "tensorboard", 5),
         ("validation/val_loss", 3.0, 5),
@@ -233,7 +234,7 @@ def test_wandb_without_a_login_is_offline_and_asks_nothing(tmp_path, wandb) -> N
     )
     assert first["id"] == second["id"]
     assert first["settings"].console == "off"
-    assert wandb.logged == [{"train/loss": 2.0, "update": 7}] * 2
+    assert wandb.logged == [{"train/loss": 2.0, "train/grad_norm": math.nan, "update": 7}] * 2
     assert wandb.axes == [("*", "update")] * 2
     assert wandb.finished == 2
     assert "offline" in said[0]

@@ -1,3 +1,4 @@
+import math
 from functools import cache, partial
 
 import jax
@@ -271,3 +272,28 @@ def test_each_microbatch_goes_on_with_its_own_carry_and_a_suspect_batch_with_non
     state, metrics = update(state, batch(rows, microbatch=ROWS, most=K))
     assert int(metrics["skipped"]) == 1
     np.testing.assert_array_equal(state.carry, expected)
+
+
+@pytest.mark.parametrize(
+    ("ema", "warmup"),
+    [(0.9, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((0.999, True), (0.9, False)))],
+)
+def test_the_weight_of_the_initial_parameters_in_the_average(ema, warmup):
+    """The first update moves the parameters from 1 to 0: afterwards the average is the weight of the initial value."""
+    guard = GuardConfig(policy="off")
+
+    def loss(params, microbatch, rng):
+        return params["w"] ** 2 / 2, jnp.float32(1), {}
+
+    update = step.make_update(loss, optax.identity(), guard=guard, ema=ema, ema_warmup=warmup, seed=0)
+    update = jax.jit(update)
+    params = {"w": jnp.ones(())}
+    state = State(params, optax.EmptyState(), params, jnp.int32(0), detector.empty(guard))
+    one = {"arrays": {"x": np.ones((1, 1), np.float32)}, "microbatches": np.int32(1), "learning_rate": np.float32(1)}
+    expected = 1.0
+    for n in range(30):
+        state, _ = update(state, one)
+        expected *= min(ema, (1 + n) / (10 + n)) if warmup else ema
+        assert float(state.ema["w"]) == pytest.approx(expected, rel=1e-5)  # a product of 30 float32
+    if ema == 0.999:
+        assert expected == pytest.approx(1 / math.comb(39, 9))

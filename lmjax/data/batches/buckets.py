@@ -32,6 +32,8 @@ class Buckets:
     padding: float
     #: Number of training records that the context truncates.
     cut: int
+    #: Number of validation records that the context truncates.
+    validation_cut: int = 0
 
     def find(self, ids: Any, order: Order) -> tuple[np.ndarray, np.ndarray]:
         """Return (class, number of the training record) of each sample id."""
@@ -54,8 +56,8 @@ def make_buckets(store: Store, *, classes: int, context: int) -> Buckets:
         raise UserError(f"data.buckets={classes}: there is at least one class of length")
     if context < 2 + 2 * len(text_streams(store, "train")):
         raise UserError(f"model.context={context} has no room for a text and its ends: raise it")
-    full_lengths, held_out_lengths = _lengths(store, "train"), _lengths(store, "validation")
-    lengths, held_out_lengths = np.minimum(full_lengths, context), np.minimum(held_out_lengths, context)
+    full_lengths, held_out_full = _lengths(store, "train"), _lengths(store, "validation")
+    lengths, held_out_lengths = np.minimum(full_lengths, context), np.minimum(held_out_full, context)
     cells = np.array_split(np.argsort(lengths.max(1), kind="stable"), min(CELLS * classes, len(lengths)))
     longest = np.maximum.accumulate([lengths[cell].max(0) for cell in cells])
     width = np.minimum(-(-longest // MULTIPLE) * MULTIPLE, context)
@@ -74,6 +76,7 @@ def make_buckets(store: Store, *, classes: int, context: int) -> Buckets:
         context=context,
         padding=float(1 - lengths.sum() / places),
         cut=int((full_lengths > context).any(1).sum()),
+        validation_cut=int((held_out_full > context).any(1).sum()),
     )
 
 

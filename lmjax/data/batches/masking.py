@@ -161,6 +161,7 @@ class _Documents:
 
     def __init__(self, tokens: "Tokens", end_of_text: int | None) -> None:
         self.ids, self.starts, self.end_of_text = np.asarray(tokens.ids), np.asarray(tokens.starts), end_of_text
+        self.checked = tokens.checked
         if not len(self.starts) or self.starts[0]:  # the tokens before the first start are the end of a document
             self.starts = np.concatenate([[0], self.starts])
 
@@ -196,7 +197,7 @@ class _Documents:
     def tokens(self, span: _Span, place: int, length: int) -> np.ndarray:
         """Return at most `length` tokens of a document from a position; move back if fewer follow."""
         first = max(span.first, min(place, span.end - length))
-        return self.ids[first : min(first + length, span.end)]
+        return self.checked(self.ids[first : min(first + length, span.end)])
 
 
 # ---- Rows -------------------------------------------------------------------------------------------------------

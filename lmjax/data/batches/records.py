@@ -22,6 +22,7 @@ from lmjax.config import UserError
 from lmjax.data.batches.buckets import Buckets, has_labels, lead_ids, text_streams
 from lmjax.data.order.order import Order
 from lmjax.data.sources.rows import Side
+from lmjax.data.store.facts import notes
 from lmjax.data.store.store import Store, Tokens
 from lmjax.data.tokenizer import Tokenizer
 
@@ -81,7 +82,13 @@ def validation(store: Store, *, plan: Buckets, microbatch: int) -> Iterator[Batc
 
 
 def row(tokenizer: Tokenizer, texts: Sequence[str], *, context: int) -> Batch:
-    """Build the row of a record outside any store as in `labelled`, with label 0."""
+    """Build the row of a record outside any store as in `labelled`, with label 0.
+
+    Raises:
+        UserError: There is no text, or there are more than two.
+    """
+    if len(texts) not in (1, 2):
+        raise UserError(f"a record to classify has {len(texts)} texts; give one text, or two for a pair")
     zero = np.zeros(1, np.int64)
     ids = [np.asarray(encoded) for encoded in tokenizer.encode_batch(texts)]
     streams = {f"train-{column}": Tokens(array, zero, 0, "") for column, array in enumerate(ids)}
@@ -106,7 +113,7 @@ def _pairs(store: Store, side: Side, records: np.ndarray, widths: tuple[int, ...
 
 
 def _labelled(store: Store, side: Side, records: np.ndarray, widths: tuple[int, ...], *, context: int) -> Batch:
-    tokenizer, streams = store.tokenizer, text_streams(store, side)
+    tokenizer, streams, labels_of = store.tokenizer, text_streams(store, side), store.streams[f"{side}-label"]
     end, lead = _end(tokenizer), lead_ids(tokenizer)
     column_T, two = np.arange(*widths), len(streams) == 2
     fill = end if tokenizer.pad is None else tokenizer.pad
@@ -132,7 +139,7 @@ def _labelled(store: Store, side: Side, records: np.ndarray, widths: tuple[int, 
         "inputs_BT": inputs_BT.astype(np.int32),
         "kinds_BT": kinds_BT,
         "real_BT": (column_T < begin_B).astype(np.float32),
-        "labels_B": store.streams[f"{side}-label"].ids[records].astype(np.int32),
+        "labels_B": labels_of.checked(labels_of.ids[records]).astype(np.int32),
         "weights_B": np.ones(len(records), np.float32),
     }
 
@@ -147,7 +154,7 @@ def _spans(tokens: Tokens, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def _take(tokens: Tokens, place: np.ndarray, real: np.ndarray, fill: int) -> np.ndarray:
     """Return the tokens at these places where `real`, else `fill`."""
-    return np.where(real, tokens.ids[np.where(real, place, 0)], fill).astype(np.int32)
+    return np.where(real, tokens.checked(tokens.ids[np.where(real, place, 0)]), fill).astype(np.int32)
 
 
 # ---- Description of a store -------------------------------------------------------------------------------------
@@ -168,6 +175,7 @@ def describe(store: Store, *, plan: Buckets) -> list[str]:
     """Describe the data, a line each: records, labels, length classes, truncated records."""
     counts, names = store.manifest["records"], labels(store)
     lines = [f"records: {counts['train']:,} for training, {counts['validation']:,} for validation"]
+    lines += notes(store)
     if counts["skipped"]:
         lines.append(f"skipped: {counts['skipped']:,} records with an empty text")
     if names:
@@ -176,8 +184,9 @@ def describe(store: Store, *, plan: Buckets) -> list[str]:
         f"{len(part):,} of {' + '.join(map(str, w))}" for part, w in zip(plan.members, plan.widths, strict=False)
     )
     lines.append(f"classes of length: {'; '.join(classes)} tokens; {plan.padding:.1%} of all places are padding")
-    if plan.cut:
-        lines.append(f"cut: {plan.cut:,} training records are longer than the context of {plan.context} tokens")
+    for side, cut in (("training", plan.cut), ("validation", plan.validation_cut)):
+        if cut:
+            lines.append(f"cut: {cut:,} {side} records are longer than the context of {plan.context} tokens")
     return lines
 
 

@@ -77,7 +77,7 @@ def window_rows(
     begins_BW, unknown_BW = np.zeros((2, *block_BW.shape), bool) if packed else (None, None)
     for i, tokens in enumerate(sources):
         rows_of_source = np.flatnonzero(source_B == i)
-        block_BW[rows_of_source] = _gather(tokens.ids, start_B[rows_of_source], context + 1)
+        block_BW[rows_of_source] = tokens.checked(_gather(tokens.ids, start_B[rows_of_source], context + 1))
         if packed:
             _mark(begins_BW, unknown_BW, tokens, rows_of_source, start_B, end_of_text)
     return _batch(block_BW, np.ones((len(start_B), context), np.float32), begins_BW, unknown_BW)
@@ -134,7 +134,8 @@ def validation_windows(
         start_B = window_B * context
         place_BW = start_B[:, None] + np.arange(context + 1)
         real_BW = place_BW < size
-        block_BW = np.where(real_BW, tokens.ids[np.minimum(place_BW, size - 1)], 0).astype(np.int32)
+        ids_BW = tokens.checked(tokens.ids[np.minimum(place_BW, size - 1)])
+        block_BW = np.where(real_BW, ids_BW, 0).astype(np.int32)
         weights_BT = real_BW[:, 1:].astype(np.float32)
         begins_BW, unknown_BW = np.zeros((2, *block_BW.shape), bool) if packed else (None, None)
         if packed:

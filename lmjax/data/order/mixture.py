@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from lmjax.config import UserError
+from lmjax.config import DataConfig, UserError
 
 _LONGEST_PERIOD = 10_000
 
@@ -54,6 +54,24 @@ class Mixture:
         turn, left = np.divmod(rank - self.base[segment, source], np.maximum(share, 1))
         place = np.minimum(self.offset[segment] + self.first[segment, source] + left, len(self.step) - 1)
         return np.where(share > 0, self.starts[segment] + turn * self.length[segment] + self.step[place], -1)
+
+
+def check_weights(data: DataConfig) -> None:
+    """Check that every source of a mixture is trained on at some time.
+
+    The vocabulary, the validation split and the baselines are made of all sources.
+
+    Raises:
+        UserError: A source has weight 0, and no change of the mixture raises it.
+    """
+    for number, source in enumerate(data.mixture):
+        weights = [source.weight, *(row[number] for _, row in data.mixture_changes if number < len(row))]
+        if not any(weight > 0 for weight in weights):
+            raise UserError(
+                f"data.mixture[{number}].weight = 0 ({', '.join(source.files) or source.source}): the source would be "
+                "part of the vocabulary, of the validation split and of the baselines, but never of the training; "
+                "remove it from data.mixture, or raise its weight in data.mixture_changes"
+            )
 
 
 def period_shares(

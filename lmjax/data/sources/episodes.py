@@ -14,7 +14,7 @@ from typing import Any
 from lmjax.config import InContextConfig, UserError
 from lmjax.tasks import catalog, draws, shots, symbolic
 from lmjax.tasks.draws import Choices
-from lmjax.tasks.spec import Document, Task
+from lmjax.tasks.spec import Document, Task, content
 
 FORMAT = 1  # raise it when the text of a document changes
 FINE = 1 << 32  # resolution of the random numbers compared with weights and shares
@@ -67,8 +67,8 @@ def _kept(found: Task, share: float) -> Task:
 
 
 def _digest(found: Task) -> str:
-    content = [dataclasses.asdict(part) for part in (found.config, *found.documents, *found.pool)]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    parts = [content(part) for part in (found.config, *found.documents, *found.pool)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _document(config: InContextConfig, tasks: dict[str, Task], index: int) -> str:

@@ -13,9 +13,11 @@ from typing import Any, Literal
 from lmjax.config import RecordsConfig, UserError, extensions
 from lmjax.config.errors import nearest
 from lmjax.config.ranges import check_ranges
-from lmjax.data.sources import generated, streams
+from lmjax.data.sources import generated, labels, streams
+from lmjax.data.sources.labels import Label
+from lmjax.data.sources.streams import Dropped
 from lmjax.data.store.ingest import Split
-from lmjax.system import readers
+from lmjax.system import paths, readers
 
 Side = Literal["train", "validation"]
 SIDES: tuple[Side, ...] = ("train", "validation")
@@ -27,25 +29,29 @@ class Record:
 
     #: One or two texts. A record with an empty text is skipped.
     texts: tuple[str, ...]
-    #: Label (empty: none).
-    label: str
+    #: Value of the label (empty text: none).
+    label: Label
     #: Equal keys are on the same side of a split.
     key: str
     #: Location, for error messages.
     where: str
 
 
-def records(config: RecordsConfig) -> Iterator[tuple[Side, Record]]:
+def records(config: RecordsConfig, *, dropped: Dropped | None = None) -> Iterator[tuple[Side, Record]]:
     """Yield all records in order, each with its side, in bounded memory.
 
     The records of `files` (or the generated source) precede those of `validation_files`. After `limit` training
     records only validation records follow.
 
+    Args:
+        config: The records.
+        dropped: Counts the bad records that `data.on_bad_record=skip` leaves out.
+
     Raises:
         UserError: A file is missing, unreadable or malformed, a column is missing, or a text or label is invalid.
     """
     split, taken = Split("hash", config.validation_fraction), 0
-    for record in _read(config, config.files):
+    for record in _read(config, config.files, dropped):
         if not config.validation_files and split.takes(record.key):
             yield "validation", record
         elif not config.limit or taken < config.limit:
@@ -54,7 +60,7 @@ def records(config: RecordsConfig) -> Iterator[tuple[Side, Record]]:
         elif config.validation_files:
             break
     if config.validation_files:
-        for record in _read(config, config.validation_files):
+        for record in _read(config, config.validation_files, dropped):
             yield "validation", record
 
 
@@ -88,6 +94,7 @@ def fingerprint(config: RecordsConfig) -> dict[str, Any]:
         "limit": config.limit,
         "lowercase": config.lowercase,
         "validation": None if config.validation_files else config.validation_fraction,
+        **streams.file_settings(config),
     }
 
 
@@ -97,23 +104,31 @@ def name(config: RecordsConfig) -> str:
 
 
 def _stamps(names: tuple[str, ...], config: RecordsConfig) -> list[list[Any]]:
-    stamps = [(path.resolve(), path.stat()) for path in _files(names, config)]
-    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stamps]
+    return [[file.real, file.size, file.mtime_ns] for file in _files(names, config).files]
 
 
-def _files(names: tuple[str, ...], config: RecordsConfig) -> list[Path]:
+def notes(config: RecordsConfig) -> list[str]:
+    """Return what the names of the files leave out, a line for each reason."""
+    return [note for names in (config.files, config.validation_files) for note in _files(names, config).notes()]
+
+
+def _files(names: tuple[str, ...], config: RecordsConfig) -> paths.Listing:
     """Return tables, also of folders and globs, or two text files with aligned lines."""
     if not names:
-        return []
-    if len(names) == 2 == len(config.texts) and not config.label and not any(map(_is_table, map(Path, names))):
-        paths = [Path(name).expanduser() for name in names]
-        for path in paths:
+        return paths.Listing()
+    key = "data.files" if names == config.files else "data.validation_files"
+    given = [paths.local(name, key=key) for name in names]
+    if len(names) == 2 == len(config.texts) and not config.label and not any(map(_is_table, given)):
+        for path in given:
             if not path.is_file():
-                raise readers.missing(path)
-        return paths
-    has_text = any(path.is_file() and not _is_table(path) for path in (Path(name).expanduser() for name in names))
-    tables = [] if has_text else [path for path in streams.files(names) if _is_table(path)]
-    if not tables:
+                raise paths.missing(path)
+        return paths.Listing([paths.file(path) for path in given])
+    has_text = any(path.is_file() and not _is_table(path) for path in given)
+    tables = paths.Listing() if has_text else streams.listing(names, key=key)
+    for file in [file for file in tables.files if not _is_table(file.path)]:
+        tables.files.remove(file)
+        tables.skip("text files next to tables", file.path)
+    if not tables.files:
         raise UserError(
             f"'{names[0]}' holds no records: give files that end in {readers.endings(readers.TABLES)}, or, for two "
             f"data.texts without data.label, exactly two text files whose lines belong together"
@@ -125,21 +140,35 @@ def _is_table(path: Path) -> bool:
     return readers.kind(path) in readers.TABLES
 
 
-def _read(config: RecordsConfig, names: tuple[str, ...]) -> Iterator[Record]:
+def _read(config: RecordsConfig, names: tuple[str, ...], dropped: Dropped | None) -> Iterator[Record]:
+    skip = None if config.on_bad_record == "error" else dropped or Dropped()
+    for where, row, key in _rows(config, names, skip):
+        try:
+            record = _record(row, config, where, key)
+        except UserError as error:
+            if skip is None:
+                raise
+            skip(error)
+            continue
+        yield record
+
+
+def _rows(config: RecordsConfig, names: tuple[str, ...], skip: Dropped | None) -> Iterator[tuple[str, Any, str]]:
+    """Yield location, row and key of the side (empty: its texts) of each record."""
     if not names:
         for number, (row, key) in enumerate(_generated(config), 1):
-            yield _record(row, config, f"{config.source}: record {number}", key)
+            yield f"{config.source}: record {number}", row, key
         return
-    paths = _files(names, config)
-    if not all(map(_is_table, paths)):
-        for number, pair in enumerate(_aligned(*paths), 1):
-            where = f"line {number} of '{paths[0]}' and '{paths[1]}'"
-            yield _record(dict(zip(config.texts, pair, strict=True)), config, where)
+    files = [file.path for file in _files(names, config).files]
+    if not all(map(_is_table, files)):
+        for number, pair in enumerate(_aligned(files[0], files[1], config.encoding), 1):
+            where = f"line {number} of '{files[0]}' and '{files[1]}'"
+            yield where, dict(zip(config.texts, pair, strict=True)), ""
         return
-    for path in paths:
-        columns = [*config.texts, *([config.label] if config.label else [])]
-        for where, row in readers.rows(path, columns=dict.fromkeys(columns)):
-            yield _record(row, config, where)
+    columns = {*config.texts, config.label} - {""}
+    for path in files:
+        for where, row in readers.rows(path, columns=columns, encoding=config.encoding, skip=skip):
+            yield where, row, ""
 
 
 def _generated(config: RecordsConfig) -> Iterator[tuple[Any, str]]:
@@ -151,12 +180,12 @@ def _generated(config: RecordsConfig) -> Iterator[tuple[Any, str]]:
     return generated.rows(config.source)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    return (line.removeprefix("\ufeff").strip() for _, line in readers.lines(path))
+def _lines(path: Path, encoding: str) -> Iterator[str]:
+    return (line.strip() for _, line in readers.lines(path, encoding=encoding))
 
 
-def _aligned(first: Path, second: Path) -> Iterator[tuple[str, str]]:
-    both, number = zip_longest(_lines(first), _lines(second)), 0
+def _aligned(first: Path, second: Path, encoding: str) -> Iterator[tuple[str, str]]:
+    both, number = zip_longest(_lines(first, encoding), _lines(second, encoding)), 0
     for number, (a, b) in enumerate(both, 1):
         if a is None or b is None:
             longer = number + sum(1 for _ in both)
@@ -174,10 +203,8 @@ def _record(row: Any, config: RecordsConfig, where: str, key: str = "") -> Recor
         if column and column not in row:
             raise UserError(f"{where} has no column '{column}' (data.{option}){nearest(column, row)}")
     texts = tuple(_text(row[column], config, f"{where}: the column '{column}'") for column in config.texts)
-    label = row[config.label] if config.label else ""
-    if not isinstance(label, str | int | float):
-        raise UserError(f"{where}: the label '{config.label}' is neither text nor a number but {type(label).__name__}")
-    return Record(texts, str(label), (key.lower() if config.lowercase else key) or "\0".join(texts), where)
+    label = labels.check(row[config.label], f"{where}: the label '{config.label}'") if config.label else ""
+    return Record(texts, label, (key.lower() if config.lowercase else key) or "\0".join(texts), where)
 
 
 def _text(value: Any, config: RecordsConfig, where: str) -> str:
@@ -185,9 +212,12 @@ def _text(value: Any, config: RecordsConfig, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise UserError(f"{where} is not text but {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where} holds half a character (a lone surrogate) at {error.start}") from None
-    value = value.strip()
-    return value.lower() if config.lowercase else value
+    if (half := readers.lone_surrogate(value)) is not None:
+        raise UserError(f"{where} holds half a character (a lone surrogate) at {half}")
+    return clean(value, lowercase=config.lowercase)
+
+
+def clean(text: str, *, lowercase: bool) -> str:
+    """Return a text without white space at its ends, and in lower case if `lowercase`."""
+    text = text.strip()
+    return text.lower() if lowercase else text

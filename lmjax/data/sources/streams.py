@@ -6,7 +6,6 @@ Files are read by lmjax itself and handed to `datasets` as a stream: its own tex
 JSON loader guesses types (a text that looks like a date becomes one) and cannot say which line is malformed.
 """
 
-import glob
 import json
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -14,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmjax.config import DataConfig, SourceConfig, UserError, extensions
+from lmjax.config import DataConfig, RecordsConfig, SourceConfig, UserError, extensions
+from lmjax.config.encodings import UTF_8, codec
 from lmjax.config.errors import nearest, one_line
 from lmjax.data.sources import docstrings, episodes, text
-from lmjax.system import readers
+from lmjax.system import hub, paths, readers
+from lmjax.system.compression import blocks
 
 if typing.TYPE_CHECKING:
     import datasets
@@ -32,13 +33,41 @@ def sources(data: DataConfig) -> tuple[SourceConfig, ...]:
     return data.mixture or (SourceConfig(source=data.source, files=data.files),)
 
 
-def documents(source: SourceConfig, data: DataConfig) -> Iterator[Piece]:
+@dataclass
+class Dropped:
+    """Bad records that were left out, see `data.on_bad_record`."""
+
+    #: Number of records.
+    count: int = 0
+    #: The error of the first one.
+    first: str = ""
+
+    def __call__(self, error: UserError) -> None:
+        """Count the record of an error."""
+        self.first = self.first or str(error)
+        self.count += 1
+
+    def reset(self) -> None:
+        """Begin a new pass over the records."""
+        self.count, self.first = 0, ""
+
+    def entry(self) -> dict[str, Any]:
+        """Return the entry of a manifest: nothing if no record was left out."""
+        return {"dropped": self.count, "first_dropped": self.first} if self.count else {}
+
+
+def documents(source: SourceConfig, data: DataConfig, *, dropped: Dropped | None = None) -> Iterator[Piece]:
     """Yield the source's text in order, as pieces (text, begins_document), in bounded memory.
+
+    Args:
+        source: The source.
+        data: The data that it is a part of.
+        dropped: Counts the bad records that `data.on_bad_record=skip` leaves out.
 
     Raises:
         UserError: A file is missing, unreadable or malformed, or a text field is missing.
     """
-    for row in dataset(source, data):
+    for row in dataset(source, data, dropped=dropped):
         yield row["text"], row["begins"]
 
 
@@ -56,12 +85,12 @@ def texts(data: DataConfig) -> Iterator[str]:
             yield piece[0]
 
 
-def dataset(source: SourceConfig, data: DataConfig) -> "datasets.IterableDataset":
+def dataset(source: SourceConfig, data: DataConfig, *, dropped: Dropped | None = None) -> "datasets.IterableDataset":
     """Return the pieces as a streaming dataset with the columns "text" and "begins"."""
     from datasets import IterableDataset
     from datasets.iterable_dataset import ExamplesIterable
 
-    pieces = _source(source, data).pieces
+    pieces = _source(source, data, dropped).pieces
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
         yield from ((i, {"text": piece, "begins": begins}) for i, (piece, begins) in enumerate(pieces()))
@@ -81,34 +110,28 @@ def fingerprint(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
 
 def size(source: SourceConfig) -> int | None:
     """Return the bytes of text of plain text files; None for other sources."""
-    paths = files(source.files)
-    return sum(p.stat().st_size for p in paths) if paths and all(p.suffix in readers.TEXT for p in paths) else None
+    files = listing(source.files).files
+    is_plain = files and all(file.path.suffix.lower() in readers.TEXT for file in files)
+    return sum(file.size for file in files) if is_plain else None
+
+
+def listing(names: Iterable[str], *, key: str = "data.files") -> paths.Listing:
+    """Resolve names, folders and patterns to files in a fixed order; see `paths.expand`.
+
+    Raises:
+        UserError: A name is empty or remote, stands for no file, or cannot be read.
+    """
+    return paths.expand(names, readers.kind, key=key, endings=_ENDINGS)
 
 
 def files(names: Iterable[str]) -> list[Path]:
-    """Resolve names, folders (recursively) and globs to files, in a fixed order."""
-    paths: list[Path] = []
-    for name in names:
-        path = Path(name).expanduser()
-        if path.is_dir():
-            below = sorted(item for item in path.rglob("*") if item.is_file() and readers.kind(item))
-            inside = [item for item in below if not any(p.startswith(".") for p in item.relative_to(path).parts)]
-            if not inside:
-                raise UserError(f"the folder '{path}' holds no file that ends in {_ENDINGS}")
-            paths += inside
-        elif path.exists():
-            paths.append(path)
-        elif glob.has_magic(name):
-            matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-            if not matches:
-                raise UserError(f"no file matches '{name}'")
-            paths += [match for match in matches if match.is_file()]
-        else:
-            raise readers.missing(path)
-    for path in paths:
-        if not readers.kind(path):
-            raise UserError(f"'{path}': cannot tell what this file is; its name must end in {_ENDINGS}")
-    return paths
+    """Return the paths of `listing`."""
+    return [file.path for file in listing(names).files]
+
+
+def notes(source: SourceConfig) -> list[str]:
+    """Return what the names of the source's files leave out, a line for each reason."""
+    return listing(source.files).notes()
 
 
 @dataclass(frozen=True)
@@ -121,16 +144,25 @@ class _Source:
     pieces: Callable[[], Iterator[Piece]]
 
 
-def _source(source: SourceConfig, data: DataConfig) -> _Source:
+def _source(source: SourceConfig, data: DataConfig, dropped: Dropped | None = None) -> _Source:
     """Select how a source is read: the only place that depends on its kind.
 
     Raises:
         UserError: A file is missing, or the source is unknown.
     """
+    skip = None if data.on_bad_record == "error" else dropped or Dropped()
+    field = source.text_field or data.text_field
     if source.files:
-        paths = files(source.files)
+        entries = listing(source.files).files
+        codec(data.encoding)
         return _Source(
-            lambda: _file_identity(paths, data), lambda: (piece for path in paths for piece in _file(path, data))
+            lambda: {
+                "files": [[entry.real, entry.size, entry.mtime_ns] for entry in entries],
+                "document": data.document,
+                "text_field": field,
+                **file_settings(data),
+            },
+            lambda: (piece for entry in entries for piece in _file(entry.path, data, field, skip)),
         )
     if source.source == "docstrings":
         return _Source(docstrings.fingerprint, lambda: _pieces_of(docstrings.docstrings()["text"]))
@@ -147,52 +179,59 @@ def _source(source: SourceConfig, data: DataConfig) -> _Source:
         )
     name = _hub_name(source.source)
     return _Source(
-        lambda: {"hub": name, "text_field": data.text_field},
-        lambda: _column(_hub(*name), data.text_field, source.source),
+        lambda: {"hub": name, "text_field": field, **bad_record_setting(data)},
+        lambda: _column(_hub(*name), field, source.source, skip),
     )
 
 
-def _file_identity(paths: list[Path], data: DataConfig) -> dict[str, Any]:
-    stamps = [(path.resolve(), path.stat()) for path in paths]
-    return {
-        "files": [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stamps],
-        "document": data.document,
-        "text_field": data.text_field,
-    }
+def file_settings(data: DataConfig | RecordsConfig) -> dict[str, Any]:
+    """Return the settings of how files are read that differ from the default, for an identity."""
+    encoding = codec(data.encoding).name
+    return ({} if encoding == UTF_8 else {"encoding": encoding}) | bad_record_setting(data)
+
+
+def bad_record_setting(data: DataConfig | RecordsConfig) -> dict[str, Any]:
+    """Return `data.on_bad_record`, for an identity, where it differs from the default."""
+    return {} if data.on_bad_record == "error" else {"on_bad_record": data.on_bad_record}
 
 
 def _pieces_of(texts: Iterable[str]) -> Iterator[Piece]:
     return (piece for document in texts for piece in text.pieces([document]))
 
 
-def _file(path: Path, data: DataConfig) -> Iterator[Piece]:
+def _file(path: Path, data: DataConfig, field: str, skip: Dropped | None) -> Iterator[Piece]:
     if readers.kind(path) in readers.TEXT:
-        return text.documents(readers.decode(readers.blocks(path), path), data.document)
-    rows = readers.rows(path, columns=[data.text_field])
-    return _column((row for _, row in rows), data.text_field, f"'{path}'")
+        return text.documents(readers.decode(blocks(path), path, encoding=data.encoding), data.document)
+    rows = readers.rows(path, columns=[field], encoding=data.encoding, skip=skip)
+    return _column((row for _, row in rows), field, f"'{path}'", skip)
 
 
-def _column(rows: Iterable[Any], field: str, where: str) -> Iterator[Piece]:
+def _column(rows: Iterable[Any], field: str, where: str, skip: Dropped | None = None) -> Iterator[Piece]:
     """Yield the pieces of the texts in one column of rows; an empty cell is no document."""
     for number, row in enumerate(rows, 1):
-        record = f"{where}: record {number}"
-        if not isinstance(row, dict):
-            raise UserError(f"{record} is not an object with fields but {type(row).__name__}")
-        if field not in row:
-            names = ", ".join(map(repr, row))
-            raise UserError(f"{record} has no field '{field}', only {names or 'nothing'}; set data.text_field")
-        value = row[field]
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise UserError(f"{record}: the field '{field}' is not text but {type(value).__name__}")
         try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{record}: the field '{field}' holds half a character (a lone surrogate) at {error.start}"
-            ) from None
-        yield from text.pieces([value])
+            value = _cell(row, field, f"{where}: record {number}")
+        except UserError as error:
+            if skip is None:
+                raise
+            skip(error)
+            continue
+        if value is not None:
+            yield from text.pieces([value])
+
+
+def _cell(row: Any, field: str, where: str) -> str | None:
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is not an object with fields but {type(row).__name__}")
+    if field not in row:
+        names = ", ".join(map(repr, row))
+        raise UserError(f"{where} has no field '{field}', only {names or 'nothing'}; set data.text_field")
+    value = row[field]
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{where}: the field '{field}' is not text but {type(value).__name__}")
+    if value and (half := readers.lone_surrogate(value)) is not None:
+        raise UserError(f"{where}: the field '{field}' holds half a character (a lone surrogate) at {half}")
+    return value
 
 
 def registered_rows(where: str, read: Callable[[Any], Iterable[Any]], data: Any) -> Iterator[Any]:
@@ -230,6 +269,6 @@ def _hub_name(source: str) -> tuple[str, str | None]:
 
 def _hub(name: str, subset: str | None) -> Iterator[Any]:
     try:
-        yield from (row for _, row in readers.hub(name, subset or ""))
+        yield from (row for _, row in hub.rows(name, subset or ""))
     except UserError as error:
         raise UserError(f"{error}; for text of your own set data.files=[PATH]") from None

@@ -18,13 +18,15 @@ from typing import Any, Literal
 import numpy as np
 
 from lmjax.config import UserError
+from lmjax.config.json_text import parse_json
+from lmjax.data.store.manifest import Report, dtype
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.system.files import write_text
 
+COMPARED = 4 << 20  # bytes of text of a source whose decoded tokens are compared with it
 BATCH = 2 << 20  # bytes of text per call of the tokenizer; a token needs about 150 bytes of memory meanwhile
+COPIED = 1 << 22  # ids of a tail that are copied at a time
 COMMIT = 64 << 20  # bytes of text between two commits
-
-Report = Callable[[int, int | None, str], None]  # bytes done, bytes in all if known, what is being done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Text:
     name: str
     #: Starts to read: yields (text, whether a document begins with it).
     pieces: Callable[[], Iterable[tuple[str, bool]]]
+    #: Returns what was left out up to now, for the manifest.
+    dropped: Callable[[], dict[str, Any]] = dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +74,14 @@ class Progress:
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)
     #: UTF-8 bytes of the text of each stream.
     text_bytes: dict[str, int] = dataclasses.field(default_factory=dict)
+    #: Sample of the text that was compared with its decoded tokens, see `compare`.
+    compared: dict[str, int] = dataclasses.field(default_factory=dict)
     #: The tails of the training streams have been moved to the validation stream.
     tails_cut: bool = False
 
 
 class StaleProgress(Exception):
     """The text changed after the ingestion began; it must restart."""
-
-
-def dtype(vocab_size: int) -> np.dtype:
-    """Return the stored type of ids: two bytes if they fit, else four, little-endian."""
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def ingest(
@@ -123,6 +124,7 @@ class _Ingestion:
         self.train = Stream(folder, f"train-{number}", tokenizer.vocab_size)
         self.validation = Stream(folder, "validation", tokenizer.vocab_size)
         self.current = {s.name: s for s in (self.train, self.validation)}.get(progress.stream)
+        self.compared = 0  # bytes of this source
         self.end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
 
     def run(self, text: Text, report: Report, total: int | None) -> None:
@@ -139,7 +141,8 @@ class _Ingestion:
         if self.current is None:
             raise UserError(f"{text.name}: the corpus is empty; add text")
         self.current.add(self.end)
-        progress.finished.append({"documents": progress.documents, "documents_sha256": progress.sha256})
+        read = {"documents": progress.documents, "documents_sha256": progress.sha256}
+        progress.finished.append(read | text.dropped())
         progress.pieces, progress.documents, progress.sha256, self.current = 0, 0, Progress().sha256, None
         self._commit()
 
@@ -148,8 +151,10 @@ class _Ingestion:
             stream.close()
 
     def _add(self, texts: list[tuple[str, bool]]) -> None:
-        progress = self.progress
-        for (text, begins), ids in zip(texts, self.tokenizer.encode_batch([text for text, _ in texts]), strict=True):
+        progress, encoded = self.progress, self.tokenizer.encode_batch([text for text, _ in texts])
+        if not self.tokenizer.lossless and self.compared < COMPARED:
+            self.compared += compare(progress.compared, self.tokenizer, [text for text, _ in texts], encoded)
+        for (text, begins), ids in zip(texts, encoded, strict=True):
             if begins or self.current is None:
                 if self.current is not None:
                     self.current.add(self.end)
@@ -167,6 +172,25 @@ class _Ingestion:
         for stream in (self.train, self.validation):
             self.progress.sizes |= stream.sync()
         _save(self.folder, self.progress)
+
+
+def compare(sample: dict[str, int], tokenizer: Tokenizer, texts: list[str], encoded: list[list[int]]) -> int:
+    """Add texts to the sample whose decoded tokens are compared with them.
+
+    Args:
+        sample: Number of `pieces` of text, their `bytes`, and how many are `different`.
+        tokenizer: The tokenizer.
+        texts: Texts.
+        encoded: Their tokens.
+
+    Returns:
+        The bytes of the texts.
+    """
+    size = sum(len(text.encode()) for text in texts)
+    different = sum(text != tokenizer.decode(ids) for text, ids in zip(texts, encoded, strict=True))
+    for name, value in (("pieces", len(texts)), ("bytes", size), ("different", different)):
+        sample[name] = sample.get(name, 0) + value
+    return size
 
 
 # ---- Reading ----------------------------------------------------------------------------------------------------
@@ -271,9 +295,11 @@ def _restore(folder: Path) -> Progress:
     If a file is too short, there is no progress.
     """
     try:
-        progress = Progress(**json.loads((folder / "progress.json").read_text("utf-8")))
-        complete = all((folder / name).stat().st_size >= size for name, size in progress.sizes.items())
-    except (FileNotFoundError, ValueError, TypeError):
+        progress = Progress(**parse_json((folder / "progress.json").read_bytes(), "it"))
+        complete = _is_valid(progress) and all(
+            (folder / name).stat().st_size >= size for name, size in progress.sizes.items()
+        )
+    except (FileNotFoundError, ValueError, TypeError, AttributeError, KeyError):  # a UserError is a ValueError
         progress, complete = Progress(), False
     progress = progress if complete else Progress()
     for path in [*folder.glob("*.ids"), *folder.glob("*.starts")]:
@@ -282,6 +308,20 @@ def _restore(folder: Path) -> Progress:
         else:
             path.unlink()
     return progress
+
+
+def _is_valid(progress: Progress) -> bool:
+    """Whether the values that were read have the types of the fields."""
+    counts = [progress.pieces, progress.documents, *(source["documents"] for source in progress.finished)]
+    counts += [*progress.sizes.values(), *progress.text_bytes.values(), *progress.compared.values()]
+    hashes = [progress.sha256, *(source["documents_sha256"] for source in progress.finished)]
+    files = {*progress.sizes} >= {"validation.ids", *(f"train-{i}.ids" for i in range(len(progress.finished)))}
+    return (
+        all(type(count) is int and count >= 0 for count in counts)
+        and all(isinstance(text, str) for text in [progress.stream, *hashes])
+        and (type(progress.finished), type(progress.tails_cut)) == (list, bool)
+        and (files or not progress.finished)
+    )
 
 
 def _cut_tails(folder: Path, progress: Progress, tokenizer: Tokenizer, fraction: float) -> None:
@@ -296,11 +336,12 @@ def _cut_tails(folder: Path, progress: Progress, tokenizer: Tokenizer, fraction:
         for number in range(len(progress.finished)):
             name = f"train-{number}"
             ids = np.memmap(folder / f"{name}.ids", kind, "r")
-            starts = np.fromfile(folder / f"{name}.starts", "<i8")
+            starts = np.memmap(folder / f"{name}.starts", "<i8", "r")
             cut = int((len(ids) - (tokenizer.end_of_text is not None)) * (1 - fraction))
             tail, first = ids[cut:], int(np.searchsorted(starts, cut))
             within = [] if first < len(starts) and starts[first] == cut else [cut]  # the cut splits a document
-            ids_file.write(tail.tobytes())
+            for begin in range(0, len(tail), COPIED):
+                ids_file.write(tail[begin : begin + COPIED].tobytes())
             starts_file.write((np.concatenate([within, starts[first:]]) - cut + length).astype("<i8").tobytes())
             length += len(tail)
             moved = tokenizer.nbytes(tail)

@@ -12,8 +12,11 @@ import numpy as np
 
 from lmjax.config import RecordsConfig, UserError
 from lmjax.data.sources import rows
+from lmjax.data.sources.labels import Labels
 from lmjax.data.sources.rows import SIDES, Record, Side
-from lmjax.data.store.ingest import BATCH, Report, Stream, dtype
+from lmjax.data.sources.streams import Dropped
+from lmjax.data.store.ingest import BATCH, COMPARED, Stream, compare
+from lmjax.data.store.manifest import Report, dtype
 from lmjax.data.tokenizer import Tokenizer
 
 
@@ -39,20 +42,25 @@ def ingest_records(
     """
     names = [f"{side}-{column}" for side in SIDES for column in range(len(config.texts))]
     sizes, counts, digest = dict.fromkeys(names, 0), dict.fromkeys(SIDES, 0) | {"skipped": 0}, hashlib.sha256()
-    numbers: dict[str, int] = {}  # of the labels, in the order of their first occurrence
+    compared: dict[str, int] = {}  # as in `compare`
+    distinct, dropped = Labels(), Dropped()
     labels: dict[Side, array[int]] = {side: array("L") for side in SIDES}
     with ExitStack() as stack:
         streams = {name: stack.enter_context(closing(Stream(folder, name, tokenizer.vocab_size))) for name in names}
-        for batch in _batches(rows.records(config)):
-            encoded = iter(tokenizer.encode_batch([text for _, record in batch for text in record.texts]))
+        for batch in _batches(rows.records(config, dropped=dropped)):
+            every = [text for _, record in batch for text in record.texts]
+            ids_of_texts = tokenizer.encode_batch(every)
+            if not tokenizer.lossless and compared.get("bytes", 0) < COMPARED:
+                compare(compared, tokenizer, every, ids_of_texts)
+            encoded = iter(ids_of_texts)
             for side, record in batch:
-                digest.update("\0".join(("", *record.texts, record.label)).encode())
+                digest.update("\0".join(("", *record.texts, str(record.label))).encode())
                 ids = [next(encoded) for _ in record.texts]
                 if not all(ids):
                     counts["skipped"] += 1
                     continue
                 counts[side] += 1
-                labels[side].append(numbers.setdefault(record.label, len(numbers)))
+                labels[side].append(distinct.number(record.label, record.where))
                 for column, text in enumerate(record.texts):
                     streams[f"{side}-{column}"].begin()
                     streams[f"{side}-{column}"].add(ids[column])
@@ -63,10 +71,12 @@ def ingest_records(
         for stream in streams.values():
             stream.sync()
     _check(counts, config)
-    read = {"documents": sum(counts.values()), "documents_sha256": digest.hexdigest()}
+    read = {"documents": sum(counts.values()), "documents_sha256": digest.hexdigest(), **dropped.entry()}
     details: dict[str, Any] = {"sources": [{"name": rows.name(config), **read}], "records": counts}
+    if compared:
+        details["compared"] = compared
     if config.label:
-        details["labels"] = _write_labels(folder, labels, list(numbers), dtype(tokenizer.vocab_size))
+        details["labels"] = _write_labels(folder, labels, distinct.names(), dtype(tokenizer.vocab_size))
         sizes |= {f"{side}-label": 0 for side in SIDES}
     return sizes, details
 

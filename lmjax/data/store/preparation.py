@@ -6,47 +6,58 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lmjax import __version__
-from lmjax.config import DataConfig, RecordsConfig, SourceConfig, UserError
+from lmjax.config import DataConfig, RecordsConfig, SourceConfig, TokenizerConfig, UserError
 from lmjax.config.ranges import check_ranges
-from lmjax.data import vocabularies
+from lmjax.data.order.mixture import check_weights
 from lmjax.data.sources import rows, streams
 from lmjax.data.store import ingest_records
-from lmjax.data.store.ingest import Report, Split, StaleProgress, Text, dtype, ingest
-from lmjax.data.store.store import FORMAT, Store, file_sha256
-from lmjax.data.tokenizer import TRAINING_BYTES, Tokenizer, build_tokenizer, load_tokenizer
-from lmjax.system import files
-from lmjax.system.files import write_text
+from lmjax.data.store.ingest import Split, StaleProgress, Text, ingest
+from lmjax.data.store.manifest import FORMAT, Report, content_fingerprint, dtype, file_sha256, read_manifest, silent
+from lmjax.data.store.store import Store, count, mapped
+from lmjax.data.tokenizer import Tokenizer, build_tokenizer, file_identity, load_tokenizer
+from lmjax.data.tokenizer_training import TRAINING_BYTES
+from lmjax.system import files, paths
+from lmjax.system.files import sync_folder, write_text
 
 WAITING = "waiting for another process that prepares the same data"
 
 
-def silent(done: int, total: int | None, message: str) -> None:
-    """Report nothing."""
-
-
-def prepare(config: DataConfig | RecordsConfig, *, report: Report = silent, verify: bool = False) -> Store:
+def prepare(
+    config: DataConfig | RecordsConfig, *, report: Report = silent, verify: bool = False, known: str = ""
+) -> Store:
     """Return the store of a configuration from the cache, after ingestion if necessary.
 
     An interrupted ingestion of text resumes; an ingestion of records restarts. If several processes need the same
-    store, one process prepares it and the others wait.
+    store, one process prepares it and the others wait. A store that was prepared earlier is compared with its manifest.
 
     Args:
         config: The data.
         report: Called with (bytes done, total bytes or None, current activity).
-        verify: Check the hash of every file.
+        verify: Check the hash of every file, also of a large store.
+        known: Fingerprint of the store that the configuration had earlier. If the text or the tokenizer is missing
+            now, a store in the cache with this fingerprint is used.
 
     Raises:
         UserError: The input is invalid, the cache is not writable, or the store does not match its manifest.
     """
-    identity = _identity(config)
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
+    if isinstance(config, DataConfig):
+        check_weights(config)
     cache = cache_folder(config.cache)
+    try:
+        identity = _identity(config)
+    except UserError as error:
+        folder = find_store(cache, known)
+        if folder is None:
+            raise UserError(_ways_out(config, cache, str(error)) if known else str(error)) from None
+        report(0, None, f"using the prepared tokens in '{folder}', as the text cannot be read ({error})")
+        return Store.open(folder, verify=True, report=report)
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
     folder = cache / name
     if not (folder / "manifest.json").exists():
         try:
@@ -58,20 +69,63 @@ def prepare(config: DataConfig | RecordsConfig, *, report: Report = silent, veri
             raise UserError(
                 f"cannot write prepared data to '{cache}' ({error.strerror or error}): set data.cache=FOLDER"
             ) from None
-    return Store.open(folder, verify=verify)
+    return Store.open(folder, verify=verify, report=report)
+
+
+def prepare_to_read(config: DataConfig | RecordsConfig, fingerprint: str, *, report: Report = silent) -> Store:
+    """Return the store of a run that is only read, with the hash of every file checked.
+
+    It is the store with this fingerprint in the cache that the configuration names or in the user's cache. If neither
+    has it, the data are prepared in the user's cache, and nothing is written elsewhere.
+
+    Raises:
+        UserError: As `prepare`.
+    """
+    for cache in (cache_folder(config.cache), files.cache_folder()):
+        if folder := find_store(cache, fingerprint):
+            return Store.open(folder, verify=True, report=report)
+    return prepare(replace(config, cache=""), report=report, verify=True, known=fingerprint)
+
+
+def find_store(cache: Path, fingerprint: str) -> Path | None:
+    """Return the folder of the store with this fingerprint in a cache, or None.
+
+    Only its manifest is read.
+    """
+    for path in sorted(cache.glob("*/manifest.json")) if fingerprint else ():
+        try:
+            if path.parent.suffix != ".partial" and read_manifest(path.parent)["fingerprint"] == fingerprint:
+                return path.parent
+        except UserError:  # of another version, or damaged
+            continue
+    return None
+
+
+def _ways_out(config: DataConfig | RecordsConfig, cache: Path, problem: str) -> str:
+    """Say how to resume a run whose text and prepared tokens are missing."""
+    key = "data.mixture" if isinstance(config, DataConfig) and config.mixture else "data.files"
+    return (
+        f"{problem.rstrip('?')}; '{cache}' does not have the prepared tokens of the run either: name the new place of "
+        f"the text with {key}=[NEW PLACE] --allow-change {key}, or the cache with data.cache=FOLDER --allow-change "
+        "data.cache"
+    )
 
 
 def cache_folder(configured: str) -> Path:
     """Return the folder of the stores: the configured folder, or lmjax in the user's cache."""
-    return Path(configured).expanduser() if configured else files.cache_folder()
+    return paths.local(configured, key="data.cache") if configured else files.cache_folder()
 
 
 def _identity(config: DataConfig | RecordsConfig) -> dict[str, Any]:
     """Identify the content of a store without reading the text."""
-    choice: dict[str, Any] = asdict(config.tokenizer)
+    defaults = asdict(TokenizerConfig())
+    choice: dict[str, Any] = {
+        name: value  # a field that is newer than the format counts if it is set
+        for name, value in asdict(config.tokenizer).items()
+        if name in ("kind", "vocab_size", "path") or value != defaults[name]
+    }
     if config.tokenizer.kind == "file":
-        parts = vocabularies.files(Path(config.tokenizer.path))
-        choice = {"kind": "file", "files": [[part.name, file_sha256(part)] for part in parts]}
+        choice = {"kind": "file", "files": file_identity(Path(config.tokenizer.path))}
     content = rows.fingerprint(config) if isinstance(config, RecordsConfig) else _text_identity(config)
     return {"format": FORMAT, "tokenizer": choice, **content}
 
@@ -97,6 +151,7 @@ def _make(folder: Path, config: DataConfig | RecordsConfig, identity: dict[str, 
     if folder.exists():  # a folder without a manifest is no store
         shutil.rmtree(folder)
     os.replace(work, folder)
+    sync_folder(folder.parent)
 
 
 @dataclass(frozen=True)
@@ -117,7 +172,7 @@ def _text(work: Path, config: DataConfig, report: Report) -> _Ingested:
     parts = streams.sources(config)
     sizes = [streams.size(source) for source in parts]
     total = None if None in sizes else sum(size or 0 for size in sizes)
-    texts = [Text(_name(source), lambda source=source: streams.documents(source, config)) for source in parts]
+    texts = [_source_text(source, config) for source in parts]
     for _ in range(2):
         work.mkdir(exist_ok=True)
         trained = _tokenizer(work / "tokenizer.json", config, report)
@@ -130,8 +185,26 @@ def _text(work: Path, config: DataConfig, report: Report) -> _Ingested:
     else:
         raise UserError("two reads of the text differ: a file or dataset changes while it is read")
     names = [*(f"train-{i}" for i in range(len(parts))), "validation"]
-    read = [{"name": _name(s), **read} for s, read in zip(parts, progress.finished, strict=True)]
-    return _Ingested(trained, {name: progress.text_bytes[name] for name in names}, {"sources": read}, total)
+    read = [
+        {"name": _name(s), **read, **_left_out(streams.notes(s))}
+        for s, read in zip(parts, progress.finished, strict=True)
+    ]
+    details = {"sources": read} | ({"compared": progress.compared} if progress.compared else {})
+    return _Ingested(trained, {name: progress.text_bytes[name] for name in names}, details, total)
+
+
+def _source_text(source: SourceConfig, config: DataConfig) -> Text:
+    dropped = streams.Dropped()
+
+    def pieces() -> Iterator[tuple[str, bool]]:
+        dropped.reset()
+        return streams.documents(source, config, dropped=dropped)
+
+    return Text(_name(source), pieces, dropped.entry)
+
+
+def _left_out(notes: list[str]) -> dict[str, list[str]]:
+    return {"left_out": notes} if notes else {}
 
 
 def _records(work: Path, config: RecordsConfig, report: Report) -> _Ingested:
@@ -139,7 +212,9 @@ def _records(work: Path, config: RecordsConfig, report: Report) -> _Ingested:
         shutil.rmtree(work)
     work.mkdir()
     trained = _tokenizer(work / "tokenizer.json", config, report)
-    return _Ingested(trained, *ingest_records.ingest_records(work, config, tokenizer=trained, report=report))
+    sizes, details = ingest_records.ingest_records(work, config, tokenizer=trained, report=report)
+    details["sources"][0] |= _left_out(rows.notes(config))
+    return _Ingested(trained, sizes, details)
 
 
 def _tokenizer(path: Path, config: DataConfig | RecordsConfig, report: Report) -> Tokenizer:
@@ -150,12 +225,16 @@ def _tokenizer(path: Path, config: DataConfig | RecordsConfig, report: Report) -
 
     def texts() -> Iterator[str]:
         done = reported = 0
-        for piece in ingest_records.texts(config) if isinstance(config, RecordsConfig) else streams.texts(config):
-            yield piece
-            done += len(piece)
-            if done >= reported + 1_000_000:
-                report(done, None, f"reading the text for the tokenizer{limit}")
-                reported = done
+        pieces = ingest_records.texts(config) if isinstance(config, RecordsConfig) else streams.texts(config)
+        try:
+            for piece in pieces:
+                yield piece
+                done += len(piece)
+                if done >= reported + 1_000_000:
+                    report(done, None, f"reading the text for the tokenizer{limit}")
+                    reported = done
+        finally:  # of a long text only the beginning is read
+            report(done, None, "training the tokenizer")
 
     trained = build_tokenizer(config.tokenizer, texts)
     write_text(path, trained.json)
@@ -174,15 +253,15 @@ def _manifest(work: Path, ingested: _Ingested, identity: dict[str, Any]) -> dict
             "tokens": files[f"{name}.ids"]["bytes"] // width,
             "documents": files[f"{name}.starts"]["bytes"] // 8,
             "bytes": text_bytes,
+            **_unknown(work / f"{name}.ids", trained),
         }
         for name, text_bytes in ingested.text_bytes.items()
     }
-    content = {name: entry["sha256"] for name, entry in files.items()}
     return {
         "format": FORMAT,
         "lmjax": __version__,
         "python": platform.python_version(),
-        "fingerprint": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        "fingerprint": content_fingerprint(files),
         "tokenizer": {
             "kind": identity["tokenizer"]["kind"],
             "vocab_size": trained.vocab_size,
@@ -194,6 +273,13 @@ def _manifest(work: Path, ingested: _Ingested, identity: dict[str, Any]) -> dict
         "files": files,
         "made_from": identity,
     }
+
+
+def _unknown(path: Path, tokenizer: Tokenizer) -> dict[str, int]:
+    """Return the number of unknown tokens of a stream, if the tokenizer has one."""
+    if tokenizer.unknown is None or path.name.endswith("-label.ids"):
+        return {}
+    return {"unknown": count(mapped(path, dtype(tokenizer.vocab_size)), tokenizer.unknown)}
 
 
 def _name(source: SourceConfig) -> str:

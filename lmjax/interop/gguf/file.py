@@ -59,8 +59,11 @@ class Tensor:
                 f"tensor '{self.name}' is stored as {format.name}, which the gguf library cannot read; convert the "
                 "file to Q8_0 or F16"
             ) from None
-        if not np.isfinite(x).all():
-            raise UserError(f"tensor '{self.name}' has values that are not finite; the file is damaged")
+        wrong = x.size - int(np.count_nonzero(np.isfinite(x)))
+        if wrong:
+            raise UserError(
+                f"tensor '{self.name}' has {wrong:,} of {x.size:,} values that are not finite; the file is damaged"
+            )
         return x[0] if len(self.shape) == 1 else x
 
 

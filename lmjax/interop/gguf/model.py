@@ -24,7 +24,7 @@ from lmjax.interop.gguf.file import Content, T, Tensor, entry, shown
 from lmjax.interop.gguf.tokenizer import build
 from lmjax.models.costs import check_gpt
 from lmjax.models.gpt import GPT
-from lmjax.system import readers
+from lmjax.system import paths
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3", "gpt2")
 
@@ -36,6 +36,13 @@ _ROPE = {"dimension_count", "freq_base", "scale_linear", "scaling.type", "scalin
 _NOTES = {"tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned"}
 _READ = _SIZES | {f"attention.{key}" for key in _HEADS} | _EPSILONS | {f"rope.{key}" for key in _ROPE} | _NOTES
 _FIXED = {"expert_count": 0, "expert_used_count": 0, "attention.causal": True, "rope.scaling.attn_factor": 1.0}
+
+# Biases that llama.cpp requires, and groups of which a layer has all or none.
+_BIASES = {
+    "gpt2": ("attn_qkv", "attn_output", "ffn_up", "ffn_down", "attn_norm", "ffn_norm"),
+    "qwen2": ("attn_q", "attn_k", "attn_v"),
+}
+_GROUPS = (("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up", "ffn_down"))
 
 _LLAMA3 = 1.0, 4.0, 8192.0  # low, high and old context of the scaled positions of Llama 3.1 to 3.3
 
@@ -50,18 +57,28 @@ def load(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") -> La
     Raises:
         UserError: The file is damaged, its model is not supported, or the package gguf is not installed.
     """
-    path = Path(path).expanduser()
+    path = paths.local(path, key="the model")
     if not path.exists():
-        raise readers.missing(path)
+        raise paths.missing(path)
     try:
         content = file.read(path)
         config = _config(content, dtype)
         sources = _sources(config, content)
-        tokenizer, first, stops = build(content.metadata, config.vocab_size)
+        vocabulary = build(content.metadata, config.vocab_size)
         params = _params(sources)
     except (UserError, OSError) as error:
         raise UserError(f"cannot load '{path}': {error}") from None
-    return LanguageModel(GPT(config), params, tokenizer, path.stem, first, stops)
+    special, tokenizer = vocabulary.special, vocabulary.tokenizer
+    return LanguageModel(
+        GPT(config),
+        params,
+        tokenizer,
+        path.stem,
+        first=special.bos if vocabulary.begins else None,
+        stops=tuple(i for i in special.ends if i != tokenizer.end_of_text),
+        bos=special.bos,
+        eos=special.eos,
+    )
 
 
 # ---- The configuration ------------------------------------------------------------------------------------------
@@ -89,6 +106,11 @@ def _config(content: Content, dtype: Literal["float32", "bfloat16"]) -> GPTConfi
         "tied": "output.weight" not in content.tensors,
         "dtype": dtype,
     }
+    if settings.whole("vocab_size", common["vocab_size"]) != common["vocab_size"]:
+        raise UserError(
+            f"{architecture}.vocab_size={settings.whole('vocab_size')}, but 'token_embd.weight' has "
+            f"{common['vocab_size']} rows; the file is damaged"
+        )
     if settings.whole("attention.value_length", common["head_dim"]) != common["head_dim"]:
         raise UserError("keys and values of different sizes are not supported")
     if architecture == "gpt2":
@@ -109,7 +131,7 @@ def _config(content: Content, dtype: Literal["float32", "bfloat16"]) -> GPTConfi
         rope_theta=settings.real("rope.freq_base", 10_000.0),
         rope_scaling=_linear(settings),
         activation="swiglu",
-        bias="blk.0.attn_q.bias" in content.tensors,
+        bias=architecture == "qwen2" or any(name.endswith(".bias") for name in content.tensors),
         qk_norm=architecture == "qwen3",
         **common,
     )
@@ -269,25 +291,37 @@ def _sources(config: GPTConfig, content: Content) -> dict[str, tuple[_Part, list
     Raises:
         UserError: A tensor is missing, has another shape, or is not part of the model.
     """
-    left = dict(content.tensors)
+    left, architecture = dict(content.tensors), content.metadata["general.architecture"]
 
-    def find(name: str, shape: tuple[int, ...]) -> Tensor | None:
+    def find(name: str, shape: tuple[int, ...], required: bool = True) -> Tensor | None:
         tensor = content.tensors.get(name)
-        if tensor is None and not name.endswith(".bias"):
-            raise UserError(f"tensor '{name}' is missing")
+        if tensor is None and required:
+            raise UserError(f"tensor '{name}' is missing; the file is damaged or incomplete")
         if tensor is not None and tensor.shape != shape:
             raise UserError(f"tensor '{name}' has shape {tensor.shape}, but the metadata require {shape}")
         left.pop(name, None)
         return tensor
 
     sources = {part.leaf: (part, [find(part.name, part.shape)]) for part in _outer_parts(config)}
-    for part in _block_parts(config, content.metadata["general.architecture"]):
-        tensors = [find(f"blk.{i}.{part.name}", part.shape) for i in range(config.layers)]
+    biases = _required(content.tensors, architecture)
+    for part in _block_parts(config, architecture):
+        required = part.name in biases or not part.name.endswith(".bias")
+        tensors = [find(f"blk.{i}.{part.name}", part.shape, required) for i in range(config.layers)]
         sources[f"blocks/{part.leaf}"] = part, tensors
     unused = sorted(left.keys() - ({"rope_freqs.weight"} if config.positions == "rotary" else set()))
     if unused:
         raise UserError(f"tensor '{unused[0]}' has no place in lmjax's GPT ({len(unused)} such tensors)")
     return sources
+
+
+def _required(tensors: dict[str, Tensor], architecture: str) -> set[str]:
+    """The biases that every layer must have: those of the architecture, and complete groups."""
+    present = {name.split(".", 2)[2] for name in tensors if name.startswith("blk.") and name.count(".") > 2}
+    required = set(_BIASES.get(architecture, ()))
+    for group in _GROUPS:
+        if any(f"{name}.bias" in present for name in group):
+            required |= set(group)
+    return {f"{name}.bias" for name in required}
 
 
 def _params(sources: dict[str, tuple[_Part, list[Tensor | None]]]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The tokenizer in a GGUF file's metadata: a byte-level BPE, or LLaMA's SentencePiece BPE."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from lmjax.config import UserError
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.vocabularies import byte_level
 from lmjax.interop.gguf.file import entry, shown
+from lmjax.interop.gguf.special import CONTROL, SpecialTokens, special_tokens
 
-_NORMAL, _UNKNOWN, _CONTROL, _OWN, _BYTE = 1, 2, 3, 4, 6  # tokenizer.ggml.token_type; _OWN: user-defined token
+_NORMAL, _UNKNOWN, _OWN, _BYTE = 1, 2, 4, 6  # tokenizer.ggml.token_type; _OWN: user-defined token
 _LONGEST = 1024  # maximum number of characters of a token
 _BLANK = "\u2581"  # SentencePiece's symbol for a blank
 
@@ -22,15 +24,24 @@ _LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 _QWEN2 = ("qwen2", "deepseek-r1-qwen")
 
 
-def build(metadata: dict[str, Any], vocab_size: int) -> tuple[Tokenizer, int | None, tuple[int, ...]]:
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokenizer of a file with its special tokens."""
+
+    #: The tokenizer.
+    tokenizer: Tokenizer
+    #: The special tokens.
+    special: SpecialTokens
+    #: Whether the BOS precedes every text.
+    begins: bool
+
+
+def build(metadata: dict[str, Any], vocab_size: int) -> Vocabulary:
     """Build the tokenizer from the metadata of a GGUF file.
 
     Args:
         metadata: The metadata.
         vocab_size: Number of rows of the model's token embedding; it must equal the number of tokens.
-
-    Returns:
-        The tokenizer, the id that precedes every text (None: no such id), and the ids that end a text.
 
     Raises:
         UserError: An entry is missing or inconsistent.
@@ -52,30 +63,20 @@ def build(metadata: dict[str, Any], vocab_size: int) -> tuple[Tokenizer, int | N
         backend = _sentence_pieces(tokens, types, metadata.get("tokenizer.ggml.scores"), prefix)
     else:
         raise UserError(f"tokenizer.ggml.model={shown(kind)}: lmjax reads gpt2 and llama")
-    special = np.isin(types, (_UNKNOWN, _CONTROL))
-    backend.add_tokens([_added(tokens[i], False) for i in np.flatnonzero(types == _OWN)])
+    found = special_tokens(metadata, tokens, types)
+    special = np.isin(types, (_UNKNOWN, CONTROL))
+    special[list(found.ends)] = True  # a file may list them as ordinary tokens
+    backend.add_tokens([_added(tokens[i], False) for i in np.flatnonzero((types == _OWN) & ~special)])
     backend.add_special_tokens([_added(tokens[i], True) for i in np.flatnonzero(special)])
     tokenizer = Tokenizer(backend)
     if tokenizer.vocab_size != vocab_size:
         raise UserError("tokenizer.ggml.tokens: the tokens do not make one vocabulary")
-    ends = (_id(metadata, key, vocab_size) for key in ("eos", "eot", "eom"))
-    stops = sorted({i for i in ends if i is not None and i != tokenizer.end_of_text})
-    front = entry(metadata, "tokenizer.ggml.add_bos_token", kind == "llama" or name in _LLAMA3, kind=bool)
-    return tokenizer, _id(metadata, "bos", vocab_size) if front else None, tuple(stops)
+    begins = entry(metadata, "tokenizer.ggml.add_bos_token", kind == "llama" or name in _LLAMA3, kind=bool)
+    return Vocabulary(tokenizer, found, begins)
 
 
 def _added(token: str, special: bool) -> AddedToken:
     return AddedToken(token, normalized=False, special=special)
-
-
-def _id(metadata: dict[str, Any], name: str, vocab_size: int) -> int | None:
-    key = f"tokenizer.ggml.{name}_token_id"
-    if key not in metadata:
-        return None
-    value = entry(metadata, key, kind=int)
-    if not 0 <= value < vocab_size:
-        raise UserError(f"{key}={value} is not an id below {vocab_size}")
-    return value
 
 
 def _model(vocabulary: list[str], merges: list[tuple[str, str]], **settings: Any) -> models.BPE:

@@ -4,11 +4,12 @@ Families: GPT-2, LLaMA, Mistral, Qwen3, GPT-NeoX and BERT, as far as lmjax compu
 change the result and that lmjax does not support is an error that names it.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from lmjax.config import BERTConfig, GPTConfig, ModelConfig, UserError
 from lmjax.config.errors import nearest
+from lmjax.interop.huggingface.rope import rotary
+from lmjax.interop.huggingface.settings import Settings
 from lmjax.models import costs, registry
 
 _LLAMA_LIKE = ("llama", "mistral", "qwen3")
@@ -20,7 +21,6 @@ _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-_LARGEST = 2**31 - 1  # maximum of a size
 
 
 # ---- From transformers ------------------------------------------------------------------------------------------
@@ -32,15 +32,20 @@ def model_config(settings: dict[str, Any]) -> ModelConfig:
     Raises:
         UserError: The `model_type` is unknown, or a setting is missing, misspelled or not supported.
     """
-    parsed = _Settings(settings)
+    parsed = Settings(settings)
     family = parsed.text("model_type")
     if family not in FAMILIES:
-        raise UserError(f"lmjax has no model of model_type '{family}'{nearest(family, FAMILIES)}")
+        raise UserError(f"lmjax has no model of model_type {family!r:.80}{nearest(family, FAMILIES)}")
     if settings.get("quantization_config") is not None:
         raise UserError("the weights are quantized (quantization_config); take the model's unquantized weights")
-    stored = settings.get("dtype", settings.get("torch_dtype")) or "float32"
+    parsed.absent("text_config", "its text model has settings of its own; lmjax reads models of text alone")
+    parsed.absent("per_layer_config", "lmjax has the same settings in all layers")
+    parsed.absent("pruned_heads", "lmjax has the same number of heads in all layers")
+    stored = settings.get("dtype") or settings.get("torch_dtype") or "float32"  # the precedence of transformers
     if stored not in ("float32", "float16", "bfloat16", "float64"):
-        raise UserError(f"weights of dtype {stored!r} are not read; lmjax reads float32, float16, bfloat16, float64")
+        raise UserError(
+            f"weights of dtype {stored!r:.80} are not read; lmjax reads float32, float16, bfloat16, float64"
+        )
     if family == "gpt2":
         config = _gpt2(parsed)
     elif family == "gpt_neox":
@@ -51,59 +56,14 @@ def model_config(settings: dict[str, Any]) -> ModelConfig:
     return config
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """Typed access to a config.json; a missing setting, or null, gives the default."""
-
-    #: Content of the file.
-    values: dict[str, Any]
-
-    def text(self, name: str, default: str | None = None) -> str:
-        return self._get(name, default, str, "text")
-
-    def flag(self, name: str, default: bool) -> bool:
-        return self._get(name, default, bool, "true or false")
-
-    def integer(self, name: str, default: int | None = None) -> int:
-        value = self._get(name, default, int, "an integer")
-        if not 0 <= value <= _LARGEST:
-            raise UserError(f"config.json: '{name}' is {value}, which is not a valid size")
-        return value
-
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self._get(name, default, int | float, "a number")
-        if not abs(value) < 1e38:  # also true for NaN
-            raise UserError(f"config.json: '{name}' is {value!r:.20}, which is too large or not a number")
-        return float(value)
-
-    def must(self, name: str, value: bool | str | float, default: Any) -> None:
-        """Check that a setting has the only value that lmjax supports.
-
-        Raises:
-            UserError: It has another value.
-        """
-        actual = self.values.get(name)
-        if (default if actual is None else actual) != value:
-            raise UserError(f"config.json: lmjax computes only {name}={value!r}, the model has {actual!r}")
-
-    def _get(self, name: str, default: Any, kind: Any, described: str) -> Any:
-        value = self.values.get(name)
-        value = default if value is None else value
-        if value is None:
-            raise UserError(f"config.json has no '{name}'")
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise UserError(f"config.json: '{name}' must be {described}, not {value!r}")
-        return value
-
-
-def _activation(s: _Settings, name: str, default: str) -> Any:
+def _activation(s: Settings, name: str, default: str) -> Any:
     activation = s.text(name, default)
     if activation not in _ACTIVATIONS:
-        raise UserError(f"config.json: lmjax has no {name} '{activation}'; supported: {', '.join(_ACTIVATIONS)}")
+        raise UserError(f"config.json: lmjax has no {name} {activation!r:.80}; supported: {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[activation]
 
 
-def _common(s: _Settings) -> dict[str, Any]:
+def _common(s: Settings) -> dict[str, Any]:
     """The sizes with common key names (all families except GPT-2)."""
     return {
         "layers": s.integer("num_hidden_layers"),
@@ -115,16 +75,16 @@ def _common(s: _Settings) -> dict[str, Any]:
     }
 
 
-def _gpt2(s: _Settings) -> GPTConfig:
+def _gpt2(s: Settings) -> GPTConfig:
     s.must("scale_attn_weights", True, True)
     s.must("scale_attn_by_inverse_layer_idx", False, False)
     s.must("add_cross_attention", False, False)
     return GPTConfig(
-        layers=s.integer("n_layer"),
-        width=s.integer("n_embd"),
-        heads=s.integer("n_head"),
+        layers=s.integer(s.same("n_layer", "num_hidden_layers")),
+        width=s.integer(s.same("n_embd", "hidden_size")),
+        heads=s.integer(s.same("n_head", "num_attention_heads")),
         mlp_width=s.integer("n_inner", 0),
-        context=s.integer("n_positions"),
+        context=s.integer(s.same("n_positions", "max_position_embeddings")),
         vocab_size=s.integer("vocab_size"),
         norm_epsilon=s.number("layer_norm_epsilon", 1e-5),
         activation=_activation(s, "activation_function", "gelu_new"),
@@ -133,16 +93,21 @@ def _gpt2(s: _Settings) -> GPTConfig:
     )
 
 
-def _llama(s: _Settings, family: str) -> GPTConfig:
+def _llama(s: Settings, family: str) -> GPTConfig:
     hidden_act = s.text("hidden_act", "silu")
     if hidden_act not in ("silu", "swish"):
-        raise UserError(f"config.json: lmjax computes only hidden_act='silu' in {family}, the model has '{hidden_act}'")
+        raise UserError(
+            f"config.json: lmjax computes only hidden_act='silu' in {family}, the model has {hidden_act!r:.80}"
+        )
     bias = s.flag("attention_bias", False)
     if bias != s.flag("mlp_bias", False):
         raise UserError("config.json: attention_bias and mlp_bias differ; lmjax has biases in all products or in none")
+    if bias and family != "llama":  # transformers has none there, or those of attention alone
+        raise UserError(f"config.json: lmjax computes only attention_bias=False in {family}, the model has True")
+    sizes = _common(s)
     config = GPTConfig(
-        **_common(s),
-        key_heads=s.integer("num_key_value_heads", 0),
+        **sizes,
+        key_heads=_key_heads(s, family),
         head_dim=s.integer("head_dim", 128 if family == "qwen3" else 0),
         norm="rmsnorm",
         norm_epsilon=s.number("rms_norm_eps", 1e-6),
@@ -151,18 +116,30 @@ def _llama(s: _Settings, family: str) -> GPTConfig:
         tied=s.flag("tie_word_embeddings", False),
         qk_norm=family == "qwen3",
         init_std=s.number("initializer_range", 0.02),
-        **_rotary(s),
+        **rotary(s, sizes["context"]),
     )
     _no_window(s, family, config.context)
     return config
 
 
-def _no_window(s: _Settings, family: str, context: int) -> None:
+def _key_heads(s: Settings, family: str) -> int:
+    """The number of key heads; 0: as many as heads.
+
+    A missing setting is not null in transformers.
+    """
+    missing = {"llama": 0, "mistral": 8, "qwen3": 32}[family]
+    return s.integer("num_key_value_heads", 0 if "num_key_value_heads" in s.values else missing)
+
+
+def _no_window(s: Settings, family: str, context: int) -> None:
     """Check that no sliding window is shorter than the context.
 
     Raises:
         UserError: A sliding window is shorter.
     """
+    kinds = s.values.get("layer_types") or []
+    if not isinstance(kinds, list) or not all(kind in ("full_attention", "sliding_attention") for kind in kinds):
+        raise UserError(f"config.json: 'layer_types' is {kinds!r:.80}; lmjax has full attention in all layers")
     if family == "llama" or (family == "qwen3" and not s.flag("use_sliding_window", False)):
         return
     window = s.values.get("sliding_window", 4096)  # the default of transformers; null: no window
@@ -173,45 +150,22 @@ def _no_window(s: _Settings, family: str, context: int) -> None:
         )
 
 
-def _gpt_neox(s: _Settings) -> GPTConfig:
+def _gpt_neox(s: Settings) -> GPTConfig:
     s.must("use_parallel_residual", False, True)
     s.must("attention_bias", True, True)
+    sizes = _common(s)
+    s.must("head_dim", sizes["width"] // sizes["heads"], sizes["width"] // sizes["heads"])
     return GPTConfig(
-        **_common(s),
+        **sizes,
         norm_epsilon=s.number("layer_norm_eps", 1e-5),
         activation=_activation(s, "hidden_act", "gelu"),
         tied=s.flag("tie_word_embeddings", False),
         init_std=s.number("initializer_range", 0.02),
-        **_rotary(s, share=s.number("rotary_pct", 0.25), theta="rotary_emb_base"),
+        **rotary(s, sizes["context"], neox=True),
     )
 
 
-def _rotary(s: _Settings, *, share: float = 1.0, theta: str = "rope_theta") -> dict[str, Any]:
-    """Rotary settings of GPTConfig, from `rope_parameters` or from the older `rope_scaling`."""
-    tables = [s.values.get(name) for name in ("rope_scaling", "rope_parameters")]
-    if not all(isinstance(table, dict | None) for table in tables):
-        raise UserError("config.json: 'rope_parameters' must be an object")
-    rope = _Settings({name: value for table in tables for name, value in (table or {}).items()})
-    share = rope.number("partial_rotary_factor", s.number("partial_rotary_factor", share))
-    if share != 1:
-        raise UserError(f"config.json: lmjax rotates all features of a head, the model {share} of them (rotary_pct)")
-    kind = rope.text("rope_type", rope.text("type", "default"))
-    scaling: tuple[float, ...] = ()
-    match kind:
-        case "default":
-            pass
-        case "linear":
-            scaling = (rope.number("factor"),)
-        case "llama3":
-            names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-            scaling = tuple(rope.number(name) for name in names)
-        case _:
-            raise UserError(f"config.json: lmjax has no rope_type '{kind}'{nearest(kind, ('linear', 'llama3'))}")
-    base = rope.number("rope_theta", s.number("rope_theta", s.number(theta, 10_000.0)))
-    return {"positions": "rotary", "rope_theta": base, "rope_scaling": scaling}
-
-
-def _bert(s: _Settings) -> BERTConfig:
+def _bert(s: Settings) -> BERTConfig:
     s.must("position_embedding_type", "absolute", "absolute")
     s.must("is_decoder", False, False)
     s.must("tie_word_embeddings", True, True)

@@ -3,7 +3,8 @@
     config.json              the architecture                  (lmjax.interop.huggingface.config)
     model.safetensors        the weights, or several such files with model.safetensors.index.json
     tokenizer.json           the tokenizer, or GPT-2's two files, or BERT's vocab.txt
-    tokenizer_config.json, generation_config.json    read only for the tokens that begin and end a text
+    tokenizer_config.json and the like    settings of the tokenizer    (lmjax.data.tokenizer_settings)
+    generation_config.json    the tokens that end a text
 
 All files are read as data: no code of a folder is executed, and pickled weights are an error.
 """
@@ -25,6 +26,7 @@ from lmjax.inference.language_model import LanguageModel
 from lmjax.interop.huggingface import layouts, weights
 from lmjax.interop.huggingface.config import model_config, transformers_settings
 from lmjax.models import registry
+from lmjax.system import paths
 from lmjax.system.files import replacing, write_text
 
 CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer_config.json", "generation_config.json"
@@ -47,10 +49,12 @@ def load_config(path: Path) -> ModelConfig:
     """
     if not (path / CONFIG).is_file():
         raise UserError(f"{path} is not a Hugging Face model: it has no {CONFIG}")
+    has_weights = any((path / name).is_file() for name in (weights.WHOLE, weights.INDEX))
     try:
-        return model_config(weights.json_object(path / CONFIG))
+        config = model_config(weights.json_object(path / CONFIG))
+        return layouts.own_head(weights.read(path), config) if has_weights else config
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
 
 
 def load(path: Path, *, dtype: str = "float32") -> LanguageModel:
@@ -64,7 +68,7 @@ def load(path: Path, *, dtype: str = "float32") -> LanguageModel:
         UserError: A file is missing or malformed, the weights do not match the configuration, or lmjax does not
             support it.
     """
-    path = Path(path).expanduser()
+    path = paths.local(path, key="the model")
     config = load_config(path)
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype={dtype} is not one of float32, bfloat16")
@@ -73,46 +77,61 @@ def load(path: Path, *, dtype: str = "float32") -> LanguageModel:
     if asked > 2 * stored.size:  # checked before anything of this size is allocated
         raise UserError(f"{path}: config.json describes {asked:,} parameters, the files hold {stored.size:,}")
     known = tokenizer.load_tokenizer(path)
-    if known.vocab_size > config.vocab_size:
-        raise UserError(f"{path}: its tokenizer has {known.vocab_size} entries, its model only {config.vocab_size}")
     try:
         params = layouts.from_transformers(stored, config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    first, stops = _ends(path, known)
-    return LanguageModel(registry.build(config), params, known, path.resolve().name, first, stops)
+    generation = _optional(path / GENERATION)
+    first = _first(path, known) if config.family != "bert" else None
+    stops, eos = _ends(known, generation, _optional(path / CONFIG))
+    return LanguageModel(
+        model=registry.build(config),
+        params=params,
+        tokenizer=known,
+        name=path.resolve().name,
+        first=first,
+        stops=stops,
+        bos=known.id_of("bos_token"),
+        eos=eos,
+        generation=generation,
+    )
 
 
-def _ends(path: Path, known: Tokenizer) -> tuple[int | None, tuple[int, ...]]:
-    """The id that the folder's tokenizer prepends to a text, and the ids that end a text."""
-    spoken = _optional(path / TOKENIZER)
-    first = next(iter(_around(known.backend)[0]), None)
-    if isinstance(spoken.get("add_bos_token"), bool):  # overrides the post-processor in transformers, too
-        first = _token(spoken, "bos_token", known) if spoken["add_bos_token"] else None
-    ends: list[Any] = [_token(spoken, "eos_token", known)]
-    for file in (GENERATION, CONFIG):
-        eos_ids = _optional(path / file).get("eos_token_id")
-        ends += eos_ids if isinstance(eos_ids, list) else [eos_ids]
-    stops = {end for end in ends if type(end) is int and 0 <= end < known.vocab_size and end != known.end_of_text}
-    return first, tuple(sorted(stops))
+def _first(path: Path, known: Tokenizer) -> int | None:
+    """Return the id that the folder's tokenizer prepends to a text."""
+    front, _ = _around(known.backend)
+    if len(front) > 1:
+        tokens = " ".join(known.token(id) for id in front)
+        raise UserError(f"{path}: its tokenizer begins a text with {len(front)} tokens ({tokens}); lmjax supports one")
+    return next(iter(front), None)
+
+
+def _ends(known: Tokenizer, generation: dict[str, Any], config: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
+    """Return the ids that end a text, in addition to `end_of_text`, and the EOS.
+
+    The EOS is None if the tokenizer has an end of text.
+    """
+    ends: list[int] = []
+    for settings in (generation, config):
+        eos_ids = settings.get("eos_token_id")
+        ends += [id for id in (eos_ids if isinstance(eos_ids, list) else [eos_ids]) if type(id) is int]
+    ends = [end for end in ends if 0 <= end < known.vocab_size]
+    eos = None if "eos_token" in known.named or known.end_of_text is not None else next(iter(ends), None)
+    return tuple(sorted(set(ends) - {known.end_of_text})), eos
 
 
 def _around(backend: Backend) -> tuple[list[int], list[int]]:
     """The ids that a tokenizer adds before and after a text."""
-    encoding = backend.encode("a")
-    places = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
-    return (encoding.ids[: places[0]], encoding.ids[places[-1] + 1 :]) if places else ([], [])
+    for text in ("a", "A", "0", "?", *(backend.decode([id], skip_special_tokens=False) for id in range(100))):
+        encoding = backend.encode(text)
+        places = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
+        if places:
+            return encoding.ids[: places[0]], encoding.ids[places[-1] + 1 :]
+    return [], []
 
 
 def _optional(path: Path) -> dict[str, Any]:
     return weights.json_object(path) if path.is_file() else {}
-
-
-def _token(spoken: dict[str, Any], name: str, known: Tokenizer) -> int | None:
-    """The id of a token in a tokenizer_config.json, given as text or as an object."""
-    token = spoken.get(name)
-    text = token.get("content") if isinstance(token, dict) else token
-    return known.backend.token_to_id(text) if isinstance(text, str) else None
 
 
 # ---- Export -----------------------------------------------------------------------------------------------------
@@ -126,16 +145,21 @@ def export_model(language_model: LanguageModel, folder: Path) -> None:
     Raises:
         UserError: No transformers model has these settings, or the folder contains something else.
     """
-    config, known, folder = language_model.model.config, language_model.tokenizer, Path(folder).expanduser()
+    config, known, folder = (
+        language_model.model.config,
+        language_model.tokenizer,
+        paths.local(folder, key="the folder of the export"),
+    )
     end = known.end_of_text
     ends = tuple(i for i in (end, *language_model.stops) if i is not None)
-    settings = transformers_settings(config, first=language_model.first, ends=ends)
+    begins = language_model.begins
+    settings = transformers_settings(config, first=begins, ends=ends) | {"pad_token_id": _pad(language_model)}
     state = layouts.to_transformers(language_model.params, config)
     _make(folder)
     files = {
         CONFIG: settings | {_MARK: f"lmjax {__version__}"},
-        TOKENIZER: _spoken(language_model),
-        GENERATION: {"bos_token_id": language_model.first, "eos_token_id": list(ends) or None},
+        TOKENIZER: _tokenizer_config(language_model),
+        GENERATION: _generation(language_model, ends),
     }
     with replacing(folder / weights.WHOLE) as partial:  # renamed last: a folder with new weights is complete
         save_file(state, partial, metadata={"format": "pt"})
@@ -157,10 +181,26 @@ def _make(folder: Path) -> None:
         )
 
 
-def _spoken(language_model: LanguageModel) -> dict[str, Any]:
-    """The tokenizer_config.json: the special tokens; tokenizer.json defines everything else."""
+def _pad(language_model: LanguageModel) -> int | None:
+    known = language_model.tokenizer
+    return known.pad if known.id_of("pad_token") is None else known.id_of("pad_token")
+
+
+def _generation(language_model: LanguageModel, ends: tuple[int, ...]) -> dict[str, Any]:
+    """That of the opened folder, with the tokens that begin and end a text."""
+    opened = dict(language_model.generation)
+    eos_ids = opened.get("eos_token_id")
+    if set(eos_ids if isinstance(eos_ids, list) else [eos_ids]) != set(ends):
+        opened["eos_token_id"] = list(ends) or None
+    if language_model.begins is not None or "bos_token_id" not in opened:
+        opened["bos_token_id"] = language_model.begins
+    return opened
+
+
+def _tokenizer_config(language_model: LanguageModel) -> dict[str, Any]:
+    """The settings and special tokens; tokenizer.json defines everything else."""
     known, of_bert = language_model.tokenizer, language_model.model.config.family == "bert"
-    ids = {"bos_token": language_model.first, "eos_token": known.end_of_text}
+    ids = {"bos_token": language_model.begins, "eos_token": known.end_of_text}
     if of_bert:
         ids = {
             "cls_token": known.cls,
@@ -169,13 +209,13 @@ def _spoken(language_model: LanguageModel) -> dict[str, Any]:
             "pad_token": known.pad,
             "unk_token": known.unknown,
         }
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+    defaults = {
         "model_max_length": language_model.model.config.context,
         "model_input_names": ["input_ids", *(["token_type_ids"] if of_bert else []), "attention_mask"],
         "clean_up_tokenization_spaces": False,
-        **{name: known.token_text(i) for name, i in ids.items() if i is not None},
     }
+    special = {name: known.token_text(id) for name, id in ids.items() if id is not None and name not in known.named}
+    return defaults | dict(known.config) | dict(known.named) | special | {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def _with_first(language_model: LanguageModel) -> Backend:

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -12,11 +12,15 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from lmjax.config import GPTConfig, ModelConfig, UserError
+from lmjax.interop.huggingface import buffers
+from lmjax.interop.huggingface.buffers import Rule
 from lmjax.interop.huggingface.config import counterpart
+from lmjax.interop.huggingface.weights import finite
 from lmjax.models import bert, gpt
 from lmjax.pytrees import path_name
 
 _PROJECTIONS = ("query", "key", "value")
+_FREQUENCIES: dict[str, Rule] = {r".*rotary_emb\.inv_freq": buffers.frequencies}
 _SWIGLU = {"mlp/up": "mlp.up_proj", "mlp/gate": "mlp.gate_proj", "mlp/down": "mlp.down_proj"}
 
 
@@ -40,8 +44,10 @@ class _Layout:
     fused: bool = False
     #: Whether a fused product concatenates query, key and value of each head.
     by_head: bool = False
-    #: Regular expression of tensors that carry no information for lmjax.
-    unused: str = r"lm_head\.weight|.*rotary_emb\.inv_freq"
+    #: Tensors that are no parameters, as regular expressions with the rule for their content (see `buffers`).
+    unused: dict[str, Rule] = field(default_factory=lambda: _FREQUENCIES)
+    #: Tensors with the same value if the model is tied, (the one that lmjax reads, the other).
+    tied: tuple[tuple[str, str], ...] = ()
     #: Prefixes of parameters of lmjax that a file may lack.
     optional: tuple[str, ...] = ()
 
@@ -59,6 +65,7 @@ _LLAMA = _Layout(
         **_SWIGLU,
     },
     outer={"token_embedding": "embed_tokens", "final_norm": "norm", "head": "lm_head"},
+    tied=(("embed_tokens.weight", "lm_head.weight"),),
 )
 _LAYOUTS = {
     "gpt2": _Layout(
@@ -75,7 +82,8 @@ _LAYOUTS = {
         outer={"token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f", "head": "lm_head"},
         transposed=False,
         fused=True,
-        unused=r"lm_head\.weight|h\.\d+\.attn\.(masked_)?bias",  # masks
+        unused={r"h\.\d+\.attn\.bias": buffers.causal_mask, r"h\.\d+\.attn\.masked_bias": buffers.masked_logit},
+        tied=(("wte.weight", "lm_head.weight"),),
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -95,7 +103,12 @@ _LAYOUTS = {
         heads=("embed_out.",),
         fused=True,
         by_head=True,
-        unused=r"embed_out\.weight|.*attention\.(masked_)?bias|.*rotary_emb\.inv_freq",
+        unused={
+            r".*attention\.bias": buffers.causal_mask,
+            r".*attention\.masked_bias": buffers.masked_logit,
+            **_FREQUENCIES,
+        },
+        tied=(("embed_in.weight", "embed_out.weight"),),
     ),
     "bert": _Layout(
         base="bert.",
@@ -120,7 +133,14 @@ _LAYOUTS = {
             "next_sentence": "cls.seq_relationship",
         },
         heads=("cls.",),
-        unused=r"embeddings\.position_ids|cls\..*|classifier\..*|pooler\..*",
+        unused={
+            r"embeddings\.position_ids": buffers.positions,
+            r"cls\.seq_relationship\..*|classifier\..*|pooler\..*": buffers.anything,
+        },
+        tied=(
+            ("embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
+            ("cls.predictions.bias", "cls.predictions.decoder.bias"),
+        ),
         optional=("pooler", "masked_head", "next_sentence"),
     ),
 }
@@ -170,10 +190,8 @@ def from_transformers(state: Mapping[str, np.ndarray], config: ModelConfig) -> d
         UserError: A tensor is missing, has another shape than the configuration, or is not part of the model.
     """
     layout = _LAYOUTS[counterpart(config)]
-    names = {_plain(name, layout.base): name for name in state}
-    if len(names) < len(state):
-        raise UserError("the weights are not those of one model: two tensors have the same name but for its beginning")
-    used: set[str] = set()
+    names = _names(state, layout)
+    used = _tied(state, names, layout, config)
 
     def tensor(leaf: str, shape: tuple[int, ...]) -> np.ndarray:
         place = _place(layout, leaf)
@@ -187,21 +205,80 @@ def from_transformers(state: Mapping[str, np.ndarray], config: ModelConfig) -> d
             raise UserError(
                 f"the weights do not fit the model: '{place.name}' is {x.shape}, the configuration asks for {asked}"
             )
+        x = finite(names[place.name], x)
         x = x.T if place.transposed else x
         return _split(x, layout, config)[place.part].reshape(shape) if place.part is not None else x
 
+    lacking = {prefix for prefix in layout.optional if not any(name in names for name in _of(layout, prefix, config))}
     shapes = {
         leaf: shape
         for leaf, shape in sorted(_shapes(config).items(), key=lambda item: not item[0].startswith("token_embedding"))
-        if not leaf.startswith(layout.optional) or _place(layout, leaf).name in names
+        if leaf.split("/")[0] not in lacking
     }
     leaves = {leaf: jnp.asarray(x, jnp.float32) for leaf, x in _read(shapes, tensor)}
-    unknown = [name for name in names if name not in used and not re.fullmatch(layout.unused, name)]
+    left = [name for name in names if name not in used]
+    unknown = [name for name in left if not buffers.check(name, state[names[name]], config, layout.unused)]
     if unknown:
         raise UserError(
             f"the weights are not those of this model: it has no place for {', '.join(sorted(unknown)[:3])}"
         )
     return unflatten_dict({tuple(leaf.split("/")): x for leaf, x in leaves.items()})
+
+
+def _of(layout: _Layout, prefix: str, config: ModelConfig) -> list[str]:
+    """The names of the tensors of an optional part of the model."""
+    return [_place(layout, leaf).name for leaf in _shapes(config) if leaf.split("/")[0] == prefix]
+
+
+def _names(state: Mapping[str, np.ndarray], layout: _Layout) -> dict[str, str]:
+    """Names without the prefix of the base model -> names of the file."""
+    names = {_plain(name, layout.base): name for name in state}
+    if len(names) < len(state):
+        raise UserError("the weights are not those of one model: two tensors have the same name but for its beginning")
+    return names
+
+
+def own_head(state: Mapping[str, np.ndarray], config: ModelConfig) -> ModelConfig:
+    """Correct `tied` if the output layer of the file differs from the embedding.
+
+    transformers does the same.
+    """
+    if not isinstance(config, GPTConfig) or not config.tied:
+        return config
+    layout = _LAYOUTS[counterpart(config)]
+    names = _names(state, layout)
+    return config if all(_same(state, names, pair) for pair in layout.tied) else dataclasses.replace(config, tied=False)
+
+
+def _same(state: Mapping[str, np.ndarray], names: dict[str, str], pair: tuple[str, str]) -> bool:
+    """Whether at most one of two tensors is there, or both have the same value."""
+    if any(name not in names for name in pair):
+        return True
+    first, second = (state[names[name]] for name in pair)
+    return np.array_equal(first, second)
+
+
+def _tied(state: Mapping[str, np.ndarray], names: dict[str, str], layout: _Layout, config: ModelConfig) -> set[str]:
+    """The copies of tied tensors, which are not read.
+
+    A copy whose original is absent replaces it in `names`.
+
+    Raises:
+        UserError: A copy has another value.
+    """
+    if isinstance(config, GPTConfig) and not config.tied:
+        return set()
+    copies = set()
+    for read, copy in layout.tied:
+        if not _same(state, names, (read, copy)):
+            raise UserError(
+                f"'{copy}' has other values than '{read}', with which it is tied in this model; set "
+                "tie_word_embeddings to false in config.json if the model has an output layer of its own"
+            )
+        if copy in names:
+            names.setdefault(read, names[copy])
+            copies.add(copy)
+    return copies
 
 
 def _read(shapes: dict[str, tuple[int, ...]], tensor: Callable[[str, tuple[int, ...]], np.ndarray]) -> Any:
@@ -254,6 +331,8 @@ def to_transformers(params: Any, config: ModelConfig) -> dict[str, np.ndarray]:
                 f"the model cannot be exported without its {leaf.split('/')[0]}, which it was loaded without"
             )
         place, x = _place(layout, leaf), np.asarray(leaves.get(leaf, np.zeros(shape)), np.float32)
+        if not np.isfinite(x).all():
+            raise UserError(f"parameter '{leaf}' has values that are not finite; export an earlier checkpoint")
         if place.part is None:
             state[place.name] = x.T if place.transposed else x
         else:

@@ -7,7 +7,6 @@ data, which the tensors fill without gaps or overlaps.
 name the tensor that a file contradicts, and cannot return bfloat16 as NumPy arrays.
 """
 
-import json
 import math
 import mmap
 from collections.abc import Iterator, Mapping
@@ -18,9 +17,13 @@ from typing import Any
 import numpy as np
 
 from lmjax.config import UserError
+from lmjax.config.json_text import parse_json
+from lmjax.interop.huggingface import hub
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LARGEST_HEADER = 100_000_000  # bytes, the format's own limit
+_LONGEST_NAME = 1000  # characters
+_LARGEST_JSON = 1 << 26  # bytes of a JSON file of a folder
 _DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -76,6 +79,21 @@ class Weights(Mapping[str, np.ndarray]):
         return sum(math.prod(tensor.shape) for tensor in self._stored.values())
 
 
+def finite(name: str, x: np.ndarray) -> np.ndarray:
+    """Return a tensor of weights.
+
+    Raises:
+        UserError: It has values that are not finite.
+    """
+    wrong = x.size - int(np.count_nonzero(np.isfinite(x)))
+    if wrong:
+        raise UserError(
+            f"tensor '{name}' has {wrong:,} of {x.size:,} values that are not finite in float32 (NaN or infinity): the "
+            "file is damaged, or was written in a dtype that overflowed; export the weights again"
+        )
+    return x
+
+
 def read(path: Path) -> Weights:
     """Read a .safetensors file, or a folder with model.safetensors or with indexed shards.
 
@@ -88,6 +106,7 @@ def read(path: Path) -> Weights:
         return Weights(_file(path / WHOLE))
     if (path / INDEX).is_file():
         return Weights(_shards(path / INDEX))
+    hub.refuse_incomplete(path, (WHOLE, INDEX))
     others = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if others:
         raise UserError(
@@ -102,13 +121,26 @@ def _shards(path: Path) -> dict[str, _Stored]:
     if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
         raise UserError(f"{path} has no 'weight_map' from tensors to files")
     files: dict[str, dict[str, _Stored]] = {}
-    for file in sorted(set(table.values())):
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise UserError(f"{path} names '{file}', which is not a .safetensors file in the same folder")
+    names = sorted(set(table.values()))
+    for file in names:
+        if Path(file).name != file or not file.endswith(".safetensors") or not file.isprintable():
+            raise UserError(f"{path} names {file!r:.200}, which is not a .safetensors file in the same folder")
+    hub.refuse_incomplete(path.parent, names)
+    missing = [file for file in names if not (path.parent / file).is_file()]
+    if missing:
+        raise UserError(
+            f"{path}: files of weights are missing ({len(missing)} of {len(names)}), such as {missing[0]}; copy or "
+            "download the complete model"
+        )
+    for file in names:
         files[file] = _file(path.parent / file)
     for name, file in table.items():
         if name not in files[file]:
-            raise UserError(f"{path} maps '{name}' to {file}, which has no such tensor")
+            raise UserError(f"{path} maps {name!r:.200} to {file}, which has no such tensor")
+    for file, tensors in files.items():
+        unmapped = next((name for name in tensors if table.get(name) != file), None)
+        if unmapped is not None:
+            raise UserError(f"{path} does not map '{unmapped}' to {file}, which has such a tensor")
     return {name: files[file][name] for name, file in table.items()}
 
 
@@ -124,8 +156,11 @@ def _file(path: Path) -> dict[str, _Stored]:
     length = int.from_bytes(content[:8], "little")
     if length > min(size - 8, _LARGEST_HEADER):
         raise UserError(f"{path} cannot be read: its header would have {length} bytes, the file has {size}")
-    header = _object(bytes(content[8 : 8 + length]), f"{path} cannot be read: its header")
+    header = _object(bytes(content[8 : 8 + length]), f"{path} cannot be read: its header", _LARGEST_HEADER)
     header.pop("__metadata__", None)
+    bad = next((name for name in header if not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME), None)
+    if bad is not None:
+        raise UserError(f"{path} cannot be read: {bad!r:.80} is not a valid name of a tensor")
     data, end = content[8 + length :], 0
     spans = sorted((*_span(path, name, entry, size), name) for name, entry in header.items())
     stored = {}
@@ -163,24 +198,15 @@ def json_object(path: Path) -> dict[str, Any]:
         UserError: The file cannot be read, or is not a JSON object.
     """
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    return _object(text, str(path))
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_JSON + 1)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return _object(text, str(path), _LARGEST_JSON)
 
 
-def _object(text: bytes, what: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{what} is not JSON: {str(error).splitlines()[0]}") from None
+def _object(text: bytes, what: str, largest: int) -> dict[str, Any]:
+    value = parse_json(text, what, largest=largest, unique_keys=True)
     if not isinstance(value, dict):
         raise UserError(f"{what} is not an object in JSON")
     return value
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return table

@@ -21,6 +21,7 @@ from lmjax.journal.history import History, Record
 from lmjax.objectives.objective import Objective
 from lmjax.pytrees import leaf_names
 from lmjax.run.build import Run
+from lmjax.system.seeds import random_key
 from lmjax.training import metrics
 from lmjax.training.inputs import ScheduledBatch
 from lmjax.training.state import State
@@ -145,7 +146,7 @@ def gradient(run: Run, state: State, fed: ScheduledBatch) -> tuple[Any, Array]:
 
     This includes dropout.
     """
-    key = jax.random.fold_in(jax.random.key(run.config.seed), fed.update)
+    key = jax.random.fold_in(random_key(run.config.seed), fed.update)
     total: Any = jax.tree.map(jnp.zeros_like, state.params), jnp.float32(0)
     for i in range(int(fed.batch["microbatches"])):
         total = _add_gradient(run.objective, total, state.params, fed.batch["arrays"], state.carry, key, i)

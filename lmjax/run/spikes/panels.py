@@ -9,15 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lmjax.display.figures import COLOURS, panels
+from lmjax.display.figures import COLOURS, NOT_FINITE, mark_not_finite, own_style, panels
 from lmjax.run.spikes.case import Case
 
 BEFORE, FURTHEST = 200, 1000  # updates shown before the trigger; largest number, to include the target
 _BOUNDS: tuple[Any, ...] = (("median", "-"), ("suspect above", "--"), ("hard above", ":"))  # and their line styles
 _LEFT_OUT: dict[str, Any] = {"color": COLOURS[1], "linestyle": "", "marker": "x", "markeredgewidth": 1.6}
-_NOT_FINITE: dict[str, Any] = {"color": COLOURS[3], "linestyle": "", "marker": "^"}
 
 
+@own_style()
 def figure(case: Case) -> Figure:
     """Plot loss and gradient norm before the trigger, with the bounds of the guard."""
     decision, config = case.decision, case.run.config.guard
@@ -49,8 +49,8 @@ def _panel(axes: Axes, accepted: np.ndarray, suspects: np.ndarray, bounds: Seque
     """Draw one panel from (update, value) pairs; non-finite values are marked at the top."""
     axes.plot(*accepted.T, color=COLOURS[0], linewidth=1.2)
     axes.plot(*suspects.T, zorder=3, **_LEFT_OUT)
-    odd = suspects[~np.isfinite(suspects[:, 1]) & np.isfinite(suspects[:, 0]), 0]
-    axes.plot(odd, np.full(len(odd), 0.96), transform=axes.get_xaxis_transform(), **_NOT_FINITE)
+    records = np.concatenate([accepted, suspects])
+    mark_not_finite(axes, records[~np.isfinite(records[:, 1]), 0])
     shown = np.array([*accepted[:, 1], *suspects[:, 1], *bounds[:2]])
     shown = shown[np.isfinite(shown)]
     if len(shown):
@@ -75,7 +75,7 @@ def _legend(case: Case) -> list[Line2D]:
     handles = [
         Line2D([], [], label="accepted", color=COLOURS[0]),
         Line2D([], [], label="left out", **_LEFT_OUT),
-        Line2D([], [], label="left out, not finite", **_NOT_FINITE),
+        Line2D([], [], label="not finite", **NOT_FINITE),
     ]
     handles += [Line2D([], [], label=label, color=colour, alpha=0.6) for _, label, colour in _marks(case)]
     return handles + [Line2D([], [], label=label, color="0.3", linewidth=1, linestyle=s) for label, s in _BOUNDS]

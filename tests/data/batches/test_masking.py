@@ -1,7 +1,6 @@
 """Rows for BERT: pure, of one document or two, with the shares of the paper, and never a special token hidden."""
 
 import dataclasses
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from lmjax.data import tokenizer
 from lmjax.data.batches import masking
 from lmjax.data.batches.masking import Facts
 from lmjax.data.order.order import Order
+from lmjax.data.store.store import Tokens
 
 PAD, UNKNOWN, CLS, SEP, MASK = range(5)
 V = 1000
@@ -20,12 +20,6 @@ FACTS = Facts(
     cls=CLS, sep=SEP, mask=MASK, pad=PAD, end_of_text=SEP, continues_V=np.arange(V) % 3 == 2, plain_V=np.arange(5, V)
 )
 BERT = MaskedConfig()
-
-
-@dataclass
-class Tokens:
-    ids: np.ndarray
-    starts: np.ndarray
 
 
 def corpus(lengths, *, seed=0, marked=True):
@@ -267,3 +261,10 @@ def test_facts_of_a_tokenizer():
 def test_a_row_without_room_for_its_marks_is_refused():
     with pytest.raises(UserError, match=r"model.context=4 must be at least 5"):
         batch_of(LONG, [0], context=4)
+
+
+def test_an_id_outside_the_vocabulary_is_refused_while_it_is_read():
+    tokens = corpus([40] * 5)
+    damaged = dataclasses.replace(tokens, ids=np.full_like(tokens.ids, 5000), vocab_size=2000)
+    with pytest.raises(UserError, match="token id 5000, outside the vocabulary of 2000"):
+        batch_of(damaged, np.arange(3))

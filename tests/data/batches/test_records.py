@@ -344,6 +344,27 @@ def test_what_cannot_be_planned_is_refused() -> None:
         buckets.make_buckets(made, classes=1, context=3)
 
 
+@pytest.mark.parametrize("count", [0, 3, 4])
+def test_a_record_has_one_or_two_texts(count: int) -> None:
+    with pytest.raises(UserError, match=f"a record to classify has {count} texts; give one text, or two for a pair"):
+        records.row(TOKENIZER, ["a"] * count, context=16)
+
+
+def test_a_damaged_id_is_refused_while_it_is_read() -> None:
+    made = in_memory({"train": [("ab", 0), ("cd", 1)], "validation": [("ef", 0)]}, label=True)
+    damaged = {
+        name: dataclasses.replace(tokens, vocab_size=2 if name.endswith("label") else 257)
+        for name, tokens in made.streams.items()
+    }
+    plan = buckets.make_buckets(made, classes=1, context=16)
+    for name in ("validation-0", "validation-label"):
+        ids = damaged[name].ids.copy()
+        ids[0] = 0xFF00
+        store = dataclasses.replace(made, streams=damaged | {name: dataclasses.replace(damaged[name], ids=ids)})
+        with pytest.raises(UserError, match="has the token id 65280, outside the vocabulary of"):
+            list(records.validation(store, plan=plan, microbatch=2))
+
+
 def test_a_description_says_what_there_is(tmp_path: Path) -> None:
     config = RecordsConfig(
         source="docstrings", texts=("text",), label="label", tokenizer=BYTES, cache=str(tmp_path / "cache")
@@ -355,6 +376,13 @@ def test_a_description_says_what_there_is(tmp_path: Path) -> None:
     assert lines[0] == f"records: {counts['train']:,} for training, {counts['validation']:,} for validation"
     assert lines[1] == "labels: 8: concurrency, graphics, imports, logging, mail, testing, web, xml"
     assert lines[2].startswith("classes of length: ")
-    assert lines[-1] == f"cut: {plan.cut:,} training records are longer than the context of 256 tokens"
+    longer = {
+        side: int((np.diff(made.streams[f"{side}-0"].starts, append=len(made.streams[f"{side}-0"].ids)) > 255).sum())
+        for side in ("train", "validation")
+    }
+    assert lines[-2:] == [
+        f"cut: {longer['train']:,} training records are longer than the context of 256 tokens",
+        f"cut: {longer['validation']:,} validation records are longer than the context of 256 tokens",
+    ]
     sides = [{records.text_of(made, side, i) for i in range(counts[side])} for side in ("train", "validation")]
     assert not sides[0] & sides[1]

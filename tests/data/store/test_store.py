@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,102 @@ def test_a_damaged_store_is_refused(tmp_path: Path) -> None:
         Store.open(tmp_path)
 
 
+def test_the_store_of_a_run_is_used_when_its_text_is_gone(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    made = preparation.prepare(config)
+    preparation.prepare(configuration(tmp_path, validation_fraction=0.2))  # another store in the cache
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    with pytest.raises(UserError, match=r"no file or folder '[^']*a\.txt'(?!.*allow-change)"):
+        preparation.prepare(config)
+    again = preparation.prepare(config, known=made.fingerprint)
+    assert (again.folder, again.fingerprint) == (made.folder, made.fingerprint)
+    with pytest.raises(UserError, match=r"no file or folder .*data\.files=\[NEW PLACE\] --allow-change data\.files"):
+        preparation.prepare(config, known="0" * 64)
+    (made.folder / "train-0.ids").write_bytes(bytes((made.folder / "train-0.ids").stat().st_size))
+    with pytest.raises(UserError, match="its sha256 is not"):
+        preparation.prepare(config, known=made.fingerprint)
+    with pytest.raises(UserError, match="its sha256 is not"):
+        preparation.prepare_to_read(config, made.fingerprint)
+    shutil.rmtree(made.folder)
+    mixture = (SourceConfig(files=(str(tmp_path / "a.txt"),)),)
+    with pytest.raises(UserError, match=r"data\.mixture=\[NEW PLACE\] --allow-change data\.mixture"):
+        preparation.prepare(dataclasses.replace(config, files=(), mixture=mixture), known=made.fingerprint)
+
+
+def test_reading_a_run_writes_only_to_the_cache_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    config = configuration(tmp_path, cache=str(tmp_path / "elsewhere"))
+    expected = preparation.prepare(configuration(tmp_path)).fingerprint
+    assert preparation.prepare_to_read(config, expected).folder.parent == tmp_path / "user" / "lmjax"
+    assert not (tmp_path / "elsewhere").exists()
+    named = preparation.prepare(config)
+    before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "elsewhere").rglob("*"))
+    assert preparation.prepare_to_read(config, expected).folder == named.folder
+    assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "elsewhere").rglob("*")) == before
+
+
+def test_a_newer_setting_of_the_tokenizer_does_not_rename_stores(tmp_path: Path) -> None:
+    """Names are part of what a resume needs; this one is of a text in a fixed place with a fixed time."""
+    identity = preparation._identity(configuration(tmp_path))
+    assert identity["tokenizer"] == {"kind": "bytes", "vocab_size": 2048, "path": ""}
+    assert set(identity) == {"format", "tokenizer", "sources", "validation"}
+
+
+# ---- Mixtures ---------------------------------------------------------------------------------------------------
+
+
+def test_a_source_that_is_never_trained_on_is_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {i}" for i in range(300)))
+    parts = tuple(SourceConfig(files=(str(tmp_path / f"{name}.txt"),)) for name in "ab")
+    off = (parts[0], dataclasses.replace(parts[1], weight=0.0))
+    for changes in ((), ((100, (1.0, 0.0)),), ((100, (2.0, 0.0)), (200, (1.0, 0.0)))):
+        with pytest.raises(
+            UserError, match=r"data\.mixture\[1\]\.weight = 0 \(.*b\.txt\).*remove it from data\.mixture"
+        ):
+            preparation.prepare(configuration(tmp_path, files=(), mixture=off, mixture_changes=changes))
+    raised = configuration(tmp_path, files=(), mixture=off, mixture_changes=((100, (1.0, 0.5)),))
+    assert len(preparation.prepare(raised).sources) == 2
+    fading = configuration(tmp_path, files=(), mixture=parts, mixture_changes=((100, (1.0, 0.0)),))
+    assert len(preparation.prepare(fading).sources) == 2
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=4),
+    fraction=st.sampled_from([0.1, 0.3, 0.5]),
+    split=st.sampled_from(["hash", "tail"]),
+    kind=st.sampled_from(["bytes", "no end"]),
+)
+def test_validation_tokens_are_known_by_source(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], fraction: float, split: str, kind: str
+) -> None:
+    """Each source has a letter of its own, which tells where a token is from."""
+    folder = tmp_path_factory.mktemp("sources")
+    for letter, size in zip("abcd", sizes, strict=False):
+        lines = [letter * (1 + (7 * i + size) % 5) for i in range(size)]
+        (folder / f"{letter}.txt").write_text("\n".join(f"{line}" for line in lines))
+    parts = tuple(SourceConfig(files=(str(folder / f"{letter}.txt"),)) for letter in "abcd"[: len(sizes)])
+    config = configuration(
+        folder, files=(), mixture=parts, document="line", validation=split, validation_fraction=fraction
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        if kind == "no end":
+            patch.setattr(tokenizer.Tokenizer, "end_of_text", None)
+        try:
+            made = preparation.prepare(config)
+        except UserError:  # a side of the split is empty
+            return
+        firsts = made.validation_sources
+        if firsts is None:
+            assert kind == "no end"
+            assert split == "tail"
+            return
+    ends = [*firsts[1:], len(made.validation.ids)]
+    for letter, first, end in zip("abcd", firsts, ends, strict=False):
+        assert {chr(id) for id in made.validation.ids[first:end] if id < 256} <= {letter}
+
+
 def mistakes(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
     (folder / "empty.txt").write_text(" \n\n ")
     (folder / "one.txt").write_text("one document")
@@ -327,6 +424,28 @@ def test_killed_by_the_system_and_started_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pieces": "x"}, {"finished": [1]}, {"finished": {}}, {"sizes": {"train-0.ids": -4}}, {"sizes": []},
+        {"text_bytes": {"train-0": None}}, {"sha256": 5}, {"stream": []}, {"tails_cut": "no"}, {"unknown": 1},
+        {"pieces": 10**30}, {"finished": [{"documents": 5, "documents_sha256": "x"}], "sizes": {}},
+    ],
+)  # fmt: skip
+def test_damaged_progress_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    config = configuration(tmp_path)
+    monkeypatch.setattr(ingest, "write_text", lambda path, text, write=ingest.write_text: die_after(write, path, text))
+    with pytest.raises(Killed):
+        preparation.prepare(config)
+    monkeypatch.undo()
+    path = next((tmp_path / "cache").glob("*.partial/progress.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    made = preparation.prepare(config)
+    whole = preparation.prepare(configuration(tmp_path, cache=str(tmp_path / "whole")))
+    assert made.fingerprint == whole.fingerprint
+
+
+@pytest.mark.usefixtures("small_steps")
 def test_a_beginning_of_another_text_is_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configuration(tmp_path)
     path = tmp_path / "a.txt"
@@ -388,3 +507,45 @@ def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert preparation.cache_folder("") == Path.home() / ".cache/lmjax"
     assert preparation.cache_folder("~/x") == Path.home() / "x"
+
+
+# ---- Full disk --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["hash", "tail"])
+def test_a_full_disk_leaves_nothing_that_counts_as_complete(tmp_path: Path, split: str) -> None:
+    """A real tmpfs, filled so that the ingestion ends at another place in each attempt; then it gets enough room."""
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(documents(4000)), encoding="utf-8")
+    config = configuration(tmp_path, validation=split, validation_fraction=0.2, cache=str(tmp_path / "small"))
+    expected = preparation.prepare(dataclasses.replace(config, cache=str(tmp_path / "whole")))
+    (tmp_path / "small").mkdir()
+    code = (
+        "from pathlib import Path; from lmjax.config import *; from lmjax.data.store import ingest, preparation\n"
+        "ingest.BATCH, ingest.COMMIT = 3000, 9000\n"
+        f"config, space = {config!r}, Path({str(tmp_path / 'small')!r})\n"
+        "for blocks in (255, 240, 220, 200, 190, 185, 180, 175, 170, 165, 160, 155, 150, 140, 120, 60, 0):\n"
+        "    (space / 'fill').write_bytes(b'x' * (blocks * 4096))\n"
+        "    try:\n"
+        "        made = preparation.prepare(config, verify=True)\n"
+        "    except UserError as error:\n"
+        "        print(f'refused: {error}')\n"
+        "        assert not [path for path in space.iterdir() if path.is_dir() and path.suffix != '.partial']\n"
+        "    else:\n"
+        "        print('made', made.fingerprint)\n"
+        "        break\n"
+    )
+    mount = 'mount -t tmpfs -o size=1100k tmpfs "$1" && exec "$2" -c "$3"'
+    command = ["unshare", "-rm", "sh", "-c", mount, "sh", str(tmp_path / "small"), sys.executable, code]
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed")
+    if ("refused" not in run.stdout and "denied" in run.stderr) or "not permitted" in run.stderr:
+        pytest.skip("mounting is not permitted")
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert len(lines) > 3
+    assert all("cannot write prepared data" in line and "No space left" in line for line in lines[:-1])
+    assert lines[-1] == f"made {expected.fingerprint}"

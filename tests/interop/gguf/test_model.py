@@ -276,3 +276,34 @@ def test_smollm2_is_what_transformers_reads() -> None:
     logits = jax.jit(language.model.apply)({"params": language.params}, ids)
     assert language.tokenizer.decode([int(logits[0, -1].argmax())]) == " Paris"
     np.testing.assert_allclose(logits, reference_logits(path, "llama", ids), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "without", "message"),
+    [
+        *(("gpt2", (f"blk.1.{name}.bias",), f"blk.1.{name}.bias") for name in ("attn_qkv", "ffn_down", "attn_norm")),
+        ("gpt2", ("output_norm.bias",), "output_norm.bias"),
+        ("qwen2", ("blk.0.attn_k.bias",), "blk.0.attn_k.bias"),
+        ("qwen2", tuple(f"blk.{i}.attn_{name}.bias" for i in range(2) for name in "qkv"), "blk.0.attn_q.bias"),
+    ],
+)
+def test_a_missing_bias_is_not_replaced_by_zero(
+    architecture: str, without: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    path = small(tmp_path / "model.gguf", architecture, arrays=dict.fromkeys(without))
+    with pytest.raises(UserError, match=f"tensor '{message}' is missing; the file is damaged or incomplete"):
+        load(path)
+
+
+def test_biases_of_a_llama_are_complete_groups(tmp_path: Path) -> None:
+    """Only some layers, or only some of query, key and value, have one: the others were lost."""
+    bias = np.zeros(H * K, np.float32)
+    for layers in ((0,), (1,), (0, 1)):
+        arrays = {f"blk.{i}.attn_q.bias": bias for i in layers}
+        with pytest.raises(UserError, match=r"tensor 'blk\.\d\.attn_\w\.bias' is missing"):
+            load(small(tmp_path / f"{len(layers)}{layers[0]}.gguf", arrays=arrays))
+
+
+def test_the_size_of_the_vocabulary_is_that_of_the_table(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"llama\.vocab_size=300, but 'token_embd\.weight' has 258 rows"):
+        load(small(tmp_path / "model.gguf", metadata={"llama.vocab_size": 300}))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from tokenizers import processors
 
 from lmjax.config import BERTConfig, GPTConfig, NNLMConfig, TokenizerConfig, UserError
 from lmjax.data import tokenizer
@@ -132,7 +133,7 @@ def test_logits_are_those_of_transformers_with_no_torch_at_hand(style: str, tmp_
     state = GIVEN.weights(style)
     if style == "gpt2":
         state = {name.removeprefix("transformer."): x for name, x in state.items()}
-        state |= {f"h.{i}.attn.bias": np.ones((1, 1, 12, 12), bool) for i in range(2)}
+        state |= {f"h.{i}.attn.bias": np.tri(12, dtype=bool)[None, None] for i in range(2)}
     loaded = load(put(tmp_path / "in", STYLES[style], state))
     with np.load(FIXTURES / "gpt_transformers.npz", allow_pickle=False) as file:
         close(logits(loaded, GIVEN.inputs().astype(np.int32)), file[style])
@@ -229,16 +230,81 @@ def test_an_export_replaces_only_an_earlier_one(tmp_path: Path) -> None:
 
 
 def test_text_begins_and_ends_where_the_folder_says(tmp_path: Path) -> None:
+    """With a tokenizer.json, its post-processor decides what begins a text, as in transformers."""
     folder = put(tmp_path / "in", GPT2, GIVEN.weights("gpt2"))
     assert load(folder).first is None
-    for name, content, ends in (
-        ("tokenizer_config.json", {"add_bos_token": True, "bos_token": "a", "eos_token": {"content": "b"}}, (2, (3,))),
-        ("generation_config.json", {"eos_token_id": [5, 28, 99, "x"]}, (2, (3, 5))),
-        ("tokenizer_config.json", {"add_bos_token": False, "bos_token": "a"}, (None, (5,))),
+    fast = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for name, content, begins, ends in (
+        ("tokenizer_config.json", {"add_bos_token": True, "bos_token": "a", "eos_token": {"content": "b"}}, 2, {3}),
+        ("generation_config.json", {"eos_token_id": [5, 28, 99, "x"]}, 2, {3, 5, 28}),
+        ("tokenizer_config.json", {"add_bos_token": False, "bos_token": "a"}, 2, {5, 28}),
     ):
-        (folder / name).write_text(json.dumps(content))
+        (folder / name).write_text(json.dumps(content | (fast if name == "tokenizer_config.json" else {})))
         found = load(folder)
-        assert (found.first, found.stops) == ends
+        assert (found.first, found.begins, set(found.ends)) == (None, begins, ends)
+    backend = SMALL.backend.from_str(SMALL.json)
+    for tokens, first in (("a", 2), ("ab", None)):
+        pieces = [*tokens, "$A"]
+        backend.post_processor = processors.TemplateProcessing(pieces, None, [(c, SMALL.encode(c)[0]) for c in tokens])
+        backend.save(str(folder / "tokenizer.json"))
+        if first is None:
+            with pytest.raises(UserError, match=r"begins a text with 2 tokens \(a b\); lmjax supports one"):
+                load(folder)
+        else:
+            assert load(folder).first == first
+
+
+def test_a_token_without_a_row_is_refused_when_a_text_needs_it(tmp_path: Path) -> None:
+    folder = put(tmp_path / "in", GPT2, GIVEN.weights("gpt2"))
+    rows = load(folder).model.config.vocab_size
+    extra = [f"<{i}>" for i in range(rows)]
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "extra_special_tokens": extra}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = load(folder)
+    assert loaded.tokenizer.vocab_size > rows
+    assert loaded.ids("abc") == SMALL.encode("abc")
+    assert max(loaded.tokenizer.encode(extra[-1], special=True)) >= rows
+
+
+OPENED = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": "<bos>",
+    "eos_token": "[EOS]",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "image_token": "<image>",
+    "extra_special_tokens": ["<turn>"],
+    "chat_template": "{{ messages }}",
+    "model_max_length": 9,
+    "padding_side": "left",
+    "clean_up_tokenization_spaces": False,
+}
+GENERATED = {"eos_token_id": [30, 5], "bos_token_id": 29, "temperature": 0.5, "do_sample": True, "pad_token_id": 31}
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_an_export_has_everything_that_the_opened_folder_holds(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = put(tmp_path / "in", GPT2, GIVEN.weights("gpt2"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(OPENED))
+    (folder / "generation_config.json").write_text(json.dumps(GENERATED))
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages }}")
+    loaded = load(folder)
+    export_model(loaded, tmp_path / "out")
+    before, after = (transformers.AutoTokenizer.from_pretrained(path) for path in (folder, tmp_path / "out"))
+    for text in ("abc", "<bos>a<turn><image>b[EOS]", "a b"):
+        assert after(text)["input_ids"] == before(text)["input_ids"]
+    for name in ("special_tokens_map", "chat_template", "model_max_length", "padding_side", "added_tokens_decoder"):
+        assert getattr(after, name) == getattr(before, name), name
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == GENERATED
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["bos_token_id"], config["pad_token_id"]) == (before.bos_token_id, before.pad_token_id)
+    again = load(tmp_path / "out")
+    assert (again.begins, set(again.ends), again.tokenizer.sha256) == (
+        loaded.begins,
+        set(loaded.ends),
+        loaded.tokenizer.sha256,
+    )
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers

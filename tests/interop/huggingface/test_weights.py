@@ -118,8 +118,10 @@ def test_weights_that_are_not_safetensors_or_lie_elsewhere_are_refused(tmp_path:
         load(folder)
     for table, message in (
         ({"wte.weight": "../in/part.safetensors"}, "which is not a .safetensors file in the same folder"),
-        ({"wte.weight": "other.safetensors"}, "other.safetensors cannot be read: No such file"),
+        ({"wte.weight": "other.safetensors"}, "files of weights are missing (1 of 1), such as other.safetensors"),
         ({"wte.weight": "part.safetensors"}, "maps 'wte.weight' to part.safetensors, which has no such"),
+        ({"transformer.wte.weight": "part.safetensors"}, "to part.safetensors, which has such a tensor"),
+        ({"wte.weight": "a\0.safetensors"}, "which is not a .safetensors file in the same folder"),
         (["part.safetensors"], "has no 'weight_map' from tensors to files"),
     ):
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))

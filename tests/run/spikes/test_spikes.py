@@ -18,7 +18,7 @@ from lmjax.data.store import preparation
 from lmjax.guard import detector
 from lmjax.guard.decision import Decision
 from lmjax.journal import journal
-from lmjax.journal.history import Tried, fold
+from lmjax.journal.history import SAVING, Tried, fold
 from lmjax.journal.journal import Journal
 from lmjax.parallel import mesh
 from lmjax.run import build, launch
@@ -30,6 +30,7 @@ from lmjax.run.spikes.report import conclude_report, write_report
 from lmjax.system import faults
 from lmjax.training.inputs import ScheduledBatch
 from lmjax.training.state import State
+from tests.journal.records import START
 
 UPDATES = 64  # applied before the spike
 # Small to compile, the same in all tests that do not ask for something else. The window holds the calm end alone.
@@ -94,19 +95,21 @@ def spiked(config: Config, run_dir: Path, *overrides: str) -> Spike:
     run, state, fed, applied = trained(apply_overrides(config, [*SETTINGS, "train.updates=80", *overrides]))
     run_dir.mkdir()
     log = Journal(run_dir / "journal.jsonl")
-    log.write("start", wall_step=0, update=0, cursor=0)
+    log.write("start", wall_step=0, update=0, cursor=0, **START)
     for number, (cursor, loss, norm) in enumerate(applied, 1):
         log.note(update=number, cursor=cursor, loss=loss, grad_norm=norm)
+        if number == 20:
+            log.write("boundary", wall_step=number, update=number, cursor=cursor, reason=SAVING, digest="0")
     cursor, tried = applied[-1][0], []
     for number, loss in enumerate((9.0, float("nan"), 11.0)):
         size = fed.sequences
         tried.append(Tried(UPDATES, cursor, cursor + size, True, True))
         samples = sample_ranges(run, cursor, cursor + size, fold([]))
         cursor += size
-        values = {"loss": loss, "grad_norm": 2.0 * number, "z_loss": 30.0, "z_grad_norm": 1.0}
+        values = {"loss": loss, "grad_norm": 2.0 * number, "param_norm": 5.0, "z_loss": 30.0, "z_grad_norm": 1.0}
         details: dict[str, Any] = {name: value.hex() for name, value in values.items()}
         wall_step = UPDATES + number + 1
-        details |= {"reason": detector.LOSS, "hard": True, "samples": samples}
+        details |= {"reason": detector.LOSS, "hard": True, "batch": size, "samples": samples}
         log.write("suspect", wall_step=wall_step, update=UPDATES, cursor=cursor, **details)
     decision = Decision(
         rule="2 hard suspects in a row",
@@ -114,7 +117,7 @@ def spiked(config: Config, run_dir: Path, *overrides: str) -> Spike:
         onset=tried[0],
         trigger=tried[-1],
         target=20,
-        target_cursor=160,
+        target_cursor=applied[19][0],
         attempt=1,
         level=1,
         reproduced=False,
@@ -213,6 +216,7 @@ def test_what_is_not_what_the_store_holds_is_said(tiny: Config, tmp_path: Path) 
     assert "    " + 16 * "A" in text  # what was computed with, not what is in the store
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [(2,), range(8)])
 def test_it_is_said_whether_a_few_sequences_make_the_spike(tiny: Config, tmp_path: Path, rows: range) -> None:
     spike = spiked(tiny, tmp_path / "run")
@@ -393,8 +397,9 @@ def test_a_report_grows_by_a_section_for_each_rollback(tiny: Config, tmp_path: P
     log = Journal(spike.run_dir / "journal.jsonl")
     counters = {"wall_step": 60, "update": UPDATES, "cursor": spike.fed.cursor}
     log.write("rollback", **counters, **spike.decision.fields())
-    log.note(update=21, cursor=168, loss=2.0, grad_norm=1.0)
-    log.write("boundary", wall_step=61, update=21, cursor=168, reason="progress")
+    cursor = spike.decision.target_cursor + 8
+    log.note(update=21, cursor=cursor, loss=2.0, grad_norm=1.0)
+    log.write("boundary", wall_step=61, update=21, cursor=cursor, reason="progress")
     spike.decision = replace(spike.decision, attempt=2)
     text = spike.report()
     assert text.startswith(

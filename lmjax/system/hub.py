@@ -1,0 +1,42 @@
+"""Rows of a dataset of the Hugging Face hub."""
+
+import os
+import re
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from lmjax.config.errors import UserError, one_line
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
+
+
+def rows(name: str, subset: str = "", *, splits: Sequence[str] = ("train",)) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a dataset of the hub, streamed.
+
+    Args:
+        name: The dataset, `NAME` or `OWNER/NAME`.
+        subset: The subset (empty: the default one).
+        splits: The first of these splits that the dataset has is read.
+
+    Raises:
+        UserError: The name could be something else than a dataset of the hub, the dataset cannot be read, or it has
+            none of the splits.
+    """
+    import datasets
+    from datasets import packaged_modules
+
+    if not _HUB_NAME.fullmatch(name) or ".." in name:
+        raise UserError(f"'{name[:100]}' is not the name of a hub dataset, which is NAME or OWNER/NAME")
+    if os.path.lexists(name):  # `datasets` would read the folder
+        raise UserError(f"the hub dataset '{name}' has the name of a folder or file here; name files instead, or move")
+    if name in packaged_modules._PACKAGED_DATASETS_MODULES:  # `datasets` would read the files of this folder
+        raise UserError(f"'{name}' is not a dataset of the hub but a reader of files; name files instead")
+    try:
+        loaded = typing.cast(dict[str, Iterable[Any]], datasets.load_dataset(name, subset or None, streaming=True))
+        split = next((split for split in splits if split in loaded), None)
+        if split is None:
+            raise UserError(f"it has no split '{splits[0]}', only {', '.join(map(str, loaded))}")
+        yield from ((f"hub:{name}, {split} row {number}", row) for number, row in enumerate(loaded[split], 1))
+    except Exception as error:  # the hub's client has a dozen kinds: not found, offline, gated, connection lost
+        raise UserError(f"cannot read the hub dataset '{name}': {one_line(error)}") from None
