@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import io
 import json
 import random
 import struct
@@ -266,3 +267,92 @@ def edit_safetensors(content: bytes, rng: random.Random) -> bytes:
     header = edit_json(content[8 : 8 + length], rng)
     claimed = rng.choice([len(header)] * 8 + [rng.choice(NUMBERS) % 2**64])
     return struct.pack("<Q", claimed) + header + content[8 + length :]
+
+
+def edit_header(content: bytes, rng: random.Random) -> bytes:
+    """Changes of numbers in the header of a GGUF file: counts, lengths, types, dimensions, offsets and values."""
+    if rng.random() < 0.2:
+        return edit_bytes(content, rng)
+    data, places = bytearray(content), header_numbers(content)
+    for _ in range(rng.choice([1, 1, 2, 4])):
+        at, size = rng.choice(places)
+        value = int.from_bytes(data[at : at + size], "little")
+        near = (value + 1, value - 1, value * 2, value // 2, value ^ 1 << rng.randrange(8 * size), rng.randrange(14))
+        data[at : at + size] = (rng.choice([*near, *NUMBERS]) % (1 << 8 * size)).to_bytes(size, "little")
+    return bytes(data)
+
+
+def header_numbers(content: bytes) -> list[tuple[int, int]]:
+    """Place and size of the numbers in the header of a valid GGUF file; of an array, the first values."""
+    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+    text, array = 8, 9
+    places, at = [(4, 4), (8, 8), (16, 8)], 24
+
+    def number(size: int) -> int:
+        nonlocal at
+        places.append((at, size))
+        at += size
+        return int.from_bytes(content[at - size : at], "little")
+
+    def skip_value(kind: int) -> None:
+        nonlocal at
+        if kind == text:
+            length = number(8)
+            at += length
+        elif kind == array:
+            item, count = number(4), number(8)
+            for index in range(count):
+                skip_value(item)
+                if index >= 4:  # enough of them
+                    del places[-1]
+        else:
+            number(sizes[kind])
+
+    tensors, entries = (int.from_bytes(content[begin : begin + 8], "little") for begin in (8, 16))
+    for _ in range(entries):
+        length = number(8)
+        at += length
+        skip_value(number(4))
+    for _ in range(tensors):
+        length = number(8)
+        at += length
+        for _ in range(number(4)):
+            number(8)
+        number(4)
+        number(8)
+    return places
+
+
+# ---- Tables and compressed files ------------------------------------------------------------------------------------
+
+
+def edit_parquet(content: bytes, rng: random.Random) -> bytes:
+    """Valid files with edited rows and column types; or edits of the bytes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(io.BytesIO(content)).to_pylist()
+    try:
+        rows = json.loads(edit_json(json.dumps(rows).encode(), rng)) if rng.random() < 0.5 else None
+        table = pa.Table.from_pylist(rows)
+        out = io.BytesIO()
+        pq.write_table(table, out, compression=rng.choice(["none", "snappy", "zstd"]))
+        return out.getvalue()
+    except Exception:  # these rows are no table
+        return edit_bytes(content, rng)
+
+
+def packed(compress: Callable[[bytes], bytes], decompress: Callable[[bytes], bytes], inner: Edit) -> Edit:
+    """Edits of what is compressed, streams one after the other, streams that expand to much; or edits of the bytes."""
+
+    def edit(content: bytes, rng: random.Random) -> bytes:
+        kind = rng.randrange(5)
+        if kind < 2:
+            return compress(inner(decompress(content), rng))
+        if kind == 2:
+            return content + rng.choice([content, b"", bytes(100), compress(b""), edit_bytes(content, rng)])
+        if kind == 3 and rng.random() < 0.3:
+            return compress(rng.choice([b"a", b"\0", b"\n", b"[", b'{"a":']) * 2_000_000) * rng.choice([1, 10])
+        return edit_bytes(content, rng)
+
+    return edit

@@ -1,11 +1,12 @@
-"""What `fuzz.py` mutates: small valid examples, and the functions and commands that read them."""
+"""What `fuzz.py` mutates: files of small valid examples, and the functions and commands that read them."""
 
 import bz2
 import gzip
 import io
-import json
 import lzma
 import random
+import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,20 +16,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import zstandard
 from fuzz_mutations import (
     Edit,
     edit_bytes,
+    edit_header,
     edit_journal,
     edit_json,
     edit_json_lines,
+    edit_parquet,
     edit_safetensors,
     edit_text,
+    packed,
 )
 
+# What a terminal would not show as text.
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-TEXT = "\n\n".join(f"The cat number {n} sat on a mat and saw {n % 7} dogs; naïve, 漢字, don't." for n in range(300))
 
 
 @dataclass(frozen=True)
@@ -44,55 +49,8 @@ class Target:
     read: Callable[[Path], Any]
     #: How often the target is chosen.
     weight: float = 1.0
-
-
-# ---- Examples -------------------------------------------------------------------------------------------------------
-
-
-def make_examples(folder: Path) -> None:
-    """Writes every example; takes some seconds, as a small model is trained."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    import zstandard
-
-    from lmjax.config import Config
-    from lmjax.config.codec import apply_overrides
-    from lmjax.run import launch
-    from tests.interop import gguf_files
-
-    (folder / "text.txt").write_text(TEXT)
-    rows = [{"text": f"row {n} of é", "question": f"{n} + 1", "answer": str(n + 1), "n": n} for n in range(40)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "rows.json").write_text(json.dumps(rows))
-    for name, mark in (("csv", ","), ("tsv", "\t")):
-        lines = [mark.join(rows[0]), *(mark.join(map(str, row.values())) for row in rows)]
-        (folder / f"rows.{name}").write_text("\n".join(lines) + "\n")
-    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
-    table = pa.table({"text": ["a", "b"]})
-    with pa.ipc.new_file(str(folder / "rows.arrow"), table.schema) as file:
-        file.write_table(table)
-    packed = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstandard.ZstdCompressor().compress}
-    for name, compress in packed.items():
-        (folder / f"text.txt.{name}").write_bytes(compress(TEXT.encode()))
-    (folder / "task").mkdir()
-    (folder / "task" / "rows.jsonl").write_text((folder / "rows.jsonl").read_text())
-    task = {"kind": "choose", "prompt": "{question} =", "answer": "{answer}", "choices": ["{answer}", "0"]}
-    (folder / "task" / "task.json").write_text(json.dumps({**task, "rows": "rows.jsonl", "name": "sums"}))
-    graded = {"input": "a", "target_scores": {"x": 1, "y": 0}}
-    bigbench = {"name": "b", "description": "d", "metrics": ["multiple_choice_grade"], "examples": [graded] * 20}
-    (folder / "bigbench.json").write_text(json.dumps({**bigbench, "preferred_score": "multiple_choice_grade"}))
-    gguf_files.small(folder / "model.gguf")
-    changes = (
-        f"data.files=[{folder / 'text.txt'}]", "data.tokenizer.vocab_size=300", "data.validation_fraction=0.1",
-        "model.layers=1", "model.width=16", "model.heads=2", "model.context=32", "batch.tokens=((0,256),)",
-        "batch.microbatch=4", "train.updates=12", "train.evaluate_every=6", "train.baselines=false",
-        "train.sample_tokens=0", "checkpoint.every=6", "optimizer.name=adamw",
-    )  # fmt: skip
-    assert launch.start(apply_overrides(Config(name="fuzz"), changes), folder / "run") == 0
-    (folder / "tokenizer.json").write_bytes((folder / "run" / "tokenizer.json").read_bytes())
-    assert command("export", folder / "run", folder / "hf") == 0
-    words = ("--tasks", folder / "task", "--json", folder / "result.json", "--samples", "--limit", "8")
-    assert command("evaluate", folder / "run", *words) == 0
+    #: Other examples that are put next to it.
+    needs: tuple[str, ...] = ()
 
 
 # ---- Readers --------------------------------------------------------------------------------------------------------
@@ -102,9 +60,9 @@ def command(*words: str | Path) -> int:
     """A complete command in this process; its output is checked and its exit status returned."""
     from lmjax.cli import main
 
-    errors = io.StringIO()
+    output, errors = io.StringIO(), io.StringIO()
     status: Any = None
-    with redirect_stdout(io.StringIO()), redirect_stderr(errors), suppress(BrokenPipeError):
+    with redirect_stdout(output), redirect_stderr(errors), suppress(BrokenPipeError):
         try:
             main.main([str(word) for word in words])
         except SystemExit as error:
@@ -112,10 +70,18 @@ def command(*words: str | Path) -> int:
     text = errors.getvalue()
     assert status in (0, 1, 2), f"status {status}: {text[-500:]}"
     assert "Traceback" not in text, text[-2000:]
-    if status == 2:
-        lines = [line for line in text.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1, f"status 2 with {len(lines)} lines: {text[-2000:]}"
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    # An audit with status 1 lists the problems on stdout.
+    expected = status == 2 or (status == 1 and "WRONG" not in output.getvalue())
+    assert len(lines) == expected, f"status {status} with {len(lines)} lines: {text[-2000:]}"
+    shown = text if words[0] == "generate" else output.getvalue() + text  # else what the model says
+    assert not CONTROL.search(shown), f"control characters: {CONTROL.findall(shown)[:5]} in {shown[-2000:]!r}"
     return status
+
+
+def out(path: Path) -> Path:
+    """The folder that a command may write to."""
+    return path.parents[1] / "out"
 
 
 def plan(path: Path) -> None:
@@ -200,13 +166,16 @@ def read_model(path: Path) -> None:
 
 
 def read_checkpoints(path: Path) -> None:
+    """Reads also a checkpoint whose files do not have the recorded hashes, as a file may change after its check."""
     from lmjax.training import checkpoint
 
     for folder in checkpoint.folders(path / "checkpoints"):
         checkpoint.verify(folder)
+    for folder in checkpoint.folders(path / "checkpoints"):
+        checkpoint.read(folder)
 
 
-def compare(path: Path) -> None:
+def compare_equal(path: Path) -> None:
     from lmjax.evaluation import report
     from lmjax.evaluation.compare import compare_results
 
@@ -214,24 +183,49 @@ def compare(path: Path) -> None:
     compare_results(result, result)
 
 
-def audit(path: Path) -> None:
-    command("audit", path)
+def compare(path: Path) -> int:
+    return command("compare", path, path.parent / "other.json", "--plot", out(path) / "compared.png")
 
 
-def generate(path: Path) -> None:
-    command("generate", path, "--prompt", "The cat", "--max-tokens", "3", "--temperature", "0")
+def audit(path: Path) -> int:
+    return command("audit", path)
 
 
-def evaluate_task(path: Path) -> None:
-    command("evaluate", path.parent / "run", "--tasks", path, "--limit", "3", "--no-cache")
+def replay(path: Path) -> int:
+    return command("audit", path, "--replay", "8:9", "--config", out(path) / "fresh.json")
 
 
-def export(path: Path) -> None:
-    command("export", path, path.parent / "exported")
+def generate(path: Path) -> int:
+    return command("generate", path, "--prompt", "The cat", "--max-tokens", "3", "--temperature", "0")
 
 
-def plot(path: Path) -> None:
-    command("plot", path, "--out", path.parent / "plots")
+def evaluate(path: Path) -> int:
+    result = out(path) / "result.json"
+    return command("evaluate", path, "--tasks", path.parent / "task", "--limit", "2", "--json", result, "--samples")
+
+
+def evaluate_task(path: Path) -> int:
+    return command("evaluate", path.parent / "run", "--tasks", path, "--limit", "3", "--no-cache")
+
+
+def explain_task(path: Path) -> int:
+    return command("evaluate", "--explain", path, "--shots", "2" if path.name == "task" else "0")
+
+
+def export(path: Path) -> int:
+    return command("export", path, out(path) / "exported")
+
+
+def plot(path: Path) -> int:
+    return command("plot", path, "--out", out(path) / "plots")
+
+
+def show_plan(path: Path) -> int:
+    return command("plan", path / "config.json")
+
+
+def print_config(path: Path) -> int:
+    return command("train", path / "config.json", "--print-config")
 
 
 def resume_checks(path: Path) -> None:
@@ -243,10 +237,17 @@ def resume_checks(path: Path) -> None:
 
 CHECKPOINT = "checkpoints/12/"
 FILES = {"rows.jsonl": edit_json_lines, "rows.json": edit_json, "rows.csv": edit_text, "rows.tsv": edit_text,
-         "rows.parquet": edit_bytes, "rows.arrow": edit_bytes}  # fmt: skip
+         "rows.parquet": edit_parquet, "rows.arrow": edit_bytes}  # fmt: skip
+PACKERS = {"gz": (gzip.compress, gzip.decompress), "bz2": (bz2.compress, bz2.decompress),
+           "xz": (lzma.compress, lzma.decompress),
+           "zst": (zstandard.ZstdCompressor().compress, zstandard.ZstdDecompressor().decompress)}  # fmt: skip
 PARTS = {"config.json": edit_json, "journal.jsonl": edit_journal, "metrics.jsonl": edit_json_lines,
          "tokenizer.json": edit_json, CHECKPOINT + "meta.json": edit_json,
          CHECKPOINT + "manifest.json": edit_json}  # fmt: skip
+MODEL = {"config.json": edit_json, "model.safetensors": edit_safetensors, "tokenizer.json": edit_json,
+         "tokenizer_config.json": edit_json, "generation_config.json": edit_json}  # fmt: skip
+INDEX = "model.safetensors.index.json"
+TASKS = ("task", "generate", "perplexity")
 
 TARGETS = [
     Target("run", "config.json", edit_json, lambda run: plan(run / "config.json"), 3),
@@ -256,27 +257,36 @@ TARGETS = [
     Target("run", CHECKPOINT + "manifest.json", edit_json, read_checkpoints),
     Target("run", CHECKPOINT + "meta.json", edit_json, read_checkpoints),
     *(Target(name, "", edit, read_rows) for name, edit in FILES.items()),
-    *(Target(f"text.txt.{kind}", "", edit_bytes, read_packed) for kind in ("gz", "bz2", "xz", "zst")),
+    *(Target(f"text.txt.{kind}", "", packed(*pair, edit_text), read_packed, 0.5) for kind, pair in PACKERS.items()),
+    *(Target(f"rows.jsonl.{kind}", "", packed(*pair, edit_json_lines), read_rows, 0.5)
+      for kind, pair in PACKERS.items()),
     Target("text.txt", "", edit_text, read_lines),
     Target("tokenizer.json", "", edit_json, read_tokenizer, 3),
-    Target("task", "task.json", edit_json, read_task, 2),
-    Target("task", "rows.jsonl", edit_json_lines, read_task),
+    *(Target(task, "task.json", edit_json, read_task) for task in TASKS),
+    *(Target(task, "rows.jsonl", edit_json_lines, read_task, 0.5) for task in TASKS),
     Target("bigbench.json", "", edit_json, read_task),
     Target("hf", "model.safetensors", edit_safetensors, read_weights, 3),
     Target("hf", "config.json", edit_json, read_model, 0.5),
-    Target("model.gguf", "", edit_bytes, read_gguf, 3),
-    Target("result.json", "", edit_json, compare, 2),
+    Target("hf", "tokenizer_config.json", edit_json, read_model, 0.3),
+    Target("shards", INDEX, edit_json, read_model, 0.5),
+    Target("model.gguf", "", edit_header, read_gguf, 3),
+    Target("result.json", "", edit_json, compare_equal, 1),
     # Complete commands
-    *(Target("run", name, edit, audit, 0.08) for name, edit in PARTS.items()),
-    *(Target("run", name, edit, generate, 0.04) for name, edit in PARTS.items()),
-    *(Target("run", name, edit, export, 0.04) for name, edit in PARTS.items()),
-    *(Target("run", name, edit, plot, 0.04) for name, edit in PARTS.items()),
-    Target("hf", "config.json", edit_json, generate, 0.1),
-    Target("hf", "model.safetensors", edit_safetensors, generate, 0.1),
-    Target("hf", "tokenizer.json", edit_json, generate, 0.1),
-    Target("model.gguf", "", edit_bytes, generate, 0.15),
-    Target("task", "task.json", edit_json, evaluate_task, 0.2),
-]
+    *(Target("run", name, edit, read, weight) for name, edit in PARTS.items()
+      for read, weight in ((audit, 0.08), (replay, 0.02), (generate, 0.04), (export, 0.04), (plot, 0.04))),
+    *(Target("run", name, edit, evaluate, 0.03, needs=("task",)) for name, edit in PARTS.items()),
+    *(Target("hf", name, edit, read, 0.05) for name, edit in MODEL.items() for read in (generate, export)),
+    *(Target("hf", name, edit, evaluate, 0.03, needs=("task",)) for name, edit in MODEL.items()),
+    Target("model.gguf", "", edit_header, generate, 0.2),
+    Target("model.gguf", "", edit_header, evaluate, 0.05, needs=("task",)),
+    *(Target(task, "task.json", edit_json, evaluate_task, 0.1, needs=("run",)) for task in TASKS),
+    *(Target(task, "rows.jsonl", edit_json_lines, evaluate_task, 0.05, needs=("run",)) for task in TASKS),
+    *(Target(task, "task.json", edit_json, explain_task, 0.1) for task in TASKS),
+    Target("bigbench.json", "", edit_json, evaluate_task, 0.1, needs=("run",)),
+    Target("result.json", "", edit_json, compare, 0.3, needs=("other.json",)),
+    Target("run", "config.json", edit_json, show_plan, 0.3),
+    Target("run", "config.json", edit_json, print_config, 0.3),
+]  # fmt: skip
 
 
 def choose(rng: random.Random) -> Target:
@@ -287,4 +297,8 @@ def warm_up(examples: Path) -> None:
     """Reads every example unchanged: all must be valid, and imports and compilations are done afterwards."""
     warnings.simplefilter("ignore")
     for example, read in {(target.example, target.read): None for target in TARGETS}:
-        read(examples / example)
+        shutil.rmtree(examples.parent / "out", ignore_errors=True)
+        (examples.parent / "out").mkdir()
+        status = read(examples / example)
+        name = getattr(read, "__name__", "")
+        assert not status, f"{name} {example}: status {status}"

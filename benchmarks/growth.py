@@ -79,13 +79,14 @@ def pieces_without_blanks(folder: Path, n: int) -> Stage:
 
 
 def encoding_without_blanks(folder: Path, n: int) -> Stage:
-    """Letters without a blank that a BPE encodes."""
+    """Letters without a blank that a BPE encodes in the pieces of an ingestion."""
     from lmjax.config import TokenizerConfig
+    from lmjax.data.sources.text import pieces
     from lmjax.data.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(TokenizerConfig(kind="bpe", vocab_size=512), lambda: iter([letters(50_000)]))
     text = letters(n)
-    return lambda: tokenizer.encode(text)
+    return lambda: [tokenizer.encode(piece) for piece, _ in pieces([text])]
 
 
 def labelled_records(folder: Path, n: int) -> Stage:
@@ -116,9 +117,12 @@ def journal_records(folder: Path, n: int) -> Stage:
     path = folder / "journal.jsonl"
     with mock.patch("os.fsync"):  # the input is not what is measured
         records = journal.Journal(path)
-        for i in range(n):
-            records.note(update=i + 1, cursor=i + 1, loss=1.0, grad_norm=1.0)
-            records.write("boundary", wall_step=i + 1, update=i + 1, cursor=i + 1)
+        machine = {"lmjax": "0", "python": "0", "jax": "0", "devices": 1, "platform": "cpu"}
+        start = {"seed": 0, "tokenizer_sha256": "", "data_sha256": "", **machine}
+        records.write("start", wall_step=0, update=0, cursor=0, **start)
+        for i in range(1, n):
+            records.note(update=i, cursor=i, loss=1.0, grad_norm=1.0)
+            records.write("boundary", wall_step=i, update=i, cursor=i, reason="announced change", batch=i)
     return lambda: history.fold(journal.read(path))
 
 
@@ -143,12 +147,12 @@ def baseline(folder: Path, n: int) -> Stage:
 
 def rows_of_a_task(folder: Path, n: int) -> Stage:
     """Rows of an evaluation task, loaded and limited to half."""
-    from lmjax.evaluation import evaluator
+    from lmjax.evaluation import questions
     from lmjax.tasks import catalog
 
     path = folder / "task.jsonl"
     path.write_text("".join(json.dumps({"input": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(n)))
-    return lambda: evaluator.limited(catalog.load(str(path)).documents, n // 2)
+    return lambda: questions.limited(catalog.load(str(path)).documents, n // 2)
 
 
 STAGES: dict[str, tuple[Callable[[Path, int], Stage], int]] = {
@@ -159,9 +163,9 @@ STAGES: dict[str, tuple[Callable[[Path, int], Stage], int]] = {
         (many_small_files, 10_000),
         (ingestion, 10_000_000),
         (vocabulary_of_english, 4_000_000),
-        (vocabulary_without_blanks, 250_000),
-        (pieces_without_blanks, 250_000),
-        (encoding_without_blanks, 1_000_000),
+        (vocabulary_without_blanks, 1_000_000),
+        (pieces_without_blanks, 1_000_000),
+        (encoding_without_blanks, 2_000_000),
         (labelled_records, 50_000),
         (excluded_ranges, 200_000),
         (journal_records, 10_000),

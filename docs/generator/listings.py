@@ -8,7 +8,18 @@ import tomllib
 from generator.project import ROOT, parse, run
 from generator.text import cell, code, escape, markdown, table
 
-FURTHER = ("test_step", "test_elastic", "test_multiprocess", "test_audit", "test_launch")  # outside tests/faults
+FURTHER = (  # outside tests/faults
+    "test_step",
+    "test_elastic",
+    "test_multiprocess",
+    "test_audit",
+    "test_launch",
+    "test_append",
+    "test_manifest",
+    "test_data_faults",
+    "test_environment",
+    "test_untrusted",
+)
 
 
 def presets() -> str:

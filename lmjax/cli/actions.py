@@ -170,6 +170,8 @@ def compare_evaluations(paths: Sequence[Path], *, plot: Path | None = None) -> i
     a, b = (read_json(path) for path in paths)
     with Console() as console:
         compare.print_comparison(compare.compare_results(a, b), console, names=(a.model, b.model))
+        for line in compare.differences(a, b):
+            console.event(line)
         for name, result in (("a", a), ("b", b)):
             for line in notes(result):
                 console.event(f"{name}: {line}")

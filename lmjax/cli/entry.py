@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from lmjax.config import RuntimeConfig, UserError, user_files
-from lmjax.config.errors import RunError, one_line
+from lmjax.config.errors import RunError, one_line, printable
 from lmjax.system import standard_streams
 
 
@@ -46,8 +46,8 @@ def finish(options: argparse.Namespace) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        where = f" {error.filename}:" if error.filename else ""
-        print(f"error:{where} {error.strerror or error}", file=sys.stderr)
+        where = f" {printable(str(error.filename), 500)}:" if error.filename else ""
+        print(f"error:{where} {printable(str(error.strerror or error))}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to continue", file=sys.stderr)

@@ -49,14 +49,15 @@ def _plan(options: argparse.Namespace) -> int:
 def plot_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lmjax plot`."""
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories; all runs share one picture")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to draw (default: plots/ of the first run)")
+    where = "folder of the pictures (default: plots/ of the run; of several runs, plots/overlaid/ of the first)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=where)
     parser.set_defaults(function=_plot)
 
 
 def _plot(options: argparse.Namespace) -> int:
     from lmjax.run import curves
 
-    for path in curves.draw(options.runs, options.out or options.runs[0] / "plots"):
+    for path in curves.draw(options.runs, options.out):
         print(path)
     return 0
 

@@ -33,10 +33,10 @@ def explain_task(name: str, count: int, *, balanced: bool, described: bool, allo
     document = task.documents[0]
     prompt = shots.render_prompt(task, document, count, balanced=balanced, described=described)
     with Console() as console:
-        console.table(f"settings of {task.config.name} (those that differ from the default)", _settings(task.config))
+        console.table(f"changed settings of {task.config.name}", _settings(task.config))
         console.table("counts", _counts(task))
-        console.text(f"prompt of document {document.id} with {count} examples", prompt)
-        console.text("after it" if document.answers else "", "\n".join(_answers(task.config, document)))
+        console.text(f"prompt of document {document.id} at {count} shots", prompt)
+        console.text(_answers_title(task.config, document), "\n".join(_answers(task.config, document)))
     return 0
 
 
@@ -55,7 +55,7 @@ def _counts(task: Task) -> list[tuple[str, int]]:
         "pool of examples": len(task.pool),
         "fixed examples": len(task.fixed),
         "documents with own examples": sum(bool(document.examples) for document in documents),
-        "labels (groups)": len(task.groups) if config.kind != "perplexity" else 0,
+        "labels in the pool": len(task.groups) if config.kind != "perplexity" else 0,
         "characters of the longest prompt": max(len(document.prompt) for document in documents),
         "characters of the longest answer": max((len(a) for d in documents for a in d.answers), default=0),
     }
@@ -64,6 +64,12 @@ def _counts(task: Task) -> list[tuple[str, int]]:
             all(any(stop in answer for stop in config.stop) for answer in document.answers) for document in documents
         )
     return [(name, count) for name, count in counts.items() if count]
+
+
+def _answers_title(config: TaskConfig, document: Document) -> str:
+    if config.kind == "perplexity":
+        return "scored"
+    return "choices" if document.choices else "accepted answers"
 
 
 def _answers(config: TaskConfig, document: Document) -> list[str]:

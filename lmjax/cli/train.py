@@ -53,7 +53,7 @@ def train_arguments(parser: argparse.ArgumentParser, program: str = "lmjax train
 
 def preset_table() -> str:
     """Return the table of configurations, for the help text."""
-    width = max(map(len, presets.names()))
+    width = max(map(len, presets.names()), default=0)
     lines = (f"  {name:<{width}}  {summary}" for name, (_, summary) in presets.names().items())
     return "configurations:\n" + "\n".join(lines) + "\n"
 

@@ -8,7 +8,7 @@ The syntax is the common part of Python's `re` and of Oniguruma, which tokenizer
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -17,6 +17,7 @@ from lmjax.config.errors import UserError
 LONGEST = 10_000  # characters of an expression
 DEEPEST = 50  # groups inside each other
 REPEATS = 1000  # largest finite number of repetitions
+RETRIES = 32  # combinations of lengths of bounded repetitions that a search tries, where `unbounded` is finite
 OPTIONAL = 20  # parts of varying length in an alternative
 
 _PROBES = "".join(map(chr, range(0x250))) + "αβΑяЯאع५一あ\u2003\u200b"
@@ -45,7 +46,8 @@ def check_expression(pattern: str, where: str, *, unbounded: float = inf) -> Non
     Args:
         pattern: The expression.
         where: The file and key that it comes from, for the message.
-        unbounded: Maximum number of unbounded repetitions in one alternative; it bounds the degree of the time.
+        unbounded: Maximum number of unbounded repetitions in one alternative; it bounds the degree of the time. If it
+            is finite, two of them that can match the same characters must not precede a part that can fail.
 
     Raises:
         UserError: The expression is too long or too deep, refers to a group, or repeats something that can match one
@@ -71,8 +73,24 @@ def check_expression(pattern: str, where: str, *, unbounded: float = inf) -> Non
             )
         if any(_unbounded(branch) > unbounded for branch in branches):
             raise refuse(f"has more than {unbounded} unbounded repetitions in one alternative; write it shorter")
+        if unbounded < inf:
+            _check_retries(branches, probes, refuse)
         if any(sum(part.least != part.most for part in _all(branch)) > OPTIONAL for branch in branches):
             raise refuse(f"has more than {OPTIONAL} parts of varying length in one alternative; write it shorter")
+
+
+def _check_retries(branches: "list[list[_Item]]", probes: str, refuse: Callable[[str], UserError]) -> None:
+    """Raise UserError if the search of a part that fails retries repetitions in too many ways."""
+    if any(_retried(branch, probes, can_fail=False) is None for branch in branches):
+        raise refuse(
+            "repeats the same characters twice before a part that can fail, such as a*a*b, which takes cubic time; "
+            "write it with one repetition"
+        )
+    if any(_ways(branch, can_fail=False) > RETRIES for branch in branches):
+        raise refuse(
+            f"has parts of varying length before a part that can fail, with more than {RETRIES} combinations of "
+            "lengths; write it shorter"
+        )
 
 
 # ---- Syntax -----------------------------------------------------------------------------------------------------
@@ -225,6 +243,39 @@ def _unbounded(branch: Sequence[_Item]) -> float:
         inside = max(map(_unbounded, item.branches), default=0)
         count += (inside if item.most == inf else inside * max(item.most, 1)) + (item.most == inf)
     return count
+
+
+def _retried(branch: Sequence[_Item], probes: str, *, can_fail: bool) -> set[str] | None:
+    """Return the characters that unbounded repetitions match before a part that can fail.
+
+    A search tries such a repetition again with every smaller length. None: two of them match the same characters, so
+    that the time of one start is quadratic.
+    """
+    retried: set[str] = set()
+    for item in reversed(branch):
+        repeated = item.most == inf
+        alternatives = [_retried(part, probes, can_fail=can_fail or repeated) for part in item.branches]
+        if any(characters is None for characters in alternatives):
+            return None
+        characters = set[str]().union(*(part for part in alternatives if part))
+        if repeated and can_fail:
+            characters |= set[str]().union(*(_matches(part.atom, probes) for part in _all([item]) if part.atom))
+        if characters & retried or (characters and 1 < item.most < inf and item.branches):
+            return None
+        retried |= characters
+        can_fail = can_fail or item.least > 0
+    return retried
+
+
+def _ways(branch: Sequence[_Item], *, can_fail: bool) -> float:
+    """Count the lengths that bounded repetitions before a part that can fail have together."""
+    ways = 1.0
+    for item in reversed(branch):
+        inside = max((_ways(part, can_fail=can_fail) for part in item.branches), default=1.0)
+        ways *= min(inside, 1e6) ** min(max(item.most, 1), 100 if item.most < inf else 1)
+        ways *= item.most - item.least + 1 if can_fail and item.most < inf else 1
+        ways, can_fail = min(ways, 1e6), can_fail or item.least > 0
+    return ways
 
 
 def _all(items: Sequence[_Item]) -> Iterator[_Item]:

@@ -70,7 +70,8 @@ def parse_json(
     except _Refused as error:
         raise UserError(f"{where} has {error}") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in content.strip() else f"column {error.colno}"
+        raise UserError(f"{where} is not JSON: {error.msg} ({place})") from None
     except RecursionError:
         too_deep, value = True, None
     except MemoryError:

@@ -126,6 +126,8 @@ def _by_name(name: str) -> Config:
         return _call(functions[function], path)
     if "/" in stem or "\\" in stem or Path(stem).is_file():
         problem = "it is neither a .py file nor a .json file" if Path(stem).exists() else "there is no such file"
+        if (Path(stem) / "config.json").is_file():
+            problem = f"it is a folder; use {Path(stem) / 'config.json'}"
         raise UserError(f"cannot read the configuration {name}: {problem}")
     presets = names()
     if name not in presets:

@@ -139,6 +139,11 @@ def size(low: int) -> Range:
     return Range(lambda value: low <= value <= INT32, rule, f">= {low}")
 
 
+def device_count() -> Range:
+    """Numbers of virtual devices; JAX takes half a minute and a gigabyte for 1,024 of them."""
+    return Range(lambda value: 0 <= value <= 1024, "must be an integer from 0 to 1024", "[0, 1024]")
+
+
 def axis_size() -> Range:
     """Sizes of a mesh axis: -1, the remaining devices, or at least 1."""
     return Range(

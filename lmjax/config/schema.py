@@ -15,6 +15,7 @@ from lmjax.config.ranges import (
     axis_size,
     batch_points,
     compiler_flags,
+    device_count,
     distinct_counts,
     expected_results,
     folder_name,
@@ -295,7 +296,7 @@ class RuntimeConfig:
     #: need less. `system` changes nothing.
     allocator: Literal["pool", "keep", "system"] = "pool"
     #: Number of virtual CPU devices, each with a part of the threads (0: one device).
-    host_devices: Annotated[int, size(0)] = 0
+    host_devices: Annotated[int, device_count()] = 0
     #: Flags of XLA, as in `runtime.xla_flags=[--xla_cpu_max_isa=AVX2]`. XLA ends the process at an unknown flag.
     xla_flags: Annotated[tuple[str, ...], compiler_flags()] = ()
     #: Flags of XLA for machines with a GPU. The defaults overlap communication with computation, and use Triton's

@@ -124,6 +124,15 @@ def _check_model(model: dict[str, Any], where: str) -> None:
     longest = model.get("max_input_chars_per_word", 0)
     if not isinstance(longest, int) or longest > _LONGEST_WORD:
         raise UserError(f"{where}: model.max_input_chars_per_word is not a number up to {_LONGEST_WORD}")
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):  # a list numbers its tokens; the library checks the types of ids
+        token_of: dict[Any, str] = {}
+        for token, id in vocabulary.items():
+            if isinstance(id, int) and token_of.setdefault(id, token) != token:
+                raise UserError(
+                    f"{where}: model.vocab gives the tokens {token_of[id][:40]!r} and {token[:40]!r} one id, {id}; "
+                    "give each token its own id"
+                )
 
 
 def _is_token(token: Any) -> bool:

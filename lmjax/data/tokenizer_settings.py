@@ -46,7 +46,7 @@ EFFECTS: Mapping[str, str] = {
     "fix_mistral_regex": "refused if true: the expression is then not the one in tokenizer.json",
     "auto_map": "refused if it names the code of a tokenizer and tokenizer_class is none of the classes above",
     "chat_template": "no effect on text; written by an export",
-    "clean_up_tokenization_spaces": "no effect: transformers ignores it for BPE, and word pieces are cleaned up anyway",
+    "clean_up_tokenization_spaces": "no effect: transformers ignores it for BPE, and a word piece is cleaned up alone",
     "split_special_tokens": "no effect: lmjax splits special tokens in text unless it is asked to recognize them",
     "model_max_length": "no effect: the context of the model counts; written by an export",
     "model_input_names": "no effect; written by an export",

@@ -121,9 +121,9 @@ def load(parts: tuple[Path, ...], end_of_text: str, special: Sequence[str] = BER
     with library_errors(what, quiet=True):
         if len(parts) == 2:
             return _gpt2(*parts, *contents)
-        if parts[0].suffix == ".tiktoken":
+        if parts[0].suffix.lower() == ".tiktoken":
             return _tiktoken(parts[0], contents[0], end_of_text)
-        if parts[0].suffix == ".txt":
+        if parts[0].suffix.lower() == ".txt":
             return _vocab_txt(parts[0], contents[0], special)
         check_json(contents[0], what)
         return Backend.from_str(contents[0].decode())
@@ -137,7 +137,7 @@ def files(path: Path) -> tuple[Path, ...]:
     if not path.exists():
         raise paths.missing(path)
     if path.is_file():
-        if path.suffix not in (".json", ".tiktoken") and not path.name.endswith(_WORD_PIECES):
+        if path.suffix.lower() not in (".json", ".tiktoken") and not path.name.endswith(_WORD_PIECES):
             raise UserError(f"'{path}' is no tokenizer: give a tokenizer.json, a .tiktoken, a vocab.txt, or a folder")
         return (path,)
     choices = [

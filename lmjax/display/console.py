@@ -134,10 +134,12 @@ class Console:
 
     def table(self, title: str, rows: Sequence[Sequence[Any]], header: Sequence[str] = ()) -> None:
         """Print a table; with a header, all columns but the first are right-aligned."""
-        table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = Table(
+            title=printable(title) or None, title_justify="left", title_style="bold", box=None, pad_edge=False
+        )
         table.show_header = bool(header)
         for i in range(max([len(header), *map(len, rows)])):
-            name = header[i] if i < len(header) else ""
+            name = printable(header[i]) if i < len(header) else ""
             table.add_column(name, justify="right" if header and i else "left", overflow="fold")
         for row in rows:
             table.add_row(*(printable(str(cell)) for cell in row))
@@ -148,7 +150,7 @@ class Console:
         """Print a titled, indented block of text, such as a sample, without control characters."""
         width = max(self._rich.width - 2, 20)
         self._print("")
-        self._rich.print(Text(title, style="bold"))
+        self._rich.print(Text(printable(title), style="bold"))
         for line in printable(body).splitlines() or [""]:
             for part in Text(line).wrap(self._rich, width) or [Text("")]:
                 self._print("  " + part.plain.rstrip())

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ EXACT = 16  # with at most this number of differing documents the test enumerate
 FLIPS = 10_000  # random sign flips otherwise; the standard error of a p-value is at most 0.005
 MOST = 2000  # tasks and numbers of shots
 BLOCK = 1 << 22  # random signs in memory
+_LISTED = 5  # tasks in a message
 _LARGE = 10_000  # documents that only one model answers correctly, from which McNemar's test uses logarithms
 
 
@@ -84,6 +85,36 @@ def compare_results(a: Result, b: Result) -> list[Row]:
             "evaluate both with the same tasks, shots and shot seeds"
         )
     return rows
+
+
+def differences(a: Result, b: Result) -> list[str]:
+    """Say what differs between two results besides the model.
+
+    These are tasks that only one has, the settings of the evaluation, and the configurations of the tasks.
+    """
+    lines = []
+    for name, only in (("a", a.groups().keys() - b.groups().keys()), ("b", b.groups().keys() - a.groups().keys())):
+        if only:
+            listed = ", ".join(f"{task} at {shots} shots" for task, shots in sorted(only)[:_LISTED])
+            lines.append(f"only {name} has {listed}{' ...' if len(only) > _LISTED else ''}; not compared")
+    settings_a, settings_b = (dict(result.settings) | _first_token(result) for result in (a, b))
+    names = [name for name in settings_a if name in settings_b and name != "shots"]
+    lines += _unequal("", [(name, settings_a[name], settings_b[name]) for name in names])
+    for task in [task for task in a.tasks if task in b.tasks]:
+        configs = asdict(a.tasks[task]), asdict(b.tasks[task])
+        lines += _unequal(f"{task}: ", [(name, configs[0][name], configs[1][name]) for name in configs[0]])
+    return lines
+
+
+def _first_token(result: Result) -> dict[str, Any]:
+    """What precedes a text without context, if it was chosen and not left to the model."""
+    chosen = result.settings.get("first_token", "model") != "model"
+    return {"first token": result.facts["first_token"]} if chosen and "first_token" in result.facts else {}
+
+
+def _unequal(where: str, values: Sequence[tuple[str, Any, Any]]) -> list[str]:
+    listed = ", ".join(f"{name} is {a!r:.60} and {b!r:.60}" for name, a, b in values if a != b)
+    return [f"{where}the settings of a and b differ: {listed}"] if listed else []
 
 
 # ---- Pairs ------------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Evaluation of in-context learning during training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import nan
 
-from lmjax.config import EvaluateConfig, InContextConfig
+from lmjax.config import EvaluateConfig, InContextConfig, UserError
+from lmjax.config.errors import one_line
 from lmjax.inference.language_model import LanguageModel
 from lmjax.tasks import catalog
 from lmjax.tasks.spec import Task
@@ -28,20 +29,62 @@ def load(names: Sequence[str], trained_on: InContextConfig | None, *, allow_hub:
     ]
 
 
-def measure(lm: LanguageModel, loaded: Sequence[Task], config: EvaluateConfig) -> dict[str, float]:
+def check(loaded: Sequence[Task], limit: int | None) -> None:
+    """Check that generated texts leave space for the prompts.
+
+    Args:
+        loaded: The tasks.
+        limit: Context of the model in tokens; None: unlimited.
+
+    Raises:
+        UserError: A task asks for as many tokens as the context has.
+    """
+    for task in loaded:
+        config = task.config
+        if limit is not None and config.kind == "generate" and config.max_tokens >= limit:
+            raise UserError(
+                f"evaluate.tasks: the task '{config.name}' generates max_tokens = {config.max_tokens} tokens, which "
+                f"leaves no space for its prompts in model.context={limit}; increase the context, or leave out the task"
+            )
+
+
+def measure(
+    lm: LanguageModel,
+    loaded: Sequence[Task],
+    config: EvaluateConfig,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, float]:
     """The main metric of each task and number of examples, by name `val_TASK_SHOTS_shot`.
 
-    All are NaN if a log-probability is not a number: a run that diverged has no accuracy.
+    If the evaluation fails, each task is evaluated alone, and the metrics of those that fail are NaN: a run that
+    diverged has no accuracy, and its evaluation does not end it.
+
+    Args:
+        lm: The model.
+        loaded: The tasks.
+        config: The settings.
+        report: Receives a line about each task that fails for another reason than numbers that are not finite.
     """
-    from lmjax.evaluation import evaluator, scoring  # imported late: most runs do not use it
+    from lmjax.evaluation import scoring  # imported late: most runs do not use it
+    from lmjax.inference.generate import NotFinite
+
+    try:
+        return _measured(lm, loaded, config)
+    except UserError as error:
+        if len(loaded) > 1:
+            scores = (measure(lm, [task], config, report) for task in loaded)
+            return {name: value for part in scores for name, value in part.items()}
+        if not isinstance(error, scoring.NoScore | NotFinite):
+            report(f"{one_line(error)}; the metrics of the task are NaN")
+        return {f"val_{task.config.name}_{shots}_shot": nan for task in loaded for shots in config.shots}
+
+
+def _measured(lm: LanguageModel, loaded: Sequence[Task], config: EvaluateConfig) -> dict[str, float]:
+    from lmjax.evaluation import evaluator
     from lmjax.evaluation.settings import Settings
     from lmjax.evaluation.task_metrics import PRIMARY
 
-    settings = Settings(shots=config.shots, limit=config.limit)
-    try:
-        scores = evaluator.evaluate(lm, loaded, settings).scores()
-    except scoring.NoScore:
-        return {f"val_{task.config.name}_{shots}_shot": nan for task in loaded for shots in config.shots}
+    scores = evaluator.evaluate(lm, loaded, Settings(shots=config.shots, limit=config.limit)).scores()
     kinds = {task.config.name: task.config.kind for task in loaded}
     return {
         f"val_{name}_{shots}_shot": metrics[PRIMARY[kinds[name]]].value for (name, shots), metrics in scores.items()

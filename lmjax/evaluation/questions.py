@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from lmjax.config import UserError
 from lmjax.evaluation import scoring, task_metrics
 from lmjax.evaluation.results import Response, Sample
@@ -37,6 +39,8 @@ class Question:
     asked: dict[str, list[Request]] = field(default_factory=dict)
     #: Ids of the prompt that fit, for a task of kind `generate`.
     ids: tuple[int, ...] = ()
+    #: Bytes of the first token of a perplexity, if it is not predicted because nothing precedes it.
+    unpredicted: int = 0
     #: Maximum number of tokens of the prompt and of an answer that did not fit.
     cut: tuple[int, int] = (0, 0)
 
@@ -93,7 +97,9 @@ class Question:
                 return task_metrics.generate(str(answers[0]), document.answers, **named)
             case "perplexity":
                 tokens = sum(len(request.continuation) for request in self.asked["text"])
-                return task_metrics.perplexity(float(answers[0][0]), document.prompt, tokens=tokens)
+                measures = task_metrics.perplexity(float(answers[0][0]), document.prompt, tokens=tokens)
+                words = measures["words"] if tokens else 0.0
+                return measures | {"words": words, "bytes": measures["bytes"] - self.unpredicted}
 
 
 def _row(responses: Mapping[str, Response], name: str) -> list[Response]:
@@ -203,7 +209,10 @@ def _with_requests(lm: LanguageModel, question: Question, settings: Settings) ->
     asked = _requests(lm, question.task, question.document, question.prompt, settings)
     cuts = [scoring.cut(request, limit) for listed in asked.values() for request in listed]
     most = (max((lost for lost, _ in cuts), default=0), max((lost for _, lost in cuts), default=0))
-    return replace(question, asked=asked, cut=most)
+    first: list[int] = []
+    if question.task.config.kind == "perplexity" and not lm.before():
+        first = lm.encode(question.document.prompt)[:1]
+    return replace(question, asked=asked, cut=most, unpredicted=lm.tokenizer.nbytes(np.array(first, np.int64)))
 
 
 def limited(documents: Sequence[Document], limit: int) -> list[Document]:

@@ -87,9 +87,8 @@ def notes(result: Result) -> list[str]:
                 )
     for task, counts in result.facts.get("unreachable", {}).items():
         stop, length = counts.get("stop", 0), counts.get("max_tokens", 0)
-        reasons = [f"{stop} contain a stop"] * bool(stop) + [f"{length} have more tokens than max_tokens"] * bool(
-            length
-        )
+        reasons = [f"{stop} contain a stop"] * bool(stop)
+        reasons += [f"{length} have more tokens than max_tokens (raise it with --max-tokens)"] * bool(length)
         lines.append(f"{task}: no generated text can equal the answers of some documents: {', '.join(reasons)}")
     for task, metrics in result.facts.get("not_computed", {}).items():
         lines.append(f"{task}: metrics of the task that are not computed: {', '.join(metrics)}")

@@ -1,6 +1,7 @@
 """Settings of an evaluation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from lmjax.config import UserError
 from lmjax.inference.language_model import FirstToken
@@ -32,10 +33,15 @@ class Settings:
     max_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if not self.shots or min(self.shots) < 0 or len(set(self.shots)) < len(self.shots):
-            raise UserError(f"shots={list(self.shots)}: numbers of examples must be distinct and at least 0")
-        if self.seeds < 1 or self.limit < 0:
-            raise UserError(f"seeds={self.seeds} must be at least 1, and limit={self.limit} at least 0")
-        for name in ("window", "max_tokens"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1 (or 0: not set)")
+        counts = self.shots if isinstance(self.shots, list | tuple) else ()
+        if not counts or not all(_is_count(shots) for shots in counts) or len(set(counts)) < len(counts):
+            raise UserError(f"shots={self.shots!r}: numbers of examples must be distinct integers and at least 0")
+        for name in ("seeds", "limit", "window", "max_tokens"):
+            value = getattr(self, name)
+            if not _is_count(value) or (name == "seeds" and value == 0):
+                rule = "at least 1" + " (or 0: not set)" * (name != "seeds")
+                raise UserError(f"{name}={value!r} must be {rule}, and an integer")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31

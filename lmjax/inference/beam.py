@@ -14,6 +14,7 @@ A hypothesis ends with the token `end`, or with its T-th token. Its score is the
 
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple
 
 import jax
@@ -218,13 +219,21 @@ def translate(
         length_penalty: Exponent of the length penalty.
 
     Raises:
-        UserError: `beams` or `max_length` is below 1, or `length_penalty` is negative.
+        UserError: `beams` or `max_length` is below 1, `length_penalty` is negative or not finite, or the logits of the
+            model are not finite numbers.
     """
     _check(beams, max_length)
-    if length_penalty < 0:
-        raise UserError(f"length_penalty={length_penalty} must not be negative")
+    if not 0 <= length_penalty < inf:
+        raise UserError(f"length_penalty={length_penalty} must be finite and not negative")
     sizes = begin, end, max_length, beams
-    return np.asarray(_translate(model, params, source_BS, source_mask_BS, *sizes, length_penalty))
+    ids_BT, score_B = jax.device_get(_translate(model, params, source_BS, source_mask_BS, *sizes, length_penalty))
+    wrong_B = ~np.isfinite(score_B) & np.any(source_mask_BS, axis=1)
+    if wrong_B.any():
+        raise UserError(
+            f"the translation of source {np.flatnonzero(wrong_B)[0]} has a score that is not a finite number; the "
+            "weights of the model are damaged or exceed its dtype"
+        )
+    return ids_BT
 
 
 @partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
@@ -238,7 +247,7 @@ def _translate(
     max_length: int,
     beams: int,
     length_penalty: Array,
-) -> Array:
+) -> tuple[Array, Array]:
     apply = partial(model.apply, {"params": params})
     memory_BSD = apply(source_BS, source_mask_BS=source_mask_BS, method="encode")
 
@@ -248,7 +257,7 @@ def _translate(
         return logits_NV, {"mask": mask_NS, "states": states}
 
     cache = {"mask": source_mask_BS, "states": apply(memory_BSD, max_length, method="start")}
-    ids_BKT, _ = beam_search(
+    ids_BKT, scores_BK = beam_search(
         step,
         cache,
         rows=source_BS.shape[0],
@@ -258,4 +267,4 @@ def _translate(
         max_length=max_length,
         length_penalty=length_penalty,
     )
-    return ids_BKT[:, 0]
+    return ids_BKT[:, 0], scores_BK[:, 0]

@@ -23,6 +23,13 @@ from lmjax.system.seeds import random_key
 CHUNK = 32  # tokens that the device decodes before the host reads them
 
 
+class NotFinite(UserError):
+    """Logits that are not finite numbers, from which no token can be chosen."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's logits are not finite numbers; its weights are damaged or exceed its dtype")
+
+
 def generate(
     lm: LanguageModel,
     prompts: Sequence[str | Sequence[int]],
@@ -43,6 +50,7 @@ def generate(
 
     Raises:
         UserError: The tokenizer cannot encode a prompt, or the model has no row for an id.
+        NotFinite: The logits of a prompt are not finite.
     """
     texts, shown = [""] * len(prompts), [0] * len(prompts)
     ids = [lm.ids(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
@@ -94,6 +102,7 @@ def continue_ids(
 
     Raises:
         UserError: A prompt is empty, or has an id that the model does not know.
+        NotFinite: The logits of a row are not finite.
     """
     _check(prompts, model.config.vocab_size)
     context, done = incremental.limit(model.config), 0
@@ -134,7 +143,7 @@ def _before_end(tokens: list[int], ends: Sequence[int]) -> tuple[list[int], bool
     """The tokens before the first one that ends a text, and whether there is one."""
     end = next((i for i, token in enumerate(tokens) if token in ends), None)
     if -1 in tokens[:end]:
-        raise UserError("the model's logits are not finite numbers; its weights are damaged or exceed its dtype")
+        raise NotFinite()
     return tokens[:end], end is not None
 
 

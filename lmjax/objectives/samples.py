@@ -92,6 +92,10 @@ class Samples(ABC):
         """Number of training tokens in an epoch."""
         return sum(len(tokens.ids) for tokens in self.store.sources)
 
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return the epochs of each source of a mixture in `samples`; empty without one."""
+        return {}
+
     def describe(self) -> list[str]:
         """Describe the prepared data, one line per fact."""
         store = self.store

@@ -98,6 +98,14 @@ class TextSamples(Samples):
         shares = [row for start, row in self.order.shares if start <= max(samples - 1, 0)]
         return dict(zip(self.labels, shares[-1], strict=True)) if self.labels else {}
 
+    def epochs(self, samples: int) -> dict[str, float]:
+        """Return the epochs of each source of a mixture in `samples`; empty without one."""
+        starts, shares = zip(*self.order.shares, strict=True)
+        lengths = np.diff(np.minimum([*starts, samples], samples))
+        tokens = (lengths @ np.asarray(shares)) * self.config.model.context
+        sizes = [len(source.ids) for source in self.store.sources]
+        return dict(zip(self.labels, tokens / sizes, strict=True)) if self.labels else {}
+
     def by_source(self, number: int, rows: Batch) -> dict[str, Batch]:
         """Return validation batch `number` once for each source of a mixture that it has.
 

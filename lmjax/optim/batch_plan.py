@@ -159,5 +159,5 @@ def _check_batch(batch: BatchConfig, train: TrainConfig, unit: int) -> None:
         )
         raise UserError(
             f"batch.tokens = {smallest} is less than one microbatch: batch.microbatch = {batch.microbatch} "
-            f"sequences of {context} tokens are {unit}; {advice}"
+            f"sequences of {context} tokens (the context) are {unit}; {advice}"
         )

@@ -20,6 +20,7 @@ from lmjax.data.order.order import Order
 from lmjax.data.store.store import Store
 from lmjax.data.tokenizer import load_tokenizer
 from lmjax.evaluation import in_training
+from lmjax.inference import incremental
 from lmjax.models import registry
 from lmjax.objectives.objective import Objective
 from lmjax.objectives.registry import build_objective, objective_without_data
@@ -187,7 +188,9 @@ def check(config: Config) -> None:
     if isinstance(config.data, DataConfig):
         check_weights(config.data)
     _parts(config)
-    in_training.load(config.evaluate.tasks, trained_in_context(config))
+    tasks = in_training.load(config.evaluate.tasks, trained_in_context(config))
+    if tasks:
+        in_training.check(tasks, incremental.limit(config.model))
 
 
 def resolve(config: Config, vocab_size: int) -> Config:

@@ -4,7 +4,6 @@
 state.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,8 @@ from lmjax.display.figures import (
 from lmjax.evaluation.shot_curves import emergence
 from lmjax.training.metrics import read
 
+_LARGEST = 1e100  # of a value; the sums and products of a figure stay finite
+_MOST_SKIPPED = 1000  # updates of a record
 BASELINES = (
     ("kneser_ney_5gram_bits_per_byte", "Kneser-Ney 5-gram", (0, (6, 2))),
     ("unigram_bits_per_byte", "byte unigram", (0, (1, 1.5))),
@@ -78,7 +79,7 @@ def draw(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> list[
 
     Args:
         run_dirs: The run directories.
-        out: Default: `plots/` of the run; for several runs, `plots/` of the working directory.
+        out: Default: `plots/` of the run; for several runs, `plots/overlaid/` of the first.
 
     Returns:
         The paths of the files.
@@ -87,7 +88,7 @@ def draw(run_dirs: Sequence[str | Path], out: str | Path | None = None) -> list[
         UserError: A directory is not a run or has no metrics yet, or the pictures cannot be written.
     """
     runs = load(run_dirs)
-    folder = Path(out) if out else (Path(run_dirs[0]) / "plots" if len(runs) == 1 else Path("plots"))
+    folder = Path(out) if out else Path(run_dirs[0]) / "plots" / ("overlaid" if len(runs) > 1 else "")
     figures = {"loss.png": loss_figure(runs), "health.png": health_figure(runs)}
     shots = emergence(runs[0].validation) if len(runs) == 1 else None
     return [save(figure, folder / name) for name, figure in (figures | ({"shots.png": shots} if shots else {})).items()]
@@ -129,7 +130,7 @@ def _load(run_dir: Path, name: str) -> Run:
         validation=validation,
         baselines={k: v for k, v in baselines.items() if _finite(v)},
         nats=float(ratios[-1]) if len(ratios) else None,
-        context=context if isinstance(context, int) else 0,
+        context=context if isinstance(context, int) and 0 <= context < 1 << 31 else 0,
         rejected=_rejected(run_dir / "journal.jsonl", train),
         not_finite={key: _broken(records, key) for key in ("loss", "val_loss", "grad_norm")},
         tokenizer=tokenizer.read_bytes() if (tokenizer := run_dir / "tokenizer.json").is_file() else None,
@@ -152,9 +153,10 @@ def _rejected(journal: Path, train: dict[str, np.ndarray]) -> np.ndarray:
     """Return the updates with a rejected batch, from the journal or else from `skipped`."""
     if journal.exists():
         lines = [_parse(line) for line in journal.read_bytes().splitlines()]
-        return np.array([r["update"] for r in lines if r.get("event") == "suspect" and _finite(r.get("update"))])
+        updates = [r["update"] for r in lines if r.get("event") == "suspect" and _finite(r.get("update"))]
+        return np.array(updates, np.float64)
     skipped = np.nan_to_num(train.get("skipped", np.zeros(len(train["update"]))))
-    return np.repeat(train["update"], skipped.astype(int))
+    return np.repeat(train["update"], np.clip(skipped, 0, _MOST_SKIPPED).astype(int))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # an integer may be larger
+    return isinstance(value, int | float) and abs(value) <= _LARGEST
 
 
 # ---- Loss -------------------------------------------------------------------------------------------------------

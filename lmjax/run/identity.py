@@ -19,7 +19,7 @@ from lmjax.journal.journal import Journal
 from lmjax.parallel.mesh import describe_mesh
 from lmjax.run import build
 from lmjax.run.build import Run
-from lmjax.system import machine
+from lmjax.system import machine, paths
 
 _SAME_CONTENT = ("data.cache", "data.exclude", "data.shuffle", "data.packed", "data.mixture_changes")
 
@@ -44,15 +44,18 @@ def absolute(config: Config) -> Config:
         data = dataclasses.replace(data, mixture=mixture)
     else:
         data = dataclasses.replace(data, validation_files=tuple(map(_absolute, data.validation_files)))
-    data = dataclasses.replace(data, files=tuple(map(_absolute, data.files)), tokenizer=choice)
+    files, folder = tuple(map(_absolute, data.files)), _absolute(data.cache)
+    data = dataclasses.replace(data, files=files, tokenizer=choice, cache=folder)
     runtime = dataclasses.replace(config.runtime, compilation_cache=cache if cache == "off" else _absolute(cache))
     config = dataclasses.replace(config, data=data, init_from=_absolute(config.init_from), runtime=runtime)
     return dataclasses.replace(config, extensions=extensions.recorded(config))
 
 
 def _absolute(name: str) -> str:
-    """Return the absolute form of a path; an empty path stays empty."""
-    return os.path.abspath(os.path.expanduser(name)) if name else ""
+    """Return the absolute form of a local path; other names stay, to be refused as given."""
+    if not name.strip() or (paths.is_remote(name) and not os.path.lexists(name)):
+        return name
+    return os.path.abspath(os.path.expanduser(name))
 
 
 def allowed_changes(saved: Config, config: Config, allow: Sequence[str]) -> list[str]:

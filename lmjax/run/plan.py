@@ -101,21 +101,33 @@ def _run(run: Run) -> list[tuple[str, str]]:
     config, plan = run.config, run.plan
     total = run.flops_per_token * plan.tokens
     seconds = total / (run.peak_flops * EXPECTED_UTILISATION)
-    epoch = run.tokens_per_epoch
-    epochs = f" ({plan.tokens / epoch:.2f} epochs of {quantity(epoch)})" if epoch else ""
     every, evaluate_every = config.checkpoint.every, config.train.evaluate_every
     saves = _times(plan.updates - 1, every) + 1
     evaluations = _times(plan.updates - 1, evaluate_every) + 1
     return [
         ("updates", f"{plan.updates:,}"),
-        ("tokens", f"{plan.tokens:,}{epochs}"),
+        *_tokens(run),
         ("FLOPs", f"{total:.3g} ({quantity(run.flops_per_token)} a token)"),
-        ("devices", f"{run.mesh.size}, together {quantity(run.peak_flops)}FLOP/s at most"),
+        ("devices", f"{run.mesh.size}, together {quantity(run.peak_flops, 'FLOP/s')} at most"),
         ("expected time", f"{duration(seconds)} at {EXPECTED_UTILISATION:.0%} of that, without evaluations"),
         ("checkpoints", f"{saves}: {_when(every)}"),
         ("evaluations", f"{evaluations}: {_when(evaluate_every)}"),
         *_average(config, plan.updates),
     ]
+
+
+def _tokens(run: Run) -> list[tuple[str, str]]:
+    """Return the rows of the tokens, and of the epochs: those of each source, for a mixture."""
+    tokens, epoch = run.plan.tokens, run.tokens_per_epoch
+    by_source = run.samples.epochs(int(run.plan.sequences.sum())) if epoch else {}
+    if not by_source:
+        return [("tokens", f"{tokens:,}" + (f" ({tokens / epoch:.2f} epochs of {quantity(epoch)})" if epoch else ""))]
+    rows = [("tokens", f"{tokens:,}")]
+    rows.append(("epochs", ", ".join(f"{name} {epochs:.2f}" for name, epochs in by_source.items())))
+    if unread := [name for name, epochs in by_source.items() if epochs == 0]:
+        advice = "the run ends before data.mixture_changes raise its weight, but the vocabulary and val_loss have it"
+        rows.append(("never read", f"{', '.join(unread)}: {advice}"))
+    return rows
 
 
 def _average(config: Config, updates: int) -> list[tuple[str, str]]:

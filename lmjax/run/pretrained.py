@@ -55,7 +55,7 @@ def foreign(path: Path, *, dtype: Literal["float32", "bfloat16"] = "float32") ->
     A folder `models--OWNER--NAME` of the Hugging Face cache opens as its snapshot.
     """
     path = hub.snapshot(path)
-    if path.suffix == ".gguf" and not path.is_dir():
+    if path.suffix.lower() == ".gguf" and not path.is_dir():
         from lmjax.interop.gguf import model  # needs an optional package
 
         return model.load(path, dtype=dtype)
@@ -93,7 +93,7 @@ def problem(path: Path) -> str:
     if not path.exists():
         return "there is no such file or folder" if not path.is_symlink() else str(paths.missing(path))
     if not path.is_dir():
-        inside = path.name == "config.json" or path.suffix == ".safetensors"
+        inside = path.name == "config.json" or path.suffix.lower() == ".safetensors"
         return f"it is a file; give its folder {path.parent}" if inside else "it is a file of another kind"
     try:
         hub.refuse_incomplete(path, ("config.json",))
@@ -105,7 +105,7 @@ def problem(path: Path) -> str:
             "it holds an adapter (LoRA), not a complete model; merge it into its base model first, for instance with "
             "merge_and_unload of peft"
         )
-    files = sorted(entry.name for entry in path.glob("*.gguf"))
+    files = sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() == ".gguf")
     if files:
         return f"it holds the file {files[0]}, which opens as a model; give the file"
     if models:

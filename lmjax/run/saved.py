@@ -12,8 +12,9 @@ from jax.sharding import SingleDeviceSharding
 from lmjax.config import Config, GPTConfig, UserError, presets
 from lmjax.config.json_text import parse_json
 from lmjax.data.tokenizer import Tokenizer, load_tokenizer
-from lmjax.objectives import registry
+from lmjax.models import registry
 from lmjax.objectives.objective import Objective
+from lmjax.objectives.registry import objective_without_data
 from lmjax.optim import optimizer
 from lmjax.run.build import averaged, initial
 from lmjax.training import checkpoint, metrics
@@ -51,7 +52,8 @@ def load(run_dir: Path, update: int | None = None) -> LoadedRun:
     model: Any = config.model
     if isinstance(model, GPTConfig):  # the run may have used a kernel that this machine lacks
         model = dataclasses.replace(model, attention="auto")
-    objective = registry.objective_without_data(dataclasses.replace(config, model=model))
+    registry.check(model)
+    objective = objective_without_data(dataclasses.replace(config, model=model))
     device = SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
@@ -76,9 +78,8 @@ def saved_config(run_dir: Path) -> Config:
 def best(run_dir: Path) -> tuple[int, float] | None:
     """Return (update, loss) of the checkpoint with the lowest validation loss, or None."""
     saved = {int(folder.name) for folder in checkpoint.folders(run_dir / "checkpoints")}
-    records = metrics.read(run_dir / "metrics.jsonl")
-    scores = {r["update"]: r["val_loss"] for r in records if r.get("val_loss") is not None and r["update"] in saved}
-    update = min(scores, key=lambda update: scores[update], default=None)
+    scores = metrics.scores(metrics.read(run_dir / "metrics.jsonl"))
+    update = min(saved & scores.keys(), key=lambda update: (scores[update], update), default=None)
     return None if update is None else (update, scores[update])
 
 

@@ -1,5 +1,6 @@
 """The end of a run: its results, the baselines, and commands to try next."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,7 +75,8 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, con
         summary["best"] = {"update": best[0], "val_loss": best[1]}
     pictures = attempt("drawing", lambda: _draw(run_dir), [])
     write_json(run_dir / "summary.json", summary | ({"failed": failed} if failed else {}))
-    commands = next_commands(run_dir, prompt=run.objective.prompt, tasks=run.config.evaluate.tasks)
+    config = run.config
+    commands = next_commands(run_dir, prompt=run.objective.prompt, tasks=config.evaluate.tasks, seed=config.seed)
     print_summary(console, summary, sample=sample, plots=pictures, commands=commands)
 
 
@@ -149,11 +151,14 @@ def score_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows if expected or others or summary.get("val_bits_per_byte") is None else []
 
 
-def next_commands(run_dir: Path, *, prompt: str, tasks: Sequence[str]) -> list[str]:
-    """Return commands to try on a finished run."""
+def next_commands(run_dir: Path, *, prompt: str, tasks: Sequence[str], seed: int) -> list[str]:
+    """Return commands to try on a finished run; the last one trains with another seed."""
+    run, config = shlex.quote(str(run_dir)), shlex.quote(str(run_dir / "config.json"))
+    names = (run_dir.with_name(f"again{number or ''}") for number in range(1000))
+    again = next((path for path in names if not path.exists()), run_dir.with_name("again"))
     return [
-        f'lmjax generate {run_dir} --prompt "{prompt}"',
-        *([f"lmjax evaluate {run_dir} --tasks {','.join(tasks)} --shots 0,1,8"] if tasks else []),
-        f"lmjax audit {run_dir}",
-        f"python train.py {run_dir / 'config.json'} seed=1 --run-dir {run_dir.with_name('again')}",
+        f'lmjax generate {run} --prompt "{prompt}"',
+        *([f"lmjax evaluate {run} --tasks {','.join(tasks)} --shots 0,1,8"] if tasks else []),
+        f"lmjax audit {run}",
+        f"python train.py {config} seed={2 if seed == 1 else 1} --run-dir {shlex.quote(str(again))}",
     ]

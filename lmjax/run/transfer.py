@@ -42,7 +42,7 @@ def adopt(config: Config) -> Config:
         UserError: There is no such run or file.
     """
     source = Path(config.init_from)
-    if not config.init_from or source.suffix == ".safetensors":
+    if not config.init_from or source.suffix.lower() == ".safetensors":
         return config
     (source_model, path), model = _model_of(source), config.model
     if source_model.family == model.family:
@@ -59,7 +59,7 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
 
     The tokenizer of a .gguf file is extracted to the cache.
     """
-    if source.suffix == ".gguf":
+    if source.suffix.lower() == ".gguf":
         loaded: Any = pretrained.foreign(source)
         path = cache_folder() / "tokenizers" / f"{loaded.tokenizer.sha256}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def _parameters(run: Run, source: Path) -> dict[str, np.ndarray]:
 
     If the model scans, leaves are stacked over layers.
     """
-    if source.suffix == ".safetensors":
+    if source.suffix.lower() == ".safetensors":
         try:
             leaves = {name.replace(".", "/"): weights.finite(name, leaf) for name, leaf in weights.read(source).items()}
         except UserError as error:

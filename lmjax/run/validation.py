@@ -40,7 +40,7 @@ def evaluator(
         with on_mesh(run):
             return objective.measure(params, rows, carry)
 
-    in_context = _in_context(run)
+    in_context = _in_context(run, report)
 
     def evaluate(state: State, final: bool) -> dict[str, float]:
         params, most = averaged(state), config.train.final_batches if final else config.train.evaluate_batches
@@ -105,7 +105,7 @@ def _registered(
     return values
 
 
-def _in_context(run: Run) -> Callable[[Any], dict[str, float]]:
+def _in_context(run: Run, report: Callable[[str], None]) -> Callable[[Any], dict[str, float]]:
     """Return a function of the parameters that computes the scores of `config.evaluate`."""
     config = run.config
     if not config.evaluate.tasks:
@@ -114,6 +114,6 @@ def _in_context(run: Run) -> Callable[[Any], dict[str, float]]:
 
     def measure(params: Any) -> dict[str, float]:
         lm = LanguageModel(run.model, local_copy(params), run.store.tokenizer, name=config.name)
-        return in_training.measure(lm, tasks, config.evaluate)
+        return in_training.measure(lm, tasks, config.evaluate, report)
 
     return measure

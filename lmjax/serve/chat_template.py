@@ -1,7 +1,7 @@
 """Chat templates of model folders and GGUF files, rendered as transformers renders them.
 
 A template is a program in the language of Jinja that a stranger wrote: it runs in Jinja's sandbox, which gives it no
-access to files, modules or attributes, and its size and its output are bounded.
+access to files, modules or attributes, and its size, its time and its output are bounded.
 """
 
 import json
@@ -14,15 +14,17 @@ from typing import Any, ClassVar, NoReturn
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lmjax.config import UserError
+from lmjax.evaluation.time_limit import limited
 from lmjax.interop.huggingface import hub, weights
+from lmjax.serve.template_sandbox import BoundedEnvironment, checked
 
 _log = logging.getLogger(__name__)
 
 _LARGEST = 1 << 20  # characters of a template
 _LONGEST = 1 << 24  # characters of a rendered chat
+SECONDS = 10.0  # to render a chat
 _JINJA = (3, 1, 6)  # older versions have known ways out of the sandbox
 _OPEN = "CONTINUE_FINAL_MESSAGE_TAG "  # marks the end of a message that the model continues
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -84,7 +86,7 @@ def of_path(path: Path) -> ChatTemplates:
         UserError: A file is malformed.
     """
     path = hub.snapshot(path)
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix.lower() == ".gguf" and path.is_file():
         from lmjax.interop.gguf import file  # needs an optional package
 
         return _of_gguf(file.read(path).metadata)
@@ -162,18 +164,19 @@ def _render(source: str, **variables: Any) -> str:
         raise UserError(f"chat templates need jinja2 of version 3.1.6, not {jinja2.__version__}: pip install -U jinja2")
     if len(source) > _LARGEST:
         raise UserError(f"the chat template has more than {_LARGEST} characters")
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
+    environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters["tojson"] = checked("tojson", _to_json)
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _dict, "namespace": _namespace}
     parts, size = [], 0
     try:
-        for part in environment.from_string(source).generate(tools=None, documents=None, **variables):
-            size += len(part)
-            if size > _LONGEST:
-                raise UserError(f"the chat template writes more than {_LONGEST} characters")
-            parts.append(part)
+        with limited(
+            SECONDS, f"the chat template takes more than {SECONDS:g} s to render; write it without long loops"
+        ):
+            for part in environment.from_string(source).generate(tools=None, documents=None, **variables):
+                size += len(part)
+                if size > _LONGEST:
+                    raise UserError(f"the chat template writes more than {_LONGEST} characters")
+                parts.append(part)
     except UserError:
         raise
     except Exception as error:  # whatever a program in a template may raise

@@ -39,7 +39,7 @@ def sampling(settings: Mapping[str, Any], *, seed: int = 0) -> Sampling:
         UserError: A key is unknown, or a value is malformed or out of range.
     """
     for name, value in settings.items():
-        _check(name, value)
+        _check(str(name), value)
     given = {name: value for name, value in settings.items() if value is not None}
     temperature = _number("temperature", given["temperature"]) if "temperature" in given else None
     drawn = _flag("do_sample", given["do_sample"]) if "do_sample" in given else bool(temperature)

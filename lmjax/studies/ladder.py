@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from math import inf, isfinite, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,8 @@ from lmjax.models.ngram import KneserNey
 from lmjax.objectives.causal import Causal
 from lmjax.optim import batch_plan
 from lmjax.run import build, identity, launch, resume, saved, session
-from lmjax.studies.ladder_report import Level, read_summary, rung_flops_per_token, write_ladder
+from lmjax.run.saved import read_summary
+from lmjax.studies.ladder_report import Level, rung_flops_per_token, write_ladder
 
 COUNTED = "ngram"
 RUNGS = ("nnlm", "rnn", "lstm", "gpt")  # trained rungs, oldest first; the preset of each is ladder_NAME
@@ -98,7 +100,7 @@ def climb(
         _same(config, out / name)
     for name, config in ready.items():
         status = _train(config, out / name)
-        if status or read_summary(out / name)["status"] != "finished":
+        if status or not _finished(out / name):
             print(f"the ladder stops at {name}; run the same command again to continue")
             return status
     levels = sorted([*counted, *(level(out / name, name) for name in ready)], key=_rank)
@@ -146,8 +148,8 @@ def _same(config: Config, run_dir: Path) -> None:
     path = run_dir / "config.json"
     if not path.is_file():
         return
-    changed = codec.differences(codec.from_json(path.read_text(), Config), identity.absolute(config))
-    if changed:
+    changed = codec.differences(presets.saved(path), identity.absolute(config))
+    if changed := [line for line in changed if not line.startswith("data.cache:")]:
         raise UserError(
             f"{run_dir} has another configuration ({'; '.join(changed)}); write a new ladder with --out DIR"
         )
@@ -156,8 +158,11 @@ def _same(config: Config, run_dir: Path) -> None:
 def _train(config: Config, run_dir: Path) -> int:
     if not (run_dir / "config.json").is_file():
         return launch.start(config, run_dir)
-    finished = (run_dir / "summary.json").is_file() and read_summary(run_dir)["status"] == "finished"
-    return session.FINISHED if finished else resume.resume(config, run_dir)
+    return session.FINISHED if _finished(run_dir) else resume.resume(config, run_dir)
+
+
+def _finished(run_dir: Path) -> bool:
+    return read_summary(run_dir).get("status") == "finished"
 
 
 # ---- The levels -------------------------------------------------------------------------------------------------
@@ -165,7 +170,7 @@ def _train(config: Config, run_dir: Path) -> int:
 
 def level(run_dir: Path, rung: str) -> Level:
     """Return the result of the finished run in `run_dir`."""
-    summary = read_summary(run_dir)
+    summary = _results(run_dir)
     bits = summary["val_bits_per_byte"]
     return Level(
         rung=rung,
@@ -175,6 +180,19 @@ def level(run_dir: Path, rung: str) -> Level:
         bits_per_byte=nan if bits is None else bits,  # the loss of a run that diverged is not finite
         seconds=summary["seconds"],
     )
+
+
+def _results(run_dir: Path) -> dict[str, Any]:
+    """Return summary.json of a finished run.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    summary = {"val_bits_per_byte": None} | read_summary(run_dir)
+    numbers = [summary.get(key) for key in ("parameters", "tokens", "seconds")] + [summary["val_bits_per_byte"] or 0]
+    if not all(isinstance(value, int | float) for value in numbers):
+        raise UserError(f"{run_dir / 'summary.json'} is not that of a finished run; train it again in a new folder")
+    return summary
 
 
 def count(config: Config, store: Store, order: int) -> Level:
@@ -221,7 +239,7 @@ def pseudo(run_dir: Path) -> Level:
         context=trained.config.model.context,
         limit=PASSAGES,
     )
-    summary = read_summary(run_dir)
+    summary = _results(run_dir)
     return Level(
         rung="BERT, pseudo-likelihood",
         parameters=summary["parameters"],

@@ -1,6 +1,5 @@
 """The table and the figure of the ladder."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -12,13 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
 
-from lmjax.config import Config, UserError, codec
+from lmjax.config import UserError
 from lmjax.config.errors import one_line
 from lmjax.display.console import Console
 from lmjax.display.figures import REFERENCE, WIDTH, colour, own_style, panels, save
 from lmjax.display.format import duration, quantity
 from lmjax.models import registry
 from lmjax.run import curves
+from lmjax.run.saved import saved_config
 from lmjax.system.files import write_text
 from lmjax.system.json_files import write_json
 
@@ -159,11 +159,6 @@ def _name(axes: Axes, name: str, x: float, y: float) -> None:
     axes.annotate(name, (x, y), xytext=(7, 5), textcoords="offset points", fontsize="small")
 
 
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """Read summary.json of a run."""
-    return json.loads((run_dir / "summary.json").read_text())
-
-
 def rung_flops_per_token(run_dir: Path) -> float:
     """Return the training FLOPs per token of a run."""
-    return registry.flops_per_token(codec.from_json((run_dir / "config.json").read_text(), Config).model)
+    return registry.flops_per_token(saved_config(run_dir).model)

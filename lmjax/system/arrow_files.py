@@ -13,6 +13,7 @@ if typing.TYPE_CHECKING:
     import pyarrow
 
 BATCH = 1000  # rows converted at once
+AT_ONCE = 1 << 30  # about the largest number of bytes of these rows, unless one row has more
 
 
 def rows(path: Path, columns: tuple[str, ...], *, memory: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -24,7 +25,7 @@ def rows(path: Path, columns: tuple[str, ...], *, memory: int = 0) -> Iterator[t
         path: The file.
         columns: Read only these columns, provided that the file has all of them (empty: all).
         memory: About the maximum number of bytes of the rows that exist at once, even if each of them has the largest
-            value of a compressed dictionary (0: no limit).
+            value of a compressed dictionary (0: `AT_ONCE`, or one row if it is larger).
 
     Raises:
         UserError: The file is unreadable or damaged, two of the columns have the same name, or a part of the file is
@@ -51,12 +52,30 @@ def rows(path: Path, columns: tuple[str, ...], *, memory: int = 0) -> Iterator[t
 def _parquet(path: Path, columns: tuple[str, ...], memory: int) -> "Iterator[pyarrow.RecordBatch]":
     import pyarrow.parquet
 
-    with pyarrow.OSFile(os.fsencode(path)) as content, pyarrow.parquet.ParquetFile(content) as file:
-        selected = _select(path, columns, file.schema_arrow.names)
-        groups = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
-        step = _rows_at_once(path, max(groups, default=0), memory)
-        for batch in file.iter_batches(batch_size=step, columns=selected or None):
-            yield batch.select(selected) if selected else batch  # a column "a" also selects a column "a.b"
+    with pyarrow.OSFile(os.fsencode(path)) as content:
+        with pyarrow.parquet.ParquetFile(content) as file:
+            selected = _select(path, columns, file.schema_arrow.names)
+            schema = file.schema_arrow
+            groups = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
+        # A value that many rows refer to exists once, as in the file, until its rows are converted.
+        texts = [field.name for field in schema if pyarrow.types.is_string(field.type)]
+        is_flat = set(selected or schema.names) <= {*texts, *_numbers(schema)}
+        step = BATCH if is_flat and not memory else _rows_at_once(path, max(groups, default=0), memory)
+        with pyarrow.parquet.ParquetFile(content, read_dictionary=texts) as file:
+            for batch in file.iter_batches(batch_size=step, columns=selected or None):
+                yield from _slices(path, batch.select(selected) if selected else batch)  # "a" also selects "a.b"
+
+
+def _numbers(schema: "pyarrow.Schema") -> list[str]:
+    """The columns whose values have a fixed, small size."""
+    import pyarrow
+
+    return [field.name for field in schema if pyarrow.types.is_primitive(field.type)]
+
+
+def _slices(path: Path, batch: "pyarrow.RecordBatch", memory: int = 0) -> "Iterator[pyarrow.RecordBatch]":
+    step = _rows_at_once(path, batch.get_total_buffer_size(), memory)
+    yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
 
 
 def _arrow(path: Path, columns: tuple[str, ...], memory: int) -> "Iterator[pyarrow.RecordBatch]":
@@ -72,8 +91,7 @@ def _arrow(path: Path, columns: tuple[str, ...], memory: int) -> "Iterator[pyarr
         for batch in batches:
             selected = batch.select(names) if names else batch
             selected.validate(full=True)  # a damaged batch could refer to memory outside of it
-            step = _rows_at_once(path, selected.get_total_buffer_size(), memory)
-            yield from (selected.slice(start, step) for start in range(0, selected.num_rows, step))
+            yield from _slices(path, selected, memory)
 
 
 def _rows_at_once(path: Path, size: int, memory: int) -> int:
@@ -81,13 +99,11 @@ def _rows_at_once(path: Path, size: int, memory: int) -> int:
 
     A value of one row may have the size of a part of the file.
     """
-    if not memory:
-        return BATCH
-    if size > memory:
+    if 0 < memory < size:
         raise UserError(
             f"'{path}' has a part of {size} bytes, more than the limit of {memory}; write smaller row groups"
         )
-    return max(1, min(BATCH, memory // max(1, size)))
+    return max(1, min(BATCH, (memory or AT_ONCE) // max(1, size)))
 
 
 def _select(path: Path, columns: tuple[str, ...], names: list[str]) -> list[str]:

@@ -20,6 +20,8 @@ from pathlib import Path
 from lmjax.config.errors import UserError
 from lmjax.system import saved_datasets
 
+# Bytes of a name and of a path that Linux and macOS accept.
+_LONGEST_NAME, _LONGEST_PATH = 255, 4095
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # at least two letters: C:/ is a drive; Path makes one / of two
 
 
@@ -91,13 +93,17 @@ def local(name: str | Path, *, key: str) -> Path:
     """Return the path of a name, with the home folder for `~`.
 
     Raises:
-        UserError: The name is empty, has a NUL character, is the address of something remote, or has no home folder.
+        UserError: The name is empty or too long, has a NUL character, is the address of something remote, or has no
+            home folder.
     """
     name = str(name)
     if not name.strip():
         raise UserError(f"{key} has an empty name; give a path")
     if "\0" in name:
         raise UserError(f"{key} has a name with a NUL character: {name[:80]!r}")
+    parts = [len(part.encode("utf-8", "surrogatepass")) for part in name.split("/")]
+    if max(parts) > _LONGEST_NAME or sum(parts) + len(parts) > _LONGEST_PATH:
+        raise UserError(f"{key} has a name that is too long for a file: {name[:80]!r} ...; give a shorter path")
     if is_remote(name) and not os.path.lexists(name):
         raise UserError(f"{key}: '{name}' is a remote address, lmjax reads local files; download it and give its path")
     try:

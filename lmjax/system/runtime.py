@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 import stat
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -22,6 +23,11 @@ from lmjax.system.files import cache_folder
 _KEEP = ((-1, -1), (-2, 64 * 2**20), (-4, 0))
 # M_ARENA_MAX: blocks above 64 MB are kept only in the first arena, which all threads then share.
 _ONE_ARENA = ((-8, 1),)
+
+# Settings of JAX that change the numbers of every run, with the value that lmjax computes with.
+_NUMBERS = {"JAX_ENABLE_X64": "false", "JAX_DEFAULT_PRNG_IMPL": "threefry2x32", "JAX_THREEFRY_PARTITIONABLE": "true"}
+_TRUTH: dict[str, str] = dict.fromkeys(("y", "yes", "t", "true", "on", "1"), "true")
+_TRUTH |= dict.fromkeys(("n", "no", "f", "false", "off", "0"), "false")
 
 _user_flags: set[str] = set()  # names in XLA_FLAGS before `prepare`
 _DEVICE_COUNT = "xla_force_host_platform_device_count"
@@ -103,8 +109,10 @@ def start(config: RuntimeConfig | None = None) -> None:
     """Call `prepare`, or check the flags of a JAX that has started its backends.
 
     Raises:
-        UserError: JAX has started before, without flags that the configuration asks for, or XLA does not know a flag.
+        UserError: JAX has started before, without flags that the configuration asks for; XLA does not know a flag or
+            its value; or JAX has a setting that would change the numbers of the run.
     """
+    _check_numbers()
     if not _backends_started():
         _check_flags([*os.environ.get("XLA_FLAGS", "").split(), *(config or RuntimeConfig()).xla_flags])
         prepare(config)
@@ -122,6 +130,25 @@ def start(config: RuntimeConfig | None = None) -> None:
         )
 
 
+def _check_numbers() -> None:
+    """Raise UserError if the environment or the program has set JAX to compute other numbers.
+
+    A value that JAX does not know stays: JAX refuses it.
+    """
+    jax = sys.modules.get("jax")
+    for name, value in _NUMBERS.items():
+        if jax is not None:
+            current = str(getattr(jax.config, name.lower(), value)).lower()
+        else:
+            current = os.environ.get(name, "").lower()
+        current = _TRUTH.get(current, current)
+        if current not in ("", value) and (current in _TRUTH or value not in _TRUTH):
+            raise UserError(
+                f"{name} = {current} would change the numbers of the run; lmjax computes with {value}: unset the "
+                "environment variable, or remove the change of jax.config"
+            )
+
+
 def _check_flags(flags: Sequence[str]) -> None:
     """Raise UserError for a flag at which XLA would end the process."""
     for flag in flags:
@@ -134,6 +161,24 @@ def _check_flags(flags: Sequence[str]) -> None:
             f"XLA does not know the flag --{unknown[0]}; remove it from runtime.xla_flags or from the environment "
             "variable XLA_FLAGS"
         )
+    _check_values(flags)
+
+
+def _check_values(flags: Sequence[str]) -> None:
+    """Raise UserError for a value that XLA cannot read, tried in another process."""
+    if all(re.fullmatch(rf"--{_DEVICE_COUNT}=[0-9]{{1,4}}", flag) for flag in flags):
+        return  # the usual case, without the time of a process
+    environment = os.environ | {"XLA_FLAGS": " ".join(flags), "TF_CPP_MIN_LOG_LEVEL": "0"}
+    program = "from jaxlib import xla_client; xla_client.make_cpu_client()"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    errors = done.stderr.decode(errors="replace")
+    if match := re.search(r"Couldn't interpret value (.*) for flag (\S+)\.", errors):
+        problem = f"XLA cannot read the value '{match[1]}' of the flag --{match[2]}"
+    elif match := re.search(r"Unknown CPU ISA: (\S+)", errors):
+        problem = f"XLA does not know the instruction set '{match[1]}' of the flag --xla_cpu_max_isa"
+    else:
+        return
+    raise UserError(f"{problem}; correct it in runtime.xla_flags or in the environment variable XLA_FLAGS")
 
 
 def _is_in_xla(name: str) -> bool:

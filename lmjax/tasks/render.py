@@ -72,6 +72,8 @@ def _choices(config: TaskConfig, row: Mapping[str, Any]) -> tuple[str, ...]:
         choices = tuple(map(template.text, row["choices"]))
     if len(choices) < 2 or "" in choices or (config.kind == "pairs" and len(choices) > 2):
         raise UserError(f"expected {'two' if config.kind == 'pairs' else 'at least two'} choices with text in them")
+    if config.kind == "pairs" and choices[0] == choices[1]:
+        raise UserError(f"the good and the bad text are equal, {choices[0]!r:.80}, so that neither is likelier")
     return choices
 
 

@@ -164,6 +164,8 @@ def check(config: TaskConfig) -> None:
     for name, most in _MOST.items():
         if len(getattr(config, name)) > most:
             raise UserError(f"{name} has a length of {len(getattr(config, name))}; at most {most} is allowed")
+    if config.group and "" in config.group.split("/"):
+        raise UserError(f"group = {config.group!r} has an empty part; write it as GROUP or GROUP/PART")
     if "" in config.stop:
         raise UserError("stop: an empty text would end everything that is generated")
     try:

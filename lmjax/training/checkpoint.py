@@ -8,6 +8,7 @@ restore. A rollback moves the checkpoints after its target to `checkpoints/quara
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -216,7 +217,7 @@ def retained(
     keep = {0, *updates[-config.keep :], *protect}
     if config.keep_every:
         keep |= {update for update in updates if update % config.keep_every == 0}
-    scored = [update for update in updates if update in scores]
+    scored = [update for update in updates if math.isfinite(scores.get(update, math.nan))]  # NaN has no order
     if config.keep_best and scored:
         keep.add(min(scored, key=lambda update: (scores[update], update)))
     return keep & set(updates)
@@ -274,8 +275,8 @@ def load(
                 if announced is not None:
                     _check_announced(checkpoint, announced)
                 return checkpoint, restore(checkpoint, abstract), problems
-            except CheckpointError as error:
-                problem = str(error)
+            except (CheckpointError, OSError, ValueError) as error:
+                problem = one_line(error)
         problems.append(f"checkpoint {folder.name}: {problem}")
     raise CheckpointError(f"no checkpoint in {root} can be read: {'; '.join(problems) or 'there is none'}")
 
@@ -322,17 +323,20 @@ def read(folder: Path) -> Checkpoint:
     """Read a checkpoint whose files are intact (see `verify`).
 
     Raises:
-        ValueError: meta.json is malformed.
+        CheckpointError: meta.json is malformed or cannot be read.
     """
-    meta = _json(folder / "meta.json")
+    try:
+        meta = _json(folder / "meta.json")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(one_line(error)) from None
     if not isinstance(meta, dict):
-        raise ValueError("meta.json is not an object")
+        raise CheckpointError("meta.json is not an object")
     for name in ("update", "cursor", "wall_step"):
         value = meta.get(name)
         if type(value) is not int or not 0 <= value < 2**63:
-            raise ValueError(f"meta.json: {name} is {value!r:.40}, not a count")
+            raise CheckpointError(f"meta.json: {name} is {value!r:.40}, not a count")
     if not isinstance(meta.get("digest"), str) or not _DIGEST.fullmatch(meta["digest"]):
-        raise ValueError(f"meta.json: digest is {meta.get('digest')!r:.40}, not 64 hexadecimal digits")
+        raise CheckpointError(f"meta.json: digest is {meta.get('digest')!r:.40}, not 64 hexadecimal digits")
     return Checkpoint(folder, meta)
 
 
@@ -386,6 +390,6 @@ def verify(folder: Path) -> str | None:
         update = read(folder).meta["update"]
     except FileNotFoundError:
         return "not finished (no manifest)"
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, CheckpointError) as error:
         return f"unreadable ({one_line(error)})"
     return None if str(update) == folder.name else f"it is the checkpoint of update {update} under another name"

@@ -5,8 +5,8 @@ finite is written as null, so that every line is valid JSON.
 """
 
 import json
-import math
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -128,8 +128,8 @@ def scores(records: Sequence[Record]) -> dict[int, float]:
     result: dict[int, float] = {}
     for record in records:
         loss = record.get("val_loss")
-        if isinstance(loss, int | float) and math.isfinite(loss):
-            result[record["update"]] = loss
+        if isinstance(loss, int | float) and abs(loss) <= sys.float_info.max:  # an integer may be larger
+            result[record["update"]] = float(loss)
     return result
 
 

@@ -111,7 +111,7 @@ def _decide(parts: LoopInputs, position: Position, past: History, rule: str, *, 
         for folder in candidates:
             try:
                 cursors[int(folder.name)] = checkpoint.read(folder).meta["cursor"]
-            except (OSError, ValueError, KeyError):
+            except checkpoint.CheckpointError:
                 damaged.add(folder.name)
         if not cursors:
             raise checkpoint.CheckpointError(f"a rollback is due ({rule}), but no checkpoint can be read")

@@ -152,6 +152,13 @@ def test_code_of_a_run_is_not_executed(name: str, place: Place) -> None:
     assert not mark.exists()
 
 
+def test_a_forged_model_is_refused_before_it_is_built(place: Place) -> None:
+    change(place.inputs / "run", lambda c: replace(c, model=replace(c.model, key_heads=2**31 - 1)))
+    outcome = place.command(*READING["generate"](place.inputs / "run"))
+    assert (outcome.noted, outcome.status) == ("", 2)
+    assert "model.heads=2 is not a multiple of model.key_heads=2147483647" in outcome.error
+
+
 @pytest.mark.parametrize("source", ["hub:owner/name", "hub:/etc", "hub:../inputs"])
 def test_an_audit_downloads_nothing(source: str, place: Place) -> None:
     change(place.inputs / "run", lambda c: replace(c, data=replace(c.data, files=(), source=source, cache="")))
@@ -257,6 +264,34 @@ def check_refused(outcome: Outcome) -> None:
     assert outcome.status in (0, 1, 2)
     errors = [line for line in outcome.error.splitlines() if line.startswith("error: ")]
     assert len(errors) == (outcome.status == 2 or (outcome.status == 1 and "WRONG" not in outcome.output))
+
+
+def test_the_audit_hook_notes_what_reading_must_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from fuzz import Watch  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.setattr(sys, "addaudithook", lambda hook: None)  # a hook cannot be removed
+    monkeypatch.setattr("threading.excepthook", None)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    out, inputs = tmp_path / "out", tmp_path / "inputs"
+    for folder in (out, inputs):
+        folder.mkdir()
+    (out / "link").symlink_to(inputs / "a")
+    watch = Watch([out], inputs)
+    opened = os.open(out, os.O_RDONLY)
+    allowed = (
+        ("open", (str(out / "a"), "w", 0)), ("open", (str(inputs / "a"), "r", 0)), ("os.remove", (out / "a", -1)),
+        ("os.remove", ("a", opened)), ("os.rename", (out / "a", out / "b", -1, -1)), ("exec", (__file__,)),
+    )  # fmt: skip
+    noted = (
+        ("open", (str(inputs / "a"), "w", 0)), ("open", (f"{out}2/a", "a", 0)), ("open", (str(out / "link"), "w", 0)),
+        ("open", ("a", None, os.O_CREAT)), ("os.rename", (inputs / "a", out / "a", -1, -1)), ("os.remove", ("a", -1)),
+        ("os.mkdir", (tmp_path / "new", 0o777, -1)), ("socket.connect", (None, "host")), ("os.fork", ()),
+        ("exec", (str(inputs / "a.py"),)),
+    )  # fmt: skip
+    assert [event for event in allowed if watch.problem(*event)] == []
+    assert [event for event in noted if not watch.problem(*event)] == []
+    os.close(opened)
 
 
 def test_fuzzing_of_some_seconds_has_no_finding(tmp_path: Path) -> None:

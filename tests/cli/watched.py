@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     report, inputs, allowed, *words = sys.argv[1:]
-    watch = Watch([Path(folder) for folder in (*allowed.split(","), report)], Path(inputs), writes_inputs=False)
+    watch = Watch([Path(folder) for folder in (*allowed.split(","), report)], Path(inputs))
     atexit.register(lambda: Path(report).write_text(watch.noted))
     watch.active = True
     from lmjax.cli import main

@@ -144,6 +144,13 @@ def test_a_file_that_is_no_configuration_is_one_line(name: str, text: str | None
 def test_a_configuration_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "large.json").write_bytes(b" " * 17_000_000)
-    for name, message in (("folder.json", "no such config file"), ("large.json", "larger than"), ("a\0.json", "file")):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    for name, message in (
+        ("folder.json", "no such config file"),
+        ("large.json", "larger than"),
+        ("a\0.json", "file"),
+        ("run", "it is a folder; use .*config.json"),
+    ):
         with pytest.raises(UserError, match=message):
             presets.load(str(tmp_path / name))

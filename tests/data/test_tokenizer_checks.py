@@ -37,6 +37,10 @@ def template(*pieces: dict[str, Any], table: dict[str, Any] | None = None) -> di
 
 TEXT_PIECE = {"Sequence": {"id": "A", "type_id": 0}}
 HOSTILE = {
+    "two tokens with one id": (
+        {"model": TREE["model"] | {"vocab": TREE["model"]["vocab"] | {"a": 5}}},
+        "model.vocab gives the tokens .* one id, 5; give each token its own id",
+    ),
     "exponential expression": ({"pre_tokenizer": split("(a+)+$")}, "repeats a part that can match the same text"),
     "polynomial expression": ({"pre_tokenizer": split("[ab]*[ab]*[ab]*[^ab!]")}, "more than 2 unbounded repetitions"),
     "expression in a normalizer": (

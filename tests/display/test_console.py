@@ -67,6 +67,15 @@ def test_a_pipe_gets_the_first_update_then_one_line_every_ten_seconds_and_the_la
     assert "\x1b" not in out.getvalue()
 
 
+def test_titles_and_headers_have_no_control_characters() -> None:
+    out = io.StringIO()
+    with Console(out, width=80) as console:
+        console.table("a\0b", [["c\x1b[2J", "d"]], header=["e\x07", "f"])
+        console.text("g\x1b[2J", "h")
+    assert not set(out.getvalue()) & set("\0\x1b\x07")
+    assert "a\ufffdb" in out.getvalue()
+
+
 def test_evaluations_and_events_are_always_printed() -> None:
     out, clock = io.StringIO(), Clock()
     console = Console(out, clock=clock, width=40)

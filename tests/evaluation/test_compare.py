@@ -48,6 +48,20 @@ def test_the_paired_test_is_that_of_scipy(count: int) -> None:
     assert row.mcnemar is None
 
 
+def test_what_differs_between_two_results_besides_the_model_is_named() -> None:
+    a = replace(made("a", [1.0]), settings={"seeds": 1, "described": True, "shots": [1]}, facts={"first_token": "x"})
+    assert compare.differences(a, a) == []
+    tasks = {"task": TaskConfig(kind="generate", ignore_case=False)}
+    b = replace(made("b", [1.0]), settings={"seeds": 2, "described": True, "shots": [0]}, tasks=tasks)
+    assert compare.differences(a, b) == [
+        "the settings of a and b differ: seeds is 1 and 2",
+        "task: the settings of a and b differ: ignore_case is True and False",
+    ]
+    more = made("b", [1.0], task="other", shots=3)
+    other = replace(b, samples=b.samples + more.samples, tasks=b.tasks | {"other": TaskConfig()}, settings={})
+    assert compare.differences(made("a", [1.0]), other)[0] == "only b has other at 3 shots; not compared"
+
+
 @pytest.mark.parametrize(("only_a", "only_b"), [(2, 7), (5, 5), (0, 3), (0, 0), (400, 900)])
 def test_right_or_wrong_is_tested_by_mcnemar(only_a: int, only_b: int) -> None:
     a = np.array([1] * only_a + [0] * only_b + [1, 0, 1])

@@ -272,7 +272,13 @@ def test_what_is_asked_twice_is_computed_once(rough: LanguageModel) -> None:
         ({"shots": (1, 1)}, "numbers of examples must be distinct"),
         ({"shots": (-1,)}, "and at least 0"),
         ({"seeds": 0}, "at least 1"),
-        ({"limit": -1}, "at least 0"),
+        ({"limit": -1}, "at least 1"),
+        ({"limit": 2.5}, r"limit=2\.5 must be at least 1 \(or 0: not set\), and an integer"),
+        ({"seeds": float("nan")}, "seeds=nan must be at least 1, and an integer"),
+        ({"max_tokens": 2.0}, "and an integer"),
+        ({"window": "3"}, "and an integer"),
+        ({"shots": 3}, "distinct integers"),
+        ({"shots": (0.5,)}, "distinct integers"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

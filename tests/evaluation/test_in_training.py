@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lmjax.config import InContextConfig, UserError, presets
+from lmjax.config import EvaluateConfig, InContextConfig, UserError, presets
 from lmjax.config.codec import apply_overrides
-from lmjax.evaluation import in_training, shot_curves
+from lmjax.evaluation import evaluator, in_training, scoring, shot_curves
+from lmjax.inference.generate import NotFinite
 from lmjax.run import launch
 from lmjax.tasks.draws import held_out
+from lmjax.tasks.spec import TaskConfig
 
 SMALL = (
     "data.in_context.documents=300",
@@ -65,6 +69,37 @@ def test_a_run_records_and_draws_what_it_learns_in_context(tmp_path: Path) -> No
     assert all(0 <= record[f"val_random_map_{k}_shot"] <= 1 for record in measured for k in (0, 4))
     assert (tmp_path / "run/plots/shots.png").is_file()
     assert "val_random_map_4_shot" in json.loads((tmp_path / "run/summary.json").read_text())
+
+
+def test_a_task_that_fails_has_no_score_and_the_others_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation does not end a run: neither numbers that are not finite nor another error."""
+    scores = {"a": 0.5, "b": NotFinite(), "c": UserError("the filter took too long"), "d": scoring.NoScore(0)}
+
+    def evaluate(lm: Any, tasks: Any, settings: Any) -> Any:
+        values = [scores[task.config.name] for task in tasks]
+        for value in values:
+            if isinstance(value, UserError):
+                raise value
+        metrics = {"exact_match": SimpleNamespace(value=values[0])}
+        return SimpleNamespace(scores=lambda: {(tasks[0].config.name, 1): metrics})
+
+    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    tasks: Any = [SimpleNamespace(config=TaskConfig(name=name, kind="generate")) for name in scores]
+    lines: list[str] = []
+    lm: Any = None
+    measured = in_training.measure(lm, tasks, EvaluateConfig(shots=(1,)), lines.append)
+    assert list(measured) == [f"val_{name}_1_shot" for name in scores]
+    np.testing.assert_array_equal([*measured.values()], [0.5, np.nan, np.nan, np.nan])
+    assert lines == ["the filter took too long; the metrics of the task are NaN"]
+
+
+def test_a_task_that_leaves_no_space_for_its_prompts_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    config = apply_overrides(presets.load("in_context"), ["evaluate.tasks=[copying]", "model.context=24"])
+    with pytest.raises(UserError, match=r"'copying' generates max_tokens = 24 tokens, .* model\.context=24"):
+        launch.start(config, tmp_path / "run")
+    (copying,) = in_training.load(["copying"], None)
+    in_training.check([copying], 25)
+    in_training.check([copying], None)
 
 
 def test_a_task_that_does_not_exist_is_refused_before_anything_is_read(tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def test_what_precedes_a_text_is_chosen_and_in_the_result(lm: LanguageModel, ask
         result = evaluate(with_bos, [task], Settings(first_token=first))
         assert asked[0].context == context
         assert len(asked[0].continuation) == 4 - (first == "none")
+        assert result.samples[0].metrics["bytes"] == 4 - (first == "none")  # of what is predicted
         expected = None if first == "none" else plain.CHARACTERS.token_text(context[0])
         assert result.facts["first_token"] == expected
         assert result.settings["first_token"] == first

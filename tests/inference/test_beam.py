@@ -217,9 +217,16 @@ def test_translations_are_those_of_the_model_without_cache_and_padding():
     np.testing.assert_array_equal(one, expected)
     assert (score(four) >= score(one) - 1e-5).all()
     assert (four != one).any()
+    for wrong in (np.nan, np.inf):
+        damaged = jax.tree.map(lambda x, wrong=wrong: np.where(x == x.max(), wrong, x), params)
+        for beams in (1, 4):
+            with pytest.raises(UserError, match="has a score that is not a finite number"):
+                translate(model, damaged, padded, wider, beams=beams, **how)
 
 
-@pytest.mark.parametrize("change", [{"beams": 0}, {"max_length": 0}, {"length_penalty": -0.5}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"beams": 0}, {"max_length": 0}, {"length_penalty": -0.5}, {"length_penalty": np.inf}], ids=str
+)
 def test_settings_out_of_range_are_refused(change):
     settings = {"begin": BEGIN, "end": END, "max_length": 3} | change
     with pytest.raises(UserError, match=f"{next(iter(change))}={next(iter(change.values()))}"):

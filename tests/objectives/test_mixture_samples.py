@@ -92,6 +92,18 @@ def test_the_shares_follow_the_announced_changes() -> None:
 
 
 @pytest.mark.slow
+def test_epochs_are_counted_by_source() -> None:
+    samples = mixed([40, 10])
+    changed = dataclasses.replace(samples.order, weights=((0, (1, 0)), (8, (3, 1))))
+    samples = dataclasses.replace(samples, order=changed)
+    for count in (5, 8, 40):
+        ids = samples.order.take(0, count)[0]
+        tokens = np.bincount(ids % 2, minlength=2) * samples.config.model.context
+        expected = tokens / [len(source.ids) for source in samples.store.sources]
+        assert list(samples.epochs(count).values()) == pytest.approx(expected.tolist(), abs=0.15), count  # 1 sample
+    assert samples.epochs(8)["b.txt"] == 0
+
+
 def test_rows_of_masked_passages_belong_to_the_source_of_their_place(tmp_path: Path, corpus: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("\n\n".join("zebra zoo zinc" for _ in range(200)))

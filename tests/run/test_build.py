@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.config import Config, UserError, presets
+from lmjax.config import Config, SourceConfig, UserError, presets
 from lmjax.data.store import preparation
 from lmjax.run import build, plan
 from lmjax.system import machine
@@ -53,6 +53,17 @@ def test_a_run_without_data_estimates_the_vocabulary_and_is_planned(configured: 
     titles = {table.title: dict(table.rows) for table in plan.tables(run) if table.title != "Milestones"}
     assert "epochs" not in titles["Run"]["tokens"]
     assert titles["Run"]["updates"] == f"{run.plan.updates:,}"
+
+
+def test_the_plan_counts_the_epochs_of_each_source(tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "late.txt").write_text("a few words\n\n" * 100)
+    sources = (SourceConfig(files=tiny.data.files), SourceConfig(files=(str(tmp_path / "late.txt"),), weight=0))
+    data = replace(tiny.data, files=(), mixture=sources, mixture_changes=((10**9, (1, 1)),), validation="tail")
+    run = build.build(replace(tiny, data=data), preparation.prepare(data))
+    rows = {name: text for table in plan.tables(run) if table.title == "Run" for name, text in table.rows}
+    epochs = run.plan.tokens / len(run.store.sources[0].ids)
+    assert (rows["tokens"], rows["epochs"]) == (f"{run.plan.tokens:,}", f"text.txt {epochs:.2f}, late.txt 0.00")
+    assert rows["never read"].startswith("late.txt: the run ends before data.mixture_changes")
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tiny: Config) -> None:

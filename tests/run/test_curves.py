@@ -172,6 +172,37 @@ def test_draw_writes_pictures_into_the_run_or_where_told(tmp_path: Path) -> None
     assert draw([str(run)], str(tmp_path / "other"))[0] == tmp_path / "other" / "loss.png"
 
 
+@pytest.mark.slow
+def test_several_runs_leave_the_pictures_of_the_first_alone(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    before = {path: path.read_bytes() for path in draw([run])}
+    assert draw([run, write_run(tmp_path / "other")])[0] == run / "plots" / "overlaid" / "loss.png"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": 1e308, "grad_norm": 1e-320},
+        {"skipped": 10**15, "batch_size": 10**300, "learning_rate": True},
+        {"skipped": -3, "loss": 10**400, "param_norm": 0, "update_norm": 1e308, "mfu": "x"},
+    ],
+)
+def test_forged_values_are_drawn_or_named(tmp_path: Path, changes: dict[str, Any]) -> None:
+    run = write_run(tmp_path / "run", **changes)
+    (run / "config.json").write_text(json.dumps({"model": {"context": 10**400}}))
+    loss_figure(load([run])).draw_without_rendering()
+    health_figure(load([run])).draw_without_rendering()
+
+
+def test_forged_numbers_of_a_journal_are_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    events = [{"event": "suspect", "update": update} for update in (7, 10**400, 2**64, "x", None, True)]
+    (run / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert load([run])[0].rejected.dtype == np.float64
+    health_figure(load([run])).draw_without_rendering()
+
+
 @pytest.mark.parametrize(
     "records",
     [

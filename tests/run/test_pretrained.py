@@ -61,7 +61,8 @@ def test_a_folder_of_another_library_opens_as_it_is(folder: Path) -> None:
 def test_a_file_opens_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = plain.language_model(plain.FAMILIES["gpt2"])
     monkeypatch.setattr(model, "load", lambda path, *, dtype: replace(lm, name=f"{path.name} in {dtype}"))
-    assert pretrained.load(tmp_path / "a.gguf").name == "a.gguf in float32"
+    for name in ("a.gguf", "A.GGUF"):
+        assert pretrained.load(tmp_path / name).name == f"{name} in float32"
 
 
 def test_a_checkpoint_of_a_run_is_chosen(opened: list[tuple[Path, int | None]], tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ import io
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from lmjax.display.console import Console
-from lmjax.run.summary import finish, print_summary, result_rows, score_rows
+from lmjax.run.summary import finish, next_commands, print_summary, result_rows, score_rows
 
 
 def test_the_final_report_ranks_the_model_among_the_baselines() -> None:
@@ -76,7 +77,7 @@ def test_a_part_that_fails_after_the_last_update_costs_a_line(tmp_path: Path) ->
 
     states: list[str] = []
     objective = SimpleNamespace(baselines=fail, finish=lambda _: {"val_exact": math.nan}, sample=fail, prompt="x")
-    settings = SimpleNamespace(train=SimpleNamespace(baselines=True), evaluate=SimpleNamespace(tasks=()))
+    settings = SimpleNamespace(train=SimpleNamespace(baselines=True), evaluate=SimpleNamespace(tasks=()), seed=0)
     run: Any = SimpleNamespace(config=settings, objective=objective)
     summary: dict[str, Any] = {"status": "finished", "updates": 3, "val_loss": math.inf, "baselines": {}}
     out = io.StringIO()
@@ -101,3 +102,12 @@ def test_a_validation_loss_without_bits_per_byte_is_in_the_results() -> None:
     assert result_rows({"val_loss": math.nan, "val_bits_per_byte": math.nan, "baselines": {}}) == [
         ("this model", "nan", "-")
     ]
+
+
+def test_the_next_run_has_another_seed_and_another_directory(tmp_path: Path) -> None:
+    for number, folder in enumerate(("again", "again1", "again2")):
+        *_, command = next_commands(tmp_path / "a b", prompt="x", tasks=(), seed=number)
+        assert shlex.split(command)[2:] == [
+            f"{tmp_path}/a b/config.json", f"seed={2 if number == 1 else 1}", "--run-dir", f"{tmp_path}/{folder}"
+        ]  # fmt: skip
+        (tmp_path / folder).mkdir()

@@ -158,7 +158,7 @@ def foreign() -> LanguageModel:
     return LanguageModel(model, jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes), known)
 
 
-@pytest.mark.parametrize("kind", ["hf", "gguf"])
+@pytest.mark.parametrize("kind", ["hf", "GGUF"])
 def test_a_model_of_another_library_is_trained_on_with_its_tokenizer(
     kind: str, tiny: Config, foreign: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Chat templates: rendered as transformers renders them, and without a way out of the sandbox."""
 
 import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ import pytest
 
 pytest.importorskip("jinja2")
 
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from lmjax.config import UserError
+from lmjax.serve import chat_template
 from lmjax.serve.chat_template import ChatTemplates, of_path
 from tests.interop.folders import attempt
 
@@ -74,6 +78,21 @@ def test_a_template_that_refuses_system_messages_gets_the_others() -> None:
         ("{{ cycler.__init__.__globals__ }}", ""),
         ("{% for i in range(10 ** 9) %}a{% endfor %}", "Range too big"),
         ("{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}", "writes more than"),
+        ("{{ 'a' * 10 ** 9 }}", "'*' may be too large"),
+        ("{{ [0] * 10 ** 9 }}", "'*' may be too large"),
+        ("{{ 10 ** (10 ** 6) }}", "'**' may be too large"),
+        ("{% set x = 'a' * 9999 %}" + "{% set x = x ~ x %}" * 30, "'~' may be too large"),
+        ("{% set x = [0] * 9999 %}" + "{% set x = x + x %}" * 30, "'+' may be too large"),
+        ("{{ 'a' | center(10 ** 9) }}", "'center' may be too large"),
+        ("{{ 'a'.ljust(10 ** 9) }}", "'ljust' may be too large"),
+        ("{{ 'a' | indent(10 ** 9) }}", "'indent' may be too large"),
+        ("{{ {} | tojson(indent=10 ** 9) }}", "'tojson' may be too large"),
+        ("{{ '%999999999d' % 1 }}", "large width"),
+        ("{{ '{:999999999}'.format(1) }}", "large width"),
+        ("{{ '%*d' | format(10 ** 9, 1) }}", "large width"),
+        ("{% set x = 'a' * 9999 %}{{ x | replace('a', x) }}", "'replace' may be too large"),
+        ("{% set x = 'a' * 9999 %}{{ x.replace('a', x) }}", "'replace' may be too large"),
+        ("{% set x = 'a' * 9999 %}{{ x | join(x) }}", "'join' may be too large"),
         ("{% if %}", "Expected an expression"),
         ("x" * (1 << 20) + "y", "has more than 1048576 characters"),
     ],
@@ -84,6 +103,27 @@ def test_hostile_and_malformed_templates_are_one_line(source: str, message: str)
     assert message in refused
     assert not text
     assert "\n" not in refused
+
+
+def test_a_template_that_loops_for_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "SECONDS", 0.3)
+    source = "{% set r = range(99999) | list %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}"
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=r"takes more than 0\.3 s to render"):
+        ChatTemplates({"default": source}, {}).render(CHAT[:1], reply=True)
+    assert time.monotonic() - begun < 5
+
+
+def test_operations_of_ordinary_size_are_those_of_jinja() -> None:
+    source = (
+        "{{ 'a' * 3 }}{{ 2 ** 10 }}{{ [1] + [2] }}{{ 7 * 6 }}{{ 'a' ~ 1 ~ none }}{{ '%05.2f' % 1.5 }}"
+        "{{ 'a' | center(5) }}"
+        "{{ '{:>4}'.format(1) }}{{ '%s' | format('x') }}{{ [1, 2] | join(', ') }}{{ 'aab' | replace('a', 'c') }}"
+        "{{ 'x'.join(['a', 'b']) }}{{ 'a\nb' | indent(2) }}{{ {'a': 1} | tojson(indent=2) }}{{ 7 % 4 }}"
+    )
+    plain = ImmutableSandboxedEnvironment()
+    plain.filters["tojson"] = chat_template._to_json
+    assert ChatTemplates({"default": source}, {}).render(CHAT[:1], reply=True) == plain.from_string(source).render()
 
 
 def test_templates_are_found_where_transformers_looks(tmp_path: Path) -> None:

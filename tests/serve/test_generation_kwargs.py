@@ -37,6 +37,7 @@ def test_values_are_read_as_their_types(settings: dict[str, Any], expected: Samp
         ({"max_gen_toks": -1}, "max_gen_toks=-1 is not an integer"),
         ({"max_gen_toks": 10**400}, "is not a number"),
         ({"do_sample": "perhaps"}, "do_sample='perhaps' is not true or false"),
+        ({7: 3}, "lmjax has no 7=3"),
         ({"until": 3}, "until=3 is not a text or a list of texts"),
         ({"until": ["a", 3]}, "until=['a', 3] is not a text or a list of texts"),
         ({"num_beams": 4}, "lmjax has no num_beams=4, only 1; it has do_sample, "),

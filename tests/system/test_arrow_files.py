@@ -103,3 +103,33 @@ def test_few_bytes_do_not_become_many(tmp_path: Path, name: str) -> None:
         UserError, match=f"{name}' has a part of [0-9]+ bytes, more than the limit of 1000; write smaller"
     ):
         next(arrow_files.rows(path, (), memory=1000))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_value_that_many_rows_refer_to_does_not_multiply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    value, rows = "a" * (1 << 20), 60
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * rows, pyarrow.int32()), pyarrow.array([value]))
+    path = write(tmp_path / f"a.{kind}", pyarrow.table({"text": column, "n": range(rows)}))
+    monkeypatch.setattr(arrow_files, "AT_ONCE", 4 << 20)
+    tracemalloc.start()
+    try:
+        read = [(row["text"] == value, row["n"]) for _, row in arrow_files.rows(path, ("text", "n"))]
+        assert tracemalloc.get_traced_memory()[1] < 3 * arrow_files.AT_ONCE  # two groups of rows, and what they need
+    finally:
+        tracemalloc.stop()
+    assert read == [(True, number) for number in range(rows)]
+
+
+def test_values_do_not_depend_on_how_a_parquet_file_encodes_them(tmp_path: Path) -> None:
+    words = ["some", "", None, "é", "more"]
+    texts = [words[i % 5] if i < 2500 else f"number {i}" for i in range(5000)]
+    nested = [None if i % 7 == 0 else [texts[i], None] for i in range(5000)]
+    table, path = pyarrow.table({"text": texts, "nested": nested, "flag": [i % 3 == 0 for i in range(5000)]}), tmp_path
+    encodings: tuple[dict[str, Any], ...] = ({"dictionary_pagesize_limit": 1000}, {"use_dictionary": False}, {})
+    for number, options in enumerate(encodings):
+        pyarrow.parquet.write_table(table, path / f"{number}.parquet", row_group_size=2000, **options)
+        for columns in ((), ("text",), ("nested", "flag")):
+            read = [row for _, row in arrow_files.rows(path / f"{number}.parquet", columns)]
+            assert read == table.select(columns or table.column_names).to_pylist()

@@ -47,6 +47,8 @@ def test_a_plan_needs_nothing_of_the_environment(changes: dict[str, str | None])
     ("changes", "message"),
     [
         ({"JAX_PLATFORMS": "nonsense"}, "Unable to initialize backend 'nonsense'"),
+        ({"JAX_ENABLE_X64": "1"}, "JAX_ENABLE_X64 = true would change the numbers of the run"),
+        ({"XLA_FLAGS": "--xla_cpu_enable_fast_math=maybe"}, "XLA cannot read the value 'maybe' of the flag"),
         ({"JAX_ENABLE_X64": "maybe"}, "invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'"),
     ],
 )

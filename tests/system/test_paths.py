@@ -107,7 +107,7 @@ REFUSED = {
     "~nobody-of-this-name/a.txt": "has no home folder; give the complete path",
     "none/a.txt": "no file or folder 'none/a.txt': the folder 'none' does not exist",
     "none/*.txt": "no file matches 'none/\\*.txt'",
-    "x" * 300: "cannot read 'x*': File name too long",
+    "x" * 300: "data.files has a name that is too long for a file: 'x*' ...; give a shorter path",
 }
 
 

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from lmjax.config import Config, RuntimeConfig, UserError, codec
+from lmjax.config import Config, DataConfig, RuntimeConfig, SourceConfig, UserError, codec
 from lmjax.config.checks import check
 from lmjax.journal import history
 from lmjax.run import identity
@@ -98,6 +99,21 @@ def test_compiled_programs_are_kept_where_a_run_says(bare: pytest.MonkeyPatch, t
     kept = identity.absolute(Config(runtime=RuntimeConfig(compilation_cache="here"))).runtime
     assert kept.compilation_cache == f"{tmp_path}/here"
     assert identity.absolute(Config(runtime=off)).runtime == off
+
+
+def test_names_of_files_are_those_of_the_folder_of_the_start(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bare.chdir(tmp_path)
+    (tmp_path / "odd:").mkdir()
+    (tmp_path / "odd:" / "c.txt").touch()
+    names = ("a.txt", "s3://bucket/b.txt", "odd:/c.txt", " ")
+    data = DataConfig(files=names, cache="prepared", mixture=(SourceConfig(files=("a.txt",)),))
+    absolute = identity.absolute(Config(data=data)).data
+    assert absolute.files == (f"{tmp_path}/a.txt", "s3://bucket/b.txt", f"{tmp_path}/odd:/c.txt", " ")
+    assert absolute.cache == f"{tmp_path}/prepared"
+    assert isinstance(absolute, DataConfig)
+    assert absolute.mixture[0].files == (f"{tmp_path}/a.txt",)
+    assert identity.absolute(Config(data=DataConfig(cache="s3://bucket"))).data.cache == "s3://bucket"
+    assert identity.absolute(Config()).data.cache == ""
 
 
 FLAGS = """
@@ -260,6 +276,13 @@ def test_a_cache_that_cannot_be_written_is_none(
     [
         ("--xla_of_no_version=1", "XLA does not know the flag --xla_of_no_version"),
         ("xla_cpu_max_isa=AVX2", "is neither a flag"),
+        pytest.param(
+            "--xla_cpu_enable_fast_math=maybe",
+            "XLA cannot read the value 'maybe' of the flag --xla_cpu_enable_fast_math; correct it",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("--xla_force_host_platform_device_count=two", "value 'two' of the flag", marks=pytest.mark.slow),
+        pytest.param("--xla_cpu_max_isa=NO", "does not know the instruction set 'NO'", marks=pytest.mark.slow),
         ("--xla_cpu_max_isa=AVX2 --xla_force_host_platform_device_count=2", ""),
     ],
 )
@@ -269,3 +292,22 @@ def test_flags_at_which_xla_would_end_the_process_are_refused(flags: str, messag
             runtime._check_flags(flags.split())
     else:
         runtime._check_flags(flags.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("JAX_ENABLE_X64", "1"), ("JAX_DEFAULT_PRNG_IMPL", "rbg"), ("JAX_THREEFRY_PARTITIONABLE", "False")],
+)
+def test_settings_of_jax_that_change_the_numbers_are_refused(bare: pytest.MonkeyPatch, name: str, value: str) -> None:
+    bare.delitem(sys.modules, "jax", raising=False)
+    bare.setenv(name, value)
+    with pytest.raises(UserError, match=f"{name} = .* would change the numbers"):
+        runtime._check_numbers()
+    bare.setenv(name, runtime._NUMBERS[name].upper())
+    runtime._check_numbers()
+
+
+def test_a_program_that_computes_in_64_bits_is_refused() -> None:
+    runtime._check_numbers()
+    with jax.enable_x64(True), pytest.raises(UserError, match="JAX_ENABLE_X64 = true would change the numbers"):
+        runtime._check_numbers()

@@ -98,6 +98,8 @@ def test_a_share_is_held_out_by_keys_and_never_shown() -> None:
             "row 1: the id '7'",
         ),
         (TaskConfig(kind="pairs"), [{"good": "a"}], "row 0: there is no field 'bad'"),
+        (TaskConfig(kind="pairs"), [{"good": "a", "bad": "a"}], "row 0: the good and the bad text are equal, 'a'"),
+        (TaskConfig(group="mmlu//stem"), [], "group = 'mmlu//stem' has an empty part"),
         (TaskConfig(kind="match", answer="a"), [{"input": "a", "examples": 3}], "'examples' is not a list of rows"),
         (TaskConfig(prompt="{"), [], "has a '{' on its own"),
         (TaskConfig(filters=("(",)), [], "filters: '(' is no regular expression"),

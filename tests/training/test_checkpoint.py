@@ -80,6 +80,22 @@ def test_retention_keeps_the_last_and_every_fourth(saves: Checkpoints) -> None:
     assert not list(saves.folder.glob("*.partial"))
 
 
+def test_the_best_checkpoint_has_a_finite_loss() -> None:
+    config, nan = CheckpointConfig(keep=1, keep_best=True), float("nan")
+    for losses, best in (((nan, 3.0, 2.0, nan), 3), ((3.0, nan, nan, nan), 1), ((nan, nan, nan, nan), 4)):
+        scores = dict(enumerate(losses, 1))
+        assert checkpoint.retained(range(1, 5), config, protect=(), scores=scores) == {best, 4}
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"update": -1}', '{"update": 1, "cursor": 1, "wall_step": 1}', None])
+def test_a_malformed_meta_is_a_checkpoint_error(tmp_path: Path, content: str | None) -> None:
+    """Also of a file that changes between its check and its reading."""
+    if content is not None:
+        (tmp_path / "meta.json").write_text(content)
+    with pytest.raises(CheckpointError):
+        checkpoint.read(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "zero"])
 def test_any_damaged_file_is_noticed_and_the_older_checkpoint_taken(saves: Checkpoints, damage: str) -> None:
     for update in (1, 2):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lmjax.config import TrackConfig, UserError
-from lmjax.training.metrics import Recorder, read
+from lmjax.training.metrics import Recorder, read, scores
 from lmjax.training.trackers import open_trackers
 
 
@@ -96,6 +96,13 @@ def test_a_fresh_run_starts_an_empty_file_and_an_untouched_one_is_not_rewritten(
     assert path.stat().st_ino == inode
     Recorder(path).close()
     assert read(path) == []
+
+
+def test_scores_are_finite_numbers(tmp_path: Path) -> None:
+    losses = [None, "x", 10**400, True, 2, 2.5, [1]]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"update": n, "val_loss": loss}) + "\n" for n, loss in enumerate(losses)))
+    assert scores(read(path)) == {3: 1.0, 4: 2.0, 5: 2.5}
 
 
 def test_a_sink_that_fails_is_dropped_and_the_run_goes_on(tmp_path: Path) -> None:

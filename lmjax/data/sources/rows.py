@@ -112,6 +112,16 @@ def notes(config: RecordsConfig) -> list[str]:
     return [note for names in (config.files, config.validation_files) for note in _files(names, config).notes()]
 
 
+def repeated(config: RecordsConfig) -> list[str]:
+    """Return a line for each validation file whose records are trained on."""
+    training = {file.real for file in _files(config.files, config).files}
+    return [
+        f"'{file.path}' is in data.files and in data.validation_files: the model is measured on records of its training"
+        for file in _files(config.validation_files, config).files
+        if file.real in training
+    ]
+
+
 def _files(names: tuple[str, ...], config: RecordsConfig) -> paths.Listing:
     """Return tables, also of folders and globs, or two text files with aligned lines."""
     if not names:

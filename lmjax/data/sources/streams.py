@@ -134,6 +134,17 @@ def notes(source: SourceConfig) -> list[str]:
     return listing(source.files).notes()
 
 
+def repeated(data: DataConfig) -> list[str]:
+    """Return a line for each file that is in more than one source of the mixture."""
+    seen, lines = set[str](), []
+    for source in data.mixture:
+        real = {file.real: file.path for file in listing(source.files, key="data.mixture").files}
+        lines += [f"'{real[name]}' is in more than one source of data.mixture" for name in real if name in seen]
+        seen |= real.keys()
+    advice = ": text at the end of one source may be validation data in one and training data in the other"
+    return [line + advice * (data.validation == "tail") for line in lines]
+
+
 @dataclass(frozen=True)
 class _Source:
     """How a source of text is identified and read."""
@@ -153,7 +164,7 @@ def _source(source: SourceConfig, data: DataConfig, dropped: Dropped | None = No
     skip = None if data.on_bad_record == "error" else dropped or Dropped()
     field = source.text_field or data.text_field
     if source.files:
-        entries = listing(source.files).files
+        entries = listing(source.files, key="data.mixture" if data.mixture else "data.files").files
         codec(data.encoding)
         return _Source(
             lambda: {

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lmjax.data.store.store import Store
+from lmjax.display.format import quantity
 
 WARN = 0.005  # share of unknown tokens above which a line is a warning
 
@@ -23,7 +24,8 @@ def store_facts(store: Store) -> dict[str, Any]:
 
 def notes(store: Store) -> list[str]:
     """Describe what is lost, joined or unchecked in prepared data, one line per fact."""
-    lines = [*_left_out(store), _unknown(store), _changed(store), _joined(store)]
+    repeated = [f"WARNING: {line}" for line in store.manifest.get("repeated", ())]
+    lines = [*_left_out(store), *repeated, _unknown(store), _changed(store), _joined(store)]
     if not store.verified:
         size = sum(entry["bytes"] for entry in store.manifest["files"].values())
         lines.append(
@@ -62,7 +64,7 @@ def _changed(store: Store) -> str:
         return ""
     return (
         f"text: the tokenizer changes {compared['different']:,} of {compared['pieces']:,} texts that were compared "
-        f"(the first {compared['bytes'] / 1e6:.1f} MB): decoding does not return them"
+        f"(the first {quantity(compared['bytes'], 'B')}): decoding does not return them"
     )
 
 

@@ -87,8 +87,10 @@ def _problem(manifest: dict[str, Any]) -> str:
         return "'records' does not have the numbers of records"
     if "compared" in manifest and not _has_counts(manifest["compared"], ("pieces", "bytes", "different")):
         return "'compared' does not have the numbers of compared texts"
-    if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+    if labels is not None and not _has_texts(labels):
         return "'labels' is not a list of names"
+    if not _has_texts(manifest.get("repeated", [])):
+        return "'repeated' is not a list of lines"
     if manifest.get("fingerprint") != content_fingerprint(files):
         return "'fingerprint' is not the hash of its files"
     return ""
@@ -115,6 +117,10 @@ def _has_counts(value: Any, names: tuple[str, ...]) -> bool:
     return isinstance(value, dict) and all(_is_count(value.get(name)) for name in names)
 
 
+def _has_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
 def _is_sha256(value: Any) -> bool:
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
@@ -124,17 +130,13 @@ def _is_source(value: Any) -> bool:
         return False
     left_out, first = value.get("left_out", []), value.get("first_dropped", "")
     return (
-        isinstance(left_out, list)
-        and all(isinstance(text, str) for text in [*left_out, first])
+        _has_texts(left_out)
+        and isinstance(first, str)
         and _is_count(value.get("dropped", 0))
         and ("first_dropped" in value or not value.get("dropped"))
         and isinstance(value.get("name"), str)
         and _is_count(value.get("documents"))
         and _is_sha256(value.get("documents_sha256"))
-        and _is_count(value.get("dropped", 0))
-        and isinstance(value.get("first_dropped", ""), str)
-        and isinstance(value.get("left_out", []), list)
-        and all(isinstance(note, str) for note in value.get("left_out", []))
     )
 
 

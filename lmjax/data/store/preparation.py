@@ -190,6 +190,7 @@ def _text(work: Path, config: DataConfig, report: Report) -> _Ingested:
         for s, read in zip(parts, progress.finished, strict=True)
     ]
     details = {"sources": read} | ({"compared": progress.compared} if progress.compared else {})
+    details |= _repeated(streams.repeated(config))
     return _Ingested(trained, {name: progress.text_bytes[name] for name in names}, details, total)
 
 
@@ -207,6 +208,10 @@ def _left_out(notes: list[str]) -> dict[str, list[str]]:
     return {"left_out": notes} if notes else {}
 
 
+def _repeated(lines: list[str]) -> dict[str, list[str]]:
+    return {"repeated": lines} if lines else {}
+
+
 def _records(work: Path, config: RecordsConfig, report: Report) -> _Ingested:
     if work.exists():
         shutil.rmtree(work)
@@ -214,7 +219,7 @@ def _records(work: Path, config: RecordsConfig, report: Report) -> _Ingested:
     trained = _tokenizer(work / "tokenizer.json", config, report)
     sizes, details = ingest_records.ingest_records(work, config, tokenizer=trained, report=report)
     details["sources"][0] |= _left_out(rows.notes(config))
-    return _Ingested(trained, sizes, details)
+    return _Ingested(trained, sizes, details | _repeated(rows.repeated(config)))
 
 
 def _tokenizer(path: Path, config: DataConfig | RecordsConfig, report: Report) -> Tokenizer:

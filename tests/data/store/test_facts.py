@@ -1,12 +1,13 @@
 """What is said about prepared data: unknown tokens, changed texts, documents that nothing separates."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmjax.config import DataConfig, RecordsConfig, TokenizerConfig
+from lmjax.config import DataConfig, RecordsConfig, SourceConfig, TokenizerConfig
 from lmjax.data import tokenizer
 from lmjax.data.store import ingest, preparation
 from lmjax.data.store.facts import notes, store_facts
@@ -79,7 +80,7 @@ def test_a_text_that_the_tokenizer_changes_is_known_from_a_sample(tmp_path: Path
     )
     assert capitals.manifest["compared"]["different"] == 3
     assert capitals.lossless is False
-    assert any("changes 3 of 63 texts that were compared (the first 0.0 MB)" in line for line in notes(capitals))
+    assert any("changes 3 of 63 texts that were compared (the first 7.28 kB)" in line for line in notes(capitals))
 
 
 def test_the_sample_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,3 +132,26 @@ def test_documents_without_a_token_between_them(tmp_path: Path, monkeypatch: pyt
 def test_the_token_that_ends_a_document_is_named_for_a_tokenizer_from_a_file(tmp_path: Path) -> None:
     store = prepared(tmp_path, ["cat sat"] * 60 + ["sat"] * 60, vocabulary(tmp_path, "cat", "sat"))
     assert "documents: each ends in [SEP]" in notes(store)
+
+
+@pytest.mark.parametrize("kind", ["hash", "tail"])
+def test_a_file_of_two_sources_is_a_warning(tmp_path: Path, kind: Any) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a/1.txt", "b.txt"):
+        (tmp_path / name).write_text("\n\n".join(f"document {i} of {name}" for i in range(100)))
+    sources = [SourceConfig(files=(str(tmp_path / "a"),)), SourceConfig(files=(str(tmp_path / "a/../a/*.txt"),))]
+    data = DataConfig(mixture=tuple(sources), validation=kind, tokenizer=TokenizerConfig("bytes"), cache=str(tmp_path))
+    lines = notes(preparation.prepare(data))
+    assert any("1.txt' is in more than one source of data.mixture" in line for line in lines)
+    assert any("training data in the other" in line for line in lines) == (kind == "tail")
+    apart = replace(data, mixture=(sources[0], SourceConfig(files=(str(tmp_path / "b.txt"),))))
+    assert notes(preparation.prepare(apart)) == []
+
+
+def test_validation_records_of_a_training_file_are_a_warning(tmp_path: Path) -> None:
+    path, link = tmp_path / "a.jsonl", tmp_path / "link.jsonl"
+    path.write_text("".join(f'{{"source": "{i}", "target": "x"}}\n' for i in range(20)))
+    link.symlink_to(path)
+    data = RecordsConfig(files=(str(path),), validation_files=(str(link),), tokenizer=TokenizerConfig("bytes"))
+    lines = notes(preparation.prepare(replace(data, cache=str(tmp_path / "cache"))))
+    assert any("link.jsonl' is in data.files and in data.validation_files" in line for line in lines)
