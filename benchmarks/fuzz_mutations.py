@@ -352,7 +352,7 @@ def packed(compress: Callable[[bytes], bytes], decompress: Callable[[bytes], byt
         if kind == 2:
             return content + rng.choice([content, b"", bytes(100), compress(b""), edit_bytes(content, rng)])
         if kind == 3 and rng.random() < 0.3:
-            return compress(rng.choice([b"a", b"\0", b"\n", b"[", b'{"a":']) * 2_000_000) * rng.choice([1, 10])
+            return compress(rng.choice([b"a", b"\0", b"\n", b"[", b'{"a":']) * 2_000_000) * rng.choice([1, 50])
         return edit_bytes(content, rng)
 
     return edit

@@ -31,6 +31,7 @@ _BINARY = (".parquet", ".arrow")
 
 LONGEST = 1 << 30  # bytes of a line, unless a caller has a lower limit
 LARGEST_TABLE = 1 << 32  # bytes of a table of JSON that is read at once, unless a caller has a lower limit
+BLANK_LINES = 1_000_000  # blank lines that a table may have more than rows: compressed, they cost nothing to send
 _CELL = (1 << 31) - 1  # bytes of a cell of csv: as many as the csv module can count everywhere
 
 
@@ -91,9 +92,13 @@ def rows(
 
 
 def _json_lines(path: Path, longest: int, encoding: str, skip: Skip | None) -> Iterator[Row]:
+    blank = 0  # blank lines less the others
     for where, line in lines(path, longest=longest, encoding=encoding, errors=_errors(skip)):
         if not line.removeprefix("\ufeff").strip():
+            blank += 1
+            _check_blank(blank, where)
             continue
+        blank -= 1
         try:
             value = parse_json(line, where, largest=0, long_integers=True)
         except UserError as error:
@@ -133,6 +138,7 @@ def _delimited(path: Path, longest: int, encoding: str, skip: Skip | None, *, ta
 
     reader = csv.reader(content(), **options)
     header: list[str] = []
+    blank = 0
     while True:
         size, where = 0, f"'{path}', line {reader.line_num + 1}"
         try:
@@ -144,8 +150,10 @@ def _delimited(path: Path, longest: int, encoding: str, skip: Skip | None, *, ta
             continue
         if cells is None:
             return
+        blank += -1 if cells else 1
         if not cells:
-            continue  # a blank line
+            _check_blank(blank, where)
+            continue
         if header and len(cells) != len(header):
             reason = f"{where} has {len(cells)} cells, the header has {len(header)} columns"
             _leave_out(UserError(reason), skip)
@@ -155,6 +163,11 @@ def _delimited(path: Path, longest: int, encoding: str, skip: Skip | None, *, ta
             header = cells
             if twice := {name for name in header if header.count(name) > 1}:
                 raise UserError(f"{where}: the column '{min(twice)}' occurs twice; give every column its own name")
+
+
+def _check_blank(blank: int, where: str) -> None:
+    if blank > BLANK_LINES:
+        raise UserError(f"{where}: {BLANK_LINES:,} more lines are blank than are not; remove the blank lines")
 
 
 def _errors(skip: Skip | None) -> str:

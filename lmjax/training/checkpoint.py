@@ -26,14 +26,15 @@ from lmjax.config.errors import RunError, one_line
 from lmjax.config.json_text import parse_json
 from lmjax.journal.history import Announced
 from lmjax.parallel import processes
-from lmjax.pytrees import all_finite, digest
-from lmjax.system import faults
+from lmjax.pytrees import all_finite, digest, nbytes
+from lmjax.system import faults, machine
 from lmjax.system.files import sync_folder, write_text
 from lmjax.training.arrays import ArrayWriter, check_saved, digest_of_saved, read_arrays
 from lmjax.training.state import abstract_state
 
 MANIFEST = "manifest.json"
 _LARGEST = 1 << 26  # bytes of a manifest
+_READ_BACK = 4  # a state is read back if this many times its size is free
 _PARTIAL = re.compile(r"[0-9]+(\.old)?\.partial")
 _UPDATE = re.compile(r"0|[1-9][0-9]{0,17}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -179,12 +180,16 @@ class Checkpoints:
     def _prove(self, folder: Path, meta: dict[str, Any], abstract: Any) -> None:
         """Check that what was saved can be restored: its metadata, and once a session all of it.
 
+        All of it is read only if it takes a small part of the free memory, next to the state in training.
+
         Raises:
             CheckpointError: It cannot.
         """
         try:
             check_saved(folder, abstract)
-            if self._proved or not processes.alone():
+            free = machine.available_memory()
+            small = free is None or _READ_BACK * nbytes(abstract) <= free
+            if self._proved or not processes.alone() or not small:
                 return
             read_back = digest_of_saved(folder, abstract)
         except Exception as error:  # of Orbax and TensorStore

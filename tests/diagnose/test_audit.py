@@ -277,6 +277,7 @@ one_further = change_applied(130, "cursors", lambda cursor: cursor + 1)
 harmless = {"loss": (2.5).hex(), "grad_norm": (0.5).hex()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("forge", "finding"),
     [
@@ -333,6 +334,7 @@ def test_a_forged_journal_is_found_out(
     assert report.text.splitlines()[-1].startswith("not in order")
 
 
+@pytest.mark.slow
 def test_a_broken_chain_is_found_and_what_stands_before_is_told(
     spiky: Path, tmp_path: Path, audited: Callable[..., Report]
 ) -> None:

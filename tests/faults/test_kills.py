@@ -46,7 +46,7 @@ def finish(config: Config, folder: Path, fault: str = "") -> str:
     "point",
     cases(
         pytest.param("compile", marks=pytest.mark.slow),
-        "update@33",
+        pytest.param("update@33", marks=pytest.mark.slow),
         pytest.param("journal.torn@5", marks=pytest.mark.slow),
         pytest.param("save.arrays@3", marks=pytest.mark.slow),
         pytest.param("save.manifest@3", marks=pytest.mark.slow),

@@ -95,7 +95,7 @@ def test_two_such_batches_in_a_row_are_rolled_back(guarded: Config, tmp_path: Pa
 @pytest.mark.parametrize(
     ("fault", "rule", "suspects"),
     cases(
-        ("params=nan@100", "parameters not finite", 1),
+        pytest.param("params=nan@100", "parameters not finite", 1, marks=pytest.mark.slow),
         pytest.param("opt_state=nan@100", "2 hard suspects in a row", 2, marks=pytest.mark.slow),
         pytest.param("learning_rate=times:100@100-104", "", 0, marks=pytest.mark.slow),
         rest=[

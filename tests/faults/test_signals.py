@@ -27,7 +27,7 @@ def whole(short: Config, tmp_path_factory: pytest.TempPathFactory) -> str:
     cases(
         pytest.param("prepared@1", "SIGTERM", "", marks=pytest.mark.slow),
         pytest.param("compile@1", "SIGINT", "", marks=pytest.mark.slow),
-        ("update@25", "SIGTERM", ""),
+        pytest.param("update@25", "SIGTERM", "", marks=pytest.mark.slow),
         pytest.param("evaluate.batch@2", "SIGINT", "", marks=pytest.mark.slow),
         pytest.param("save.arrays@3", "SIGINT", "", marks=pytest.mark.slow),
         pytest.param("save.rename@3", "SIGTERM", "", marks=pytest.mark.slow),

@@ -159,6 +159,7 @@ def test_what_stands_in_padding_changes_no_bit(config):
     assert (logits[0] != compiled(config)(source, target, source_mask_BS=np.ones_like(mask)))[1:].any(axis=(1, 2)).all()
 
 
+@pytest.mark.slow
 @over_both
 def test_longer_padding_changes_rounding_only(config):
     source, mask, target = pairs()

@@ -88,6 +88,7 @@ def configured(tiny: Config, tmp_path: Path) -> str:
     return str(tmp_path / "config.json")
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one(configured: str, tmp_path: Path) -> None:
     """The quick form of what follows: four updates of a model that compiles fast, then the end."""
     model = ["model.family=nnlm", "model.width=16", "model.hidden=16", "model.context=16"]

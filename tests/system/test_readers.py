@@ -292,3 +292,14 @@ def test_a_long_line_exists_at_most_twice(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert next(table)[1] == [1]
     assert peak < 2.4 * size  # two copies and a few blocks
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
+def test_blank_lines_are_bounded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "BLANK_LINES", 50)
+    rows = {"a.csv": "x\n1\n"}.get(name, '{"x": "1"}\n')
+    (tmp_path / name).write_text(rows + 50 * "\n" + rows[-2:] * (name == "a.csv"))
+    assert all(row == {"x": "1"} for _, row in readers.rows(tmp_path / name))
+    (tmp_path / name).write_text(rows + 99 * "\n")
+    with pytest.raises(UserError, match="50 more lines are blank than are not; remove the blank lines"):
+        list(readers.rows(tmp_path / name))

@@ -220,3 +220,12 @@ def test_only_what_the_journal_announced_is_loaded(saves: Checkpoints) -> None:
         assert loaded.meta["update"] == 2
         assert problems[0].startswith("checkpoint 3: ")
         assert problem in problems[0]
+
+
+def test_a_save_is_not_read_back_where_memory_is_scarce(saves: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "digest_of_saved", lambda *arguments: pytest.fail("it was read back"))
+    monkeypatch.setattr(checkpoint.machine, "available_memory", lambda: 1)
+    state = a_state(1)
+    saves.save(state, meta(state))
+    saves.wait()
+    assert (saves.failure(), len(saves.committed())) == (None, 1)

@@ -294,6 +294,7 @@ def test_the_norm_of_large_values_does_not_overflow() -> None:
     assert [norms["block_0"]["a"], norms["block_1"]["a"]] == pytest.approx([5.0, 0.0], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_named_and_the_report_is_whole(tiny: Config, tmp_path: Path) -> None:
     spike = spiked(tiny, tmp_path / "run")
     spike.spoil("weights_BT", np.nan, row=3)
