@@ -31,7 +31,7 @@ def test_a_run_is_loaded_continued_and_evaluated(tiny: Config, tmp_path: Path) -
     lm = lmjax.load(run)
     assert isinstance(lmjax.generate(lm, "the cat", max_tokens=4), str)
     assert len(lmjax.generate(run, ["the", "cat"], max_tokens=4)) == 2
-    assert set(lmjax.evaluate(lm, ["copying"], shots=(0,), limit=2).tasks) == {"copying"}
+    assert set(lmjax.evaluate(lm, ["copying"], shots=(0,), limit=2, max_tokens=4).tasks) == {"copying"}
 
 
 def test_the_public_names_are_few_and_import_nothing_heavy() -> None:

@@ -269,7 +269,8 @@ def rewrite(folder: Path, change: Callable[[Record], Any]) -> None:
     path, lines, previous = folder / "journal.jsonl", [], "0" * 64
     for record in journal.read(path):
         change(record)
-        lines.append(journal._line(record | {"previous": previous}))
+        record |= {"previous": previous}
+        lines.append(json.dumps(record, separators=(",", ":")).encode() + b"\n")
         previous = journal._hash(lines[-1])
     path.write_bytes(b"".join(lines))
 
