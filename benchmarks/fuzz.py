@@ -250,7 +250,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, help="stop after so many cases")
+    parser.add_argument("--cases", type=int, help="stop after this number of cases")
     parser.add_argument("--case", type=int, help="only this case, with the complete text")
     parser.add_argument("--out", type=Path, default=Path("findings"), help="folder of the inputs of findings")
     parser.add_argument("--folder", type=Path, help="folder of examples and cache, to keep them for the next start")

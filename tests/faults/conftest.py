@@ -1,5 +1,6 @@
 """Runs small enough to be faulted hundreds of times."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lmjax.config import (
 )
 from lmjax.run import curves
 from lmjax.run.spikes import report
+from tests.faults import runs
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +48,20 @@ def short(guarded: Config) -> Config:
     train = replace(guarded.train, updates=60, evaluate_every=20)
     guard = GuardConfig(margin=8, divergence_window=8)
     return replace(guarded, name="short", train=train, checkpoint=CheckpointConfig(every=10), guard=guard)
+
+
+@pytest.fixture(scope="module")
+def stopped(short: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run, stopped by a signal after update 45."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    assert runs.start(short, folder, "update=SIGTERM@45") == 0
+    return folder
+
+
+@pytest.fixture
+def folder(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of the stopped run to damage."""
+    return shutil.copytree(stopped, tmp_path / "run")
 
 
 @pytest.fixture(autouse=True)

@@ -40,19 +40,6 @@ def other(short: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def stopped(short: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stopped") / "run"
-    assert runs.start(short, folder, "update=SIGTERM@45") == 0
-    return folder
-
-
-@pytest.fixture
-def folder(stopped: Path, tmp_path: Path) -> Path:
-    """A copy of the stopped run to damage."""
-    return shutil.copytree(stopped, tmp_path / "run")
-
-
 def at_update(monkeypatch: pytest.MonkeyPatch, update: int, damage: Callable[[], Any]) -> None:
     """Do something once when a run has recorded an update."""
     write, pending = Recorder.write, [update]

@@ -27,19 +27,6 @@ def clean(short: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def stopped(short: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run, stopped by a signal after update 45."""
-    folder = tmp_path_factory.mktemp("stopped") / "run"
-    assert runs.start(short, folder, "update=SIGTERM@45") == 0
-    return folder
-
-
-@pytest.fixture
-def folder(stopped: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(stopped, tmp_path / "run")
-
-
 def everything(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

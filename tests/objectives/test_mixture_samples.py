@@ -29,7 +29,7 @@ BYTES = tokenizer.build_tokenizer(TokenizerConfig("bytes"), lambda: iter(()))
 
 
 def mixed(sizes: list[int], *, microbatch: int = 3, context: int = 7) -> TextSamples:
-    """Samples of sources of so many documents with a letter of their own; every third is for validation."""
+    """Samples of sources whose documents repeat one letter; every third document is for validation."""
     streams, validation = {}, []
     for number, (letter, size) in enumerate(zip("abc", sizes, strict=False)):
         documents = [[*letter.encode() * (3 + i % 5), BYTES.end_of_text] for i in range(size)]
