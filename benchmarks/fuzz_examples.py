@@ -85,6 +85,7 @@ def make_run(folder: Path) -> None:
         "train.sample_tokens=0", "checkpoint.every=6", "optimizer.name=adamw",
     )  # fmt: skip
     assert launch.start(apply_overrides(Config(name="fuzz"), changes), folder / "run") == 0
+    (folder / "run" / "config.sha256").unlink()  # it would refuse each mutated configuration at once
 
 
 def split_weights(model: Path, folder: Path) -> None:

@@ -90,7 +90,7 @@ def generate(model: "str | Path | LanguageModel", prompts: str | Sequence[str], 
 
     Args:
         model: what `load` returns, or a path that `load` accepts.
-        prompts: one text, or several.
+        prompts: one text, or several; of a prompt that is longer than the context, its end is read.
         **settings: the fields of `lmjax.inference.sampling.Sampling`, such as `max_tokens=50, temperature=0.8`.
 
     Raises:

@@ -4,12 +4,13 @@ Each function returns an exit status.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError
 from lmjax.display.console import Console
+from lmjax.inference import generation_settings
 from lmjax.inference.generate import generate, unread
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
@@ -55,9 +56,8 @@ def generate_texts(
         lm = LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
     lm = pretrained.causal(lm)
     ids = [_ids(lm, prompt, special=special_tokens) for prompt in prompts]  # refused before anything is printed
-    for number, prompt in enumerate(ids, 1):
-        if left_out := unread(lm, prompt):
-            print(f"prompt {number}: its first {left_out} of {len(prompt)} tokens exceed the context", file=sys.stderr)
+    for line in _notes(lm, ids, sampling):
+        print(line, file=sys.stderr)
     if len(prompts) > 1:
         for prompt, text in zip(prompts, generate(lm, ids, sampling=sampling), strict=True):
             print(prompt + text, end="\n\n")
@@ -66,6 +66,20 @@ def generate_texts(
     generate(lm, ids, sampling=sampling, show=lambda _, piece: print(piece, end="", flush=True))
     print()
     return 0
+
+
+def _notes(lm: LanguageModel, prompts: Sequence[list[int]], sampling: Sampling) -> Iterator[str]:
+    """Say which settings of the model are not used, and what of the prompts is not read."""
+    if unused := generation_settings.unused(lm.generation, sampling):
+        listed = ", ".join(f"{name}={str(value)[:40]}" for name, value in unused.items())
+        yield f"generation_config.json has {listed}; lmjax generate uses its own options"
+    unknown = lm.tokenizer.unknown
+    for number, prompt in enumerate(prompts, 1):
+        if unknown in prompt:
+            count = prompt.count(unknown)
+            yield f"prompt {number}: the tokenizer cannot represent {count} of its {len(prompt)} tokens"
+        if left_out := unread(lm, prompt):
+            yield f"prompt {number}: its first {left_out} of {len(prompt)} tokens exceed the context"
 
 
 def _ids(lm: LanguageModel, prompt: str, *, special: bool) -> list[int]:
@@ -111,7 +125,7 @@ def evaluate_model(
     Raises:
         UserError: There is no such model or task, or a file cannot be written.
     """
-    from lmjax.evaluation import cache, evaluator, in_training, report, shot_curves
+    from lmjax.evaluation import cache, evaluator, in_training, report
     from lmjax.evaluation.settings import Settings
 
     chosen = Settings(**settings)
@@ -121,6 +135,7 @@ def evaluate_model(
     for file in filter(None, (json, plot)):
         if not file.parent.is_dir():
             raise UserError(f"cannot write {file}: there is no folder {file.parent}")
+    draw = _drawing(plot) if plot else None
     lm = pretrained.load(path, checkpoint=checkpoint, dtype=dtype)
     with Console() as console:
         progress = _Counter(console)
@@ -132,9 +147,22 @@ def evaluate_model(
                 console.text("answer: " + sample.target, "model: " + _response(sample))
         report.print_report(result, console)
         written = report.write_json(result, json, samples=samples) if json else []
-        for file in [*written, *([shot_curves.draw([result], plot)] if plot else [])]:
+        for file in [*written, *([draw([result])] if draw else [])]:
             console.event(f"written: {file}")
     return 0
+
+
+def _drawing(path: Path) -> Callable[[Sequence[Any]], Path]:
+    """Return the function that draws the curves of results into a file.
+
+    Raises:
+        UserError: A picture cannot have this name.
+    """
+    from lmjax.display.figures import check_name  # imports matplotlib, which is slow
+    from lmjax.evaluation.shot_curves import draw
+
+    check_name(path)
+    return lambda results: draw(results, path)
 
 
 def _cut(sample: Any) -> str:
@@ -165,8 +193,8 @@ def compare_evaluations(paths: Sequence[Path], *, plot: Path | None = None) -> i
     """Print two results of `evaluate` with paired tests, and draw their curves together."""
     from lmjax.evaluation import compare
     from lmjax.evaluation.report import notes, read_json
-    from lmjax.evaluation.shot_curves import draw
 
+    draw = _drawing(plot) if plot else None
     a, b = (read_json(path) for path in paths)
     with Console() as console:
         compare.print_comparison(compare.compare_results(a, b), console, names=(a.model, b.model))
@@ -175,8 +203,8 @@ def compare_evaluations(paths: Sequence[Path], *, plot: Path | None = None) -> i
         for name, result in (("a", a), ("b", b)):
             for line in notes(result):
                 console.event(f"{name}: {line}")
-        if plot:
-            console.event(f"written: {draw([a, b], plot)}")
+        if draw:
+            console.event(f"written: {draw([a, b])}")
     return 0
 
 

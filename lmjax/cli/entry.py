@@ -4,6 +4,7 @@ import argparse
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -56,8 +57,8 @@ def finish(options: argparse.Namespace) -> NoReturn:
         print("error: not enough memory on this machine", file=sys.stderr)
         status = 1
     except Exception as error:
-        if _names_environment(error):
-            print(f"error: {one_line(error)}; change or unset the environment variable", file=sys.stderr)
+        if problem := _problem_of_environment(error):
+            print(f"error: {problem}", file=sys.stderr)
             sys.exit(2)
         if not _has_peers():
             raise
@@ -69,10 +70,15 @@ def finish(options: argparse.Namespace) -> NoReturn:
     sys.exit(status)
 
 
-def _names_environment(error: Exception) -> bool:
-    """Whether JAX refuses a variable of the environment, which only its message says."""
-    texts = ("Unable to initialize backend", "for environment 'JAX_")
-    return isinstance(error, RuntimeError | ValueError) and any(text in str(error) for text in texts)
+def _problem_of_environment(error: Exception) -> str:
+    """Return what of the environment a library refuses at its start, or nothing."""
+    texts = ("Unable to initialize backend", "for environment 'JAX_")  # only JAX's message says so
+    if isinstance(error, RuntimeError | ValueError) and any(text in str(error) for text in texts):
+        return f"{one_line(error)}; change or unset the environment variable"
+    modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)}
+    if "matplotlib" in modules and "matplotlib" not in sys.modules:  # its import failed
+        return f"matplotlib cannot start: {one_line(error)}; change MPLBACKEND, or the file matplotlibrc"
+    return ""
 
 
 def _has_peers() -> bool:
@@ -93,9 +99,11 @@ def start_jax(config: RuntimeConfig | None = None) -> None:
     """
     from lmjax.system import faults, runtime
 
-    runtime.start(config)
     gc.disable()  # nearly all objects that imports create stay alive: a collection would find no garbage
-    import_module("lmjax.run.launch")
-    gc.freeze()
-    gc.enable()
+    try:
+        runtime.start(config)
+        import_module("lmjax.run.launch")
+        gc.freeze()
+    finally:
+        gc.enable()
     faults.arm(os.environ.get(faults.VARIABLE, ""))

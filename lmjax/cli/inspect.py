@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from lmjax.cli.entry import start_jax
@@ -55,6 +57,9 @@ def plot_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _plot(options: argparse.Namespace) -> int:
+    out = options.out
+    if out and out.suffix.lower() in (".png", ".pdf", ".svg", ".jpg", ".jpeg") and not out.is_dir():
+        raise UserError(f"--out {out}: give a folder, because several pictures are drawn (loss.png, health.png)")
     from lmjax.run import curves
 
     for path in curves.draw(options.runs, options.out):
@@ -170,15 +175,25 @@ def tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train_tokenizer(options: argparse.Namespace) -> int:
     from lmjax.data import tokenizer
-    from lmjax.data.sources import streams
+    from lmjax.data.sources import rows, streams
     from lmjax.data.store import ingest_records
     from lmjax.system.runtime import prepare
 
+    if options.out.is_dir() or not options.out.parent.is_dir():
+        raise UserError(f"cannot write --out {options.out}: give the name of a file in a folder that exists")
     prepare()
-    data = _load(options.words).data
-    trained = tokenizer.build_tokenizer(
-        data.tokenizer, lambda: streams.texts(data) if isinstance(data, DataConfig) else ingest_records.texts(data)
-    )
+    data, dropped = _load(options.words).data, streams.Dropped()
+
+    def texts() -> Iterator[str]:
+        dropped.reset()
+        if isinstance(data, DataConfig):
+            return streams.texts(data, dropped=dropped)
+        return ingest_records.texts(data, dropped=dropped)
+
+    trained = tokenizer.build_tokenizer(data.tokenizer, texts)
     trained.save(options.out)
+    notes = map(streams.notes, streams.sources(data)) if isinstance(data, DataConfig) else [rows.notes(data)]
+    for line in filter(None, [*chain(*notes), dropped.note()]):
+        print(line)
     print(f"{options.out}: {trained.vocab_size} entries, sha256 {trained.sha256}")
     return 0

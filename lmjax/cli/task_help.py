@@ -51,6 +51,8 @@ def _counts(task: Task) -> list[tuple[str, int]]:
     config, documents = task.config, task.documents
     counts: dict[str, Any] = {
         "documents": len(documents),
+        "rows without text, left out": task.dropped,
+        "rows that were read, of more": task.first_rows,
         "documents that equal an earlier one": len(documents) - len({*map(digest, documents)}),
         "pool of examples": len(task.pool),
         "fixed examples": len(task.fixed),

@@ -36,7 +36,7 @@ class SourceConfig:
     source: str = "docstrings"
     #: Local files; if set, `source` is ignored.
     files: tuple[str, ...] = ()
-    #: Weight in the mixture. Only the ratios of the weights count.
+    #: Weight in the mixture of the training. Only the ratios of the weights count.
     weight: Annotated[float, nonnegative()] = 1.0
     #: Column of tables and hub data that holds the text (empty: `data.text_field`).
     text_field: str = ""

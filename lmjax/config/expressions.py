@@ -21,6 +21,10 @@ RETRIES = 32  # combinations of lengths of bounded repetitions that a search tri
 OPTIONAL = 20  # parts of varying length in an alternative
 
 _PROBES = "".join(map(chr, range(0x250))) + "αβΑяЯאع५一あ\u2003\u200b"
+_ROUNDS = 50  # repetitions that count as many
+_ANY = r"[\s\S]"
+_WORD = r"[^\s!-/:-@\[-`{-~\u2018-\u201d\u3001-\u3003\u3008-\u3011\uff01-\uff0f\uff1a-\uff20]"  # no punctuation
+_LETTERS = re.compile(r"\\p\{(?:[LMN][a-z]?|Han|Hiragana|Katakana|Hangul|Latin|Cyrillic|Greek|Arabic|Hebrew|Thai)\}")
 _COUNT = re.compile(r"\{(\d{0,9})(,?)(\d{0,9})\}")
 _GROUP = re.compile(r"\?(?::|=|!|<=|<!|>|P?<\w+>|'\w+'|[a-wyzA-Z]*(?:-[a-zA-Z]+)?(?P<ends>[:)])|>)")
 _REFERENCE = re.compile(r"[1-9]|k[<'{]|g[<'{]")
@@ -38,6 +42,8 @@ class _Item:
     #: Minimum and maximum number of repetitions.
     least: float = 1
     most: float = 1
+    #: Whether it is a group that consumes no text: it looks ahead or behind.
+    looks: bool = False
 
 
 def check_expression(pattern: str, where: str, *, unbounded: float = inf) -> None:
@@ -93,6 +99,23 @@ def _check_retries(branches: "list[list[_Item]]", probes: str, refuse: Callable[
         )
 
 
+def repeated_characters(pattern: str) -> str:
+    """Return an expression for the characters that a search may read again and again.
+
+    They are those of the repetitions before a part that can fail, of repetitions that look ahead or behind, and of
+    large numbers of repetitions. A run of n such characters may take time in proportion to n². The expression is for
+    Python's `re`; it matches one character, also others where Python does not know the syntax. Empty: the time of a
+    search is in proportion to the text.
+
+    Args:
+        pattern: An expression that `check_expression` accepts.
+    """
+    atoms = set[str]()
+    for nested_sets in (False, True):
+        atoms.update(*(_reread(branch, can_fail=False) for branch in _Reader(pattern, nested_sets).branches(0)))
+    return "|".join(sorted(set(map(_superset, atoms))))
+
+
 # ---- Syntax -----------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +166,7 @@ class _Reader:
             if match is None:
                 raise ValueError("has a group of a kind that lmjax does not accept, such as a reference or a condition")
             self.at = match.end()
+            item.looks = match[0] in ("?=", "?!", "?<=", "?<!")
             if match["ends"] == ")":  # flags, as in (?i)
                 return item
         item.branches = self.branches(depth + 1)
@@ -276,6 +300,33 @@ def _ways(branch: Sequence[_Item], *, can_fail: bool) -> float:
         ways *= item.most - item.least + 1 if can_fail and item.most < inf else 1
         ways, can_fail = min(ways, 1e6), can_fail or item.least > 0
     return ways
+
+
+def _reread(branch: Sequence[_Item], *, can_fail: bool, rounds: float = 1) -> Iterator[str]:
+    """Yield the atoms that a search may read again from each place; see `repeated_characters`."""
+    for item in reversed(branch):
+        together = rounds * max(item.most, 1)
+        many = together > _ROUNDS
+        for part in item.branches:
+            yield from _reread(part, can_fail=can_fail or many or item.looks, rounds=together)
+        if item.atom and many and (can_fail or together < inf):
+            yield item.atom
+        can_fail = can_fail or item.least > 0
+
+
+def _superset(atom: str) -> str:
+    """An expression of Python for the characters of an atom, and possibly more."""
+    if atom[0] == "[" and re.search(r"\[|&&|--|\|\||~~", atom[1:]):
+        return _ANY
+    if not re.search(r"\[\^|\\P", atom):
+        atom, letters = _LETTERS.subn("", atom)
+        if letters:
+            return f"{_WORD}|{_superset(atom)}" if atom not in ("", "[]") else _WORD
+    try:
+        re.compile(atom)
+    except (re.error, OverflowError, RecursionError):
+        return _ANY
+    return f"{atom}|(?i:{atom})"
 
 
 def _all(items: Sequence[_Item]) -> Iterator[_Item]:

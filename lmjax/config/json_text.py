@@ -97,7 +97,8 @@ def decode_utf8(content: bytes, where: str, *, errors: str = "strict") -> str:
     except UnicodeDecodeError as error:
         if content.startswith(UTF_16_AND_32):
             raise UserError(f"{where} is UTF-16 or UTF-32 text, not UTF-8: save it as UTF-8") from None
-        raise UserError(f"{where} is not UTF-8 text: byte 0x{content[error.start]:02x} at {error.start}") from None
+        byte = f"byte 0x{content[error.start]:02x} at {error.start}"
+        raise UserError(f"{where} is not UTF-8 text: {byte}; save it as UTF-8") from None
 
 
 # ---- Numbers and keys -------------------------------------------------------------------------------------------

@@ -9,13 +9,20 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lmjax.config import extensions, trust, user_files
 from lmjax.config.checks import check
-from lmjax.config.codec import LARGEST_CONFIG, apply_overrides, from_tree
+from lmjax.config.codec import LARGEST_CONFIG, apply_overrides, differences, from_tree
 from lmjax.config.errors import UserError, nearest, one_line
 from lmjax.config.json_text import parse_json
+from lmjax.config.regular_files import read_regular
 from lmjax.config.schema import Config
+
+# Prefixes of the keys that leave the results of a run within its expected range.
+_SAME_RESULTS = ("name:", "seed:", "data.cache:", "parallel.", "runtime.", "track.", "checkpoint.", "guard.")
+_SAME_RESULTS += ("evaluate.", "train.log_", "train.sample_", "train.profile:", "train.callbacks:", "train.metrics:")
+_SAME_RESULTS += ("train.baselines:", "train.evaluate_every:", "train.evaluate_batches:", "train.expect:")
 
 
 def print_to_stderr(line: str) -> None:
@@ -65,13 +72,22 @@ def load(
         UserError: The preset or file does not exist, the file defines no configuration, or a change is invalid.
     """
     if not name.endswith(".json"):
-        return apply_overrides(_by_name(name), changes)
+        return _changed(_by_name(name), changes)
     path = Path(name)
     config, ignored = restrict(_parse(path, exact=False, resuming=resuming, allow=allow))
     if resuming:  # the resume itself decides on data.cache
         ignored = [change for change in ignored if not change.startswith("data.cache=")]
     trust.report(config, ignored, changes, where=name, show=report)
-    return apply_overrides(config, changes)
+    return _changed(config, changes)
+
+
+def _changed(config: Config, changes: Sequence[str]) -> Config:
+    """Apply changes; the expected results are removed if a change makes others possible."""
+    changed = apply_overrides(config, changes)
+    others = [line for line in differences(config, changed) if not line.startswith(_SAME_RESULTS)]
+    if not others or changed.train.expect != config.train.expect:  # the user may state others
+        return changed
+    return replace(changed, train=replace(changed.train, expect=()))
 
 
 def read(path: Path, changes: Sequence[str] = (), *, report: trust.Report | None = None) -> Config:
@@ -101,7 +117,7 @@ def saved(path: Path) -> Config:
     Raises:
         UserError: The file is missing or malformed.
     """
-    return from_tree(parse_json(read_bytes(path), str(path), largest=LARGEST_CONFIG), Config)
+    return _typed(parse_json(read_bytes(path), str(path), largest=LARGEST_CONFIG), path)
 
 
 def _parse(path: Path, *, exact: bool, resuming: bool = False, allow: Sequence[str] = ()) -> Config:
@@ -110,7 +126,14 @@ def _parse(path: Path, *, exact: bool, resuming: bool = False, allow: Sequence[s
     entries = tree.get("extensions", []) if isinstance(tree, dict) else []
     if isinstance(entries, list) and all(isinstance(entry, str) for entry in entries):  # else `from_tree` refuses
         user_files.load_saved(entries, path.parent, exact=exact, resuming=resuming, allow=allow)
-    return from_tree(tree, Config)
+    return _typed(tree, path)
+
+
+def _typed(tree: Any, path: Path) -> Config:
+    try:
+        return from_tree(tree, Config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _by_name(name: str) -> Config:
@@ -147,7 +170,7 @@ def read_bytes(path: Path) -> bytes:
             raise UserError(f"no such config file: {path}")
         if path.stat().st_size > LARGEST_CONFIG:
             raise UserError(f"{path} is larger than {LARGEST_CONFIG:,} bytes: it is no configuration")
-        return path.read_bytes()
+        return read_regular(path, largest=LARGEST_CONFIG)
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         if isinstance(error, UserError):
             raise

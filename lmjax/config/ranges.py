@@ -133,10 +133,13 @@ def at_least(low: int) -> Range:
     return Range(lambda value: low <= value < inf, rule, f">= {low}")
 
 
-def size(low: int) -> Range:
-    """Integers from `low` to 2^31 - 1, the largest size of an axis of an array."""
-    rule = f"must be an integer from {low} to {INT32} (2^31 - 1)"
-    return Range(lambda value: low <= value <= INT32, rule, f">= {low}")
+def size(low: int, high: int = INT32) -> Range:
+    """Integers from `low` to `high`.
+
+    By default to 2^31 - 1, the largest size of an axis of an array.
+    """
+    rule = f"must be an integer from {low} to {high}{' (2^31 - 1)' if high == INT32 else ''}"
+    return Range(lambda value: low <= value <= high, rule, f">= {low}" if high == INT32 else f"[{low}, {high}]")
 
 
 def device_count() -> Range:

@@ -160,7 +160,8 @@ class CheckpointConfig:
     keep: Annotated[int, size(1)] = 3
     #: Also retain the checkpoint of every K-th update (0: none).
     keep_every: Annotated[int, size(0)] = 0
-    #: Also retain the checkpoint with the lowest validation loss.
+    #: Also retain the checkpoint with the lowest `val_loss`, which counts the sources of a mixture by their size, not
+    #: by their weight.
     keep_best: bool = True
     #: Number of consecutive failed saves that are tried again, each at the next update.
     retries: Annotated[int, size(0)] = 2
@@ -182,7 +183,7 @@ class GuardConfig:
     #: `off` applies every batch. All three are bit-identical as long as no batch is suspect.
     policy: Literal["rollback", "skip", "off"] = "rollback"
     #: Number of accepted losses and log gradient norms in the window.
-    window: Annotated[int, size(0)] = 128
+    window: Annotated[int, size(0, 1_000_000)] = 128
     #: Accepted values needed before a batch can be suspect. The count restarts with each regime.
     armed: Annotated[int, size(0)] = 64
     #: Accepted values needed before a batch can be a hard suspect. The count restarts with each regime.
@@ -229,9 +230,9 @@ class GuardConfig:
     #: Batches to skip after a spike in the first attempt; twice as many in the second, four times in the third.
     skip_after: Annotated[int, size(0)] = 8
     #: Factor of the learning rate in the third attempt.
-    cut: Annotated[float, at_least(0)] = 0.5
+    cut: Annotated[float, interval("(0, 1]")] = 0.5
     #: Updates over which the learning rate returns to the full rate after a cut.
-    rewarm: Annotated[int, size(0)] = 100
+    rewarm: Annotated[int, size(1)] = 100
     #: Updates after a trigger within which another trigger counts as the next attempt at the same spike.
     neighbourhood: Annotated[int, size(0)] = 32
     #: Attempts at the same spike after which the guard stops the run with exit status 3.
@@ -309,7 +310,7 @@ class RuntimeConfig:
     compilation_cache: str = ""
     #: Maximum number of updates dispatched to one CPU at a time (0: up to 8 if they are small). Other devices, and
     #: batches of different shapes (records), always take one.
-    updates_at_once: Annotated[int, size(0)] = 0
+    updates_at_once: Annotated[int, size(0, 4096)] = 0
 
 
 @dataclass(frozen=True)

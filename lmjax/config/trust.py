@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from lmjax.config.errors import printable
 from lmjax.config.schema import Config, RuntimeConfig
 
 Report = Callable[[str], None]
@@ -104,4 +105,4 @@ def _without(config: Config, keys: Sequence[str]) -> tuple[Config, list[str]]:
 
 def _change(key: str, value: Any) -> str:
     text = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
-    return f"{key}={text}"
+    return f"{key}={printable(text, 1000)}"

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.machinery import SourceFileLoader
@@ -348,8 +348,10 @@ def _check_copies(entries: list[Entry], different: Entry, copies: Path | None) -
             raise UserError(f"extensions: {different.path} {what}, and {copy} is not the copy that the run wrote")
 
 
-def save_copies(texts: Iterable[str], run_dir: Path) -> None:
-    """Write the imported content of the files of a configuration into a run directory."""
+def save_copies(
+    texts: Iterable[str], run_dir: Path, *, write: Callable[[Path, bytes], object] = Path.write_bytes
+) -> None:
+    """Write the imported files of a configuration into a run directory with `write`."""
     for entry in map(parse_entry, texts):
         content = _state.contents.get(entry.path)
         content = entry.path.read_bytes() if content is None else content
@@ -358,7 +360,7 @@ def save_copies(texts: Iterable[str], run_dir: Path) -> None:
             root, _ = root_of(entry.path)
             copy = run_dir / FOLDER / _folder(root) / entry.path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(content)
+        write(copy, content)
 
 
 def _copy_of(path: Path, copies: Path) -> Path | None:

@@ -22,10 +22,19 @@ from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
 
 from lmjax.config import TokenizerConfig, UserError
-from lmjax.data import tokenizer_folder, tokenizer_roles, tokenizer_settings, tokenizer_training, vocabularies
+from lmjax.data import (
+    tokenizer_budget,
+    tokenizer_bytes,
+    tokenizer_folder,
+    tokenizer_roles,
+    tokenizer_settings,
+    tokenizer_training,
+    vocabularies,
+)
 from lmjax.data.tokenizer_checks import library_errors, not_utf8
 from lmjax.data.tokenizer_steps import keeps_text, steps
 from lmjax.system import paths
+from lmjax.system.files import write_text
 
 # Rust threads and a later fork conflict. An explicit choice of threads suppresses the warning.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -186,7 +195,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write tokenizer.json to the file `path`."""
-        Path(path).write_bytes(self.json.encode())
+        write_text(Path(path), self.json)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Encode a text, without additional tokens.
@@ -205,7 +214,8 @@ class Tokenizer:
         backend = self._recognizing if special else self.backend
         what = "the tokenizer cannot encode this text"
         try:
-            with library_errors(what, quiet=self._has_expressions):
+            with library_errors(what, quiet=bool(self._budget.patterns)):
+                self._budget.check(texts)
                 encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
                 batch = [encoding.ids for encoding in encodings]
         except UserError as error:
@@ -222,11 +232,11 @@ class Tokenizer:
         return batch
 
     @cached_property
-    def _has_expressions(self) -> bool:
-        """Whether a step has an unusual regular expression; its search may fail."""
+    def _budget(self) -> tokenizer_budget.Budget:
+        """The budget of unusual expressions of its steps, whose search may fail or take long."""
         parts = [*steps(self.backend.pre_tokenizer), *steps(self.backend.normalizer)]
-        patterns = [step["pattern"] for step in parts if "pattern" in step]
-        return any(pattern.get("Regex", "") not in vocabularies.EXPRESSIONS for pattern in patterns)
+        patterns = [step["pattern"].get("Regex", "") for step in parts if "pattern" in step]
+        return tokenizer_budget.Budget(set(patterns) - vocabularies.EXPRESSIONS)
 
     @cached_property
     def _recognizing(self) -> Backend:
@@ -259,12 +269,16 @@ class Tokenizer:
                 stored = bytes(table[char] for char in stored).decode("utf-8", "backslashreplace")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in stored)
 
-    def nbytes(self, ids: np.ndarray) -> int:
-        """Count the UTF-8 bytes of the text of these ids; they may split a character."""
+    def nbytes(self, ids: np.ndarray, *, before: Sequence[int] | np.ndarray = ()) -> int:
+        """Count the UTF-8 bytes of the text of these ids; they may split a character.
+
+        Args:
+            ids: The ids; each end_of_text ends a document.
+            before: Ids that precede them. Without them, `ids` is the beginning of a document, which some tokenizers
+                decode differently.
+        """
         if self._lengths is None:
-            text_ids = ids[ids != self.end_of_text] if self.end_of_text is not None else ids
-            parts = (text_ids[i : i + 100_000] for i in range(0, len(text_ids), 100_000))
-            return sum(len(self.decode(part).encode()) for part in parts)
+            return tokenizer_bytes.count(ids, self.decode, end=self.end_of_text, before=before)
         counts = np.bincount(ids, minlength=self.vocab_size) if len(ids) else np.zeros(self.vocab_size, np.int64)
         return int(counts @ self._lengths)
 

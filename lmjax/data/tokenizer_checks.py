@@ -25,7 +25,8 @@ STEPS = 50  # maximum number of steps of a normalizer, a pre-tokenizer, a decode
 GROWTH = 64  # maximum factor by which the replacements of a normalizer or decoder can lengthen a text
 UNBOUNDED = 2  # maximum number of unbounded repetitions in an alternative of an expression; public tokenizers have 2
 LONGEST = 10_000  # maximum number of characters of a token, and of a text in a step
-_LONGEST_WORD = 1000  # maximum of max_input_chars_per_word: longer words take quadratic time
+_LONGEST_WORD = 128  # maximum of max_input_chars_per_word: the time grows with its square; BERT's is 100
+_LONGEST_PIECE = 128  # bytes of a piece of a Unigram model: its time grows with the longest one; public ones have 64
 
 _MODELS = frozenset(["BPE", "WordPiece", "WordLevel", "Unigram"])
 _STEPS = {
@@ -125,6 +126,13 @@ def _check_model(model: dict[str, Any], where: str) -> None:
     if not isinstance(longest, int) or longest > _LONGEST_WORD:
         raise UserError(f"{where}: model.max_input_chars_per_word is not a number up to {_LONGEST_WORD}")
     vocabulary = model.get("vocab")
+    if kind == "Unigram" and isinstance(vocabulary, list):
+        pieces = (entry[0] for entry in vocabulary if isinstance(entry, list) and entry and isinstance(entry[0], str))
+        for piece in pieces:
+            if len(piece.encode("utf-8", "replace")) > _LONGEST_PIECE:
+                raise UserError(
+                    f"{where}: model.vocab has the piece {piece[:40]!r} of more than {_LONGEST_PIECE} bytes"
+                )
     if isinstance(vocabulary, dict):  # a list numbers its tokens; the library checks the types of ids
         token_of: dict[Any, str] = {}
         for token, id in vocabulary.items():

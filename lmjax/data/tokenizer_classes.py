@@ -6,30 +6,16 @@ They do so whatever tokenizer.json says.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from lmjax.data.tokenizer_registry import ALIASES, BACKEND, NOT_FOLLOWED, OVERRIDES, REGISTERED
 from lmjax.data.tokenizer_settings import Settings
-from lmjax.data.vocabularies import CONTINUES, QWEN2_WORDS, UNKNOWN
+from lmjax.data.vocabularies import CONTINUES, QWEN2_WORDS, QWEN3_5_WORDS, UNKNOWN
 
-BACKEND = "TokenizersBackend"  # the class that uses tokenizer.json as it is
-_BACKENDS = (BACKEND, "PreTrainedTokenizer", "PythonBackend")
-
-# The class of a model_type for which transformers and lmjax agree about the rules below. Empty: there is none.
-_REGISTERED = {
-    "": "",
-    "bert": "BertTokenizer",
-    "gpt2": "GPT2Tokenizer",
-    "gpt_neox": "GPTNeoXTokenizer",
-    "llama": "",
-    "mistral": BACKEND,
-    "mixtral": BACKEND,
-    "qwen2": "Qwen2Tokenizer",
-    "qwen3": "Qwen2Tokenizer",
-}
-_OVERRIDES = ("qwen2",)  # model_types whose own class counts, whatever class a file names
 _END = "<|endoftext|>"
 
 
@@ -47,8 +33,14 @@ class TokenizerClass:
     named: Mapping[str, str] = field(default_factory=dict)
     #: Whether the class reads `vocab.json` and `merges.txt`.
     two_files: bool = False
+    #: Further special tokens of the class by their names, which it adds to the vocabulary.
+    others: Mapping[str, str] = field(default_factory=dict)
     #: Whether the class discards the post-processor in tokenizer.json.
     own_ends: bool = False
+    #: Whether the class puts bos_token in front of every text unless add_bos_token says no.
+    begins: bool = False
+    #: Whether the model has the unk_token that the files or the class name.
+    unknown: bool = False
 
 
 _BYTES = {
@@ -59,6 +51,7 @@ _BYTES = {
     "unk_token": None,
     "ignore_merges": False,
 }
+_PIECES = {"fuse_unk": True, "byte_fallback": True, "ignore_merges": False}
 
 
 def _gpt2(settings: Settings) -> tuple[Any, Any, Any]:
@@ -70,11 +63,30 @@ def _gpt_neox(settings: Settings) -> tuple[Any, Any, Any]:
     return normalizers.NFC(), *_gpt2(settings)[1:]
 
 
-def _qwen2(settings: Settings) -> tuple[Any, Any, Any]:
+def _qwen2(settings: Settings, expression: str = QWEN2_WORDS) -> tuple[Any, Any, Any]:
     blank = settings.flag("add_prefix_space", False)
-    words = pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated", invert=False)
+    words = pre_tokenizers.Split(Regex(expression), behavior="isolated", invert=False)
     spelled = pre_tokenizers.ByteLevel(add_prefix_space=blank, use_regex=False)
     return normalizers.NFC(), pre_tokenizers.Sequence([words, spelled]), decoders.ByteLevel()
+
+
+def _cohere(settings: Settings) -> tuple[Any, Any, Any]:
+    _, spelled, decoder = _gpt2(settings)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    return normalizers.NFC(), pre_tokenizers.Sequence([digits, spelled]), decoder
+
+
+def _gemma(settings: Settings) -> tuple[Any, Any, Any]:
+    words = pre_tokenizers.Split(" ", behavior="merged_with_previous", invert=False)
+    decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return normalizers.Replace(" ", "\u2581"), words, decoder
+
+
+def _code_llama(settings: Settings) -> tuple[Any, Any, Any]:
+    scheme = "first" if settings.flag("add_prefix_space", True) else "never"
+    words = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    return None, words, decoders.Sequence([*steps, decoders.Strip(content=" ", left=1)])
 
 
 def _llama(settings: Settings) -> tuple[Any, Any, Any]:
@@ -103,6 +115,30 @@ _OF_BERT = {
     "mask_token": "[MASK]",
 }
 _OF_GPT2 = {"bos_token": _END, "eos_token": _END, "unk_token": _END}
+_OF_COHERE = {
+    "bos_token": "<BOS_TOKEN>",
+    "eos_token": "<|END_OF_TURN_TOKEN|>",
+    "unk_token": "<UNK>",
+    "sep_token": "<SEP>",
+    "pad_token": "<PAD>",
+    "cls_token": "<CLS>",
+    "mask_token": "<MASK_TOKEN>",
+}
+_OF_GEMMA = {
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
+_OF_LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_OF_CODE_LLAMA = {
+    "prefix_token": "\u2581<PRE>",
+    "middle_token": "\u2581<MID>",
+    "suffix_token": "\u2581<SUF>",
+    "eot_token": "\u2581<EOT>",
+    "fill_token": "<FILL_ME>",
+}
 CLASSES = {
     "GPT2Tokenizer": TokenizerClass(models.BPE, _BYTES, _gpt2, _OF_GPT2, two_files=True),
     "GPTNeoXTokenizer": TokenizerClass(
@@ -111,11 +147,18 @@ CLASSES = {
     "Qwen2Tokenizer": TokenizerClass(
         models.BPE, _BYTES, _qwen2, {"eos_token": _END, "unk_token": _END, "pad_token": _END}, two_files=True
     ),
-    "LlamaTokenizer": TokenizerClass(
+    "Qwen3_5Tokenizer": TokenizerClass(
         models.BPE,
-        {"fuse_unk": True, "byte_fallback": True, "unk_token": None, "ignore_merges": False},
-        _llama,
-        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+        _BYTES,
+        partial(_qwen2, expression=QWEN3_5_WORDS),
+        {"eos_token": _END, "unk_token": _END, "pad_token": _END},
+    ),
+    "CodeGenTokenizer": TokenizerClass(models.BPE, _BYTES, _gpt2, _OF_GPT2, two_files=True),
+    "CohereTokenizer": TokenizerClass(models.BPE, _BYTES, _cohere, _OF_COHERE),
+    "GemmaTokenizer": TokenizerClass(models.BPE, _PIECES, _gemma, _OF_GEMMA, unknown=True),
+    "LlamaTokenizer": TokenizerClass(models.BPE, _PIECES | {"unk_token": None}, _llama, _OF_LLAMA),
+    "CodeLlamaTokenizer": TokenizerClass(
+        models.BPE, _PIECES, _code_llama, _OF_LLAMA, others=_OF_CODE_LLAMA, begins=True, unknown=True
     ),
     "BertTokenizer": TokenizerClass(
         models.WordPiece,
@@ -135,28 +178,23 @@ def class_of(settings: Settings, tokenizer_json: str | None) -> str:
         tokenizer_json: The content of its tokenizer.json; None: there is none.
 
     Returns:
-        A name in `CLASSES`, `BACKEND`, another class that a file names, or "" if nothing names a class.
+        A name in `CLASSES` or `NOT_FOLLOWED`, `BACKEND`, or "" if nothing names a class.
     """
-    named, registered = settings.class_name, _REGISTERED.get(settings.model_type)
-    if registered is None:  # a model of another kind: tokenizer.json is complete
-        return named if tokenizer_json is None else BACKEND
-    if named == "LlamaTokenizer" and registered != BACKEND and '"ByteLevel"' in (tokenizer_json or ""):
+    named, registered = settings.class_name, REGISTERED.get(settings.model_type, "")
+    if named == "LlamaTokenizer" and settings.model_type not in OVERRIDES and '"ByteLevel"' in (tokenizer_json or ""):
         return BACKEND
     if not named:
         # Without tokenizer_config.json, tokenizer.json is the only statement about the tokenizer.
-        return (registered or BACKEND) if settings.configured and settings.model_type else ""
-    if registered and named != registered:
-        if registered == BACKEND:
-            return BACKEND
-        named = registered if settings.model_type in _OVERRIDES else named
-    if named in _BACKENDS or (tokenizer_json is not None and named not in CLASSES):
-        return BACKEND
-    return named
+        named = (registered or BACKEND) if settings.configured and settings.model_type else ""
+    elif registered and named != registered:
+        named = registered if registered == BACKEND or settings.model_type in OVERRIDES else named
+    named = ALIASES.get(named, named)
+    return named if not named or named in CLASSES or named in NOT_FOLLOWED else BACKEND
 
 
 def defaults(settings: Settings, class_name: str) -> Mapping[str, str]:
     """Return the special tokens that the class names by default."""
-    name = class_name or _REGISTERED.get(settings.model_type) or ""
+    name = class_name or REGISTERED.get(settings.model_type, "")
     return CLASSES[name].named if name in CLASSES else {}
 
 
@@ -173,7 +211,11 @@ def apply_class(backend: Backend, settings: Settings, class_name: str) -> Backen
     if not isinstance(backend.model, chosen.model):
         kind = type(backend.model).__name__
         raise settings.refused("tokenizer_class", f"it uses {chosen.model.__name__}, and the vocabulary is {kind}")
-    for name, value in chosen.options.items():
+    options = dict(chosen.options)
+    if chosen.unknown:
+        token = settings.named.get("unk_token")
+        options["unk_token"] = chosen.named["unk_token"] if token is None else token.content
+    for name, value in options.items():
         if (getattr(backend.model, name) or None) != (value or None):
             setattr(backend.model, name, value)
     for name, step in zip(("normalizer", "pre_tokenizer", "decoder"), chosen.steps(settings), strict=True):

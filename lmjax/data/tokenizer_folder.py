@@ -1,7 +1,9 @@
 """The tokenizer of a file, or of a folder with what its other files say."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
 from lmjax.config import UserError
+from lmjax.config.errors import printable
 from lmjax.data import vocabularies
 from lmjax.data.tokenizer_checks import library_errors
-from lmjax.data.tokenizer_classes import BACKEND, CLASSES, apply_class, class_of, defaults
+from lmjax.data.tokenizer_classes import CLASSES, apply_class, class_of, defaults
+from lmjax.data.tokenizer_registry import BACKEND, NOT_FOLLOWED, REGISTERED
 from lmjax.data.tokenizer_settings import CONFIG, EXPORTED, NAMES, Settings, read
 from lmjax.system import paths
 
@@ -45,6 +49,8 @@ def load(path: Path, end_of_text: str) -> Loaded:
     settings = read(path)
     stored = parts[0].read_text("utf-8", "replace") if parts[0].name == "tokenizer.json" else None
     class_name = _supported(settings, parts, class_of(settings, stored))
+    if class_name in NOT_FOLLOWED:
+        _warn(settings, class_name)
     of_bert = defaults(settings, "BertTokenizer")
     special = [_content(settings, name) or of_bert[name] for name in ("pad_token", "unk_token", "cls_token")]
     special += [_content(settings, name) or of_bert[name] for name in ("sep_token", "mask_token")]
@@ -54,9 +60,10 @@ def load(path: Path, end_of_text: str) -> Loaded:
             backend = apply_class(backend, settings, class_name)
         named = _named(backend, settings, class_name)
         present = {token.content for token in backend.get_added_tokens_decoder().values()}
-        tokens = (*settings.plain, *named.values(), *settings.others)
+        tokens = (*settings.plain, *named.values(), *settings.others, *_of_class(settings, class_name))
         backend.add_tokens([token for token in tokens if token.content not in present])
-        if stored is None and settings.flag("add_bos_token", False) and "bos_token" in named:
+        begins = settings.flag("add_bos_token", False) if stored is None else _begins(class_name)
+        if begins and "bos_token" in named:
             _begin(backend, named["bos_token"].content)
     return Loaded(backend, {name: token.content for name, token in named.items()}, _exported(settings))
 
@@ -70,6 +77,10 @@ def _supported(settings: Settings, parts: tuple[Path, ...], class_name: str) -> 
     if parts[0].name == "tokenizer.json":
         return class_name
     names = " and ".join(part.name for part in parts)
+    registered = REGISTERED.get(settings.model_type, "")
+    other_files = len(parts) == 2 and registered != "GPT2Tokenizer"
+    if not class_name and (other_files or registered in NOT_FOLLOWED):
+        class_name = registered  # of a folder without tokenizer_config.json
     if not class_name and not settings.configured:
         return ""
     if len(parts) == 2:
@@ -89,6 +100,19 @@ def _supported(settings: Settings, parts: tuple[Path, ...], class_name: str) -> 
     return class_name
 
 
+@cache
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _warn(settings: Settings, class_name: str) -> None:
+    """Print that tokenizer.json is read as it is although transformers does not."""
+    _print_once(
+        f"{printable(str(settings.folder), 500)}: transformers builds a {class_name} by rules of its own; lmjax reads "
+        "its tokenizer.json as it is, so that ids can differ from those of transformers"
+    )
+
+
 def _content(settings: Settings, name: str) -> str | None:
     token = settings.named.get(name)
     return None if token is None else token.content
@@ -106,6 +130,17 @@ def _named(backend: Backend, settings: Settings, class_name: str) -> dict[str, A
     }
     named = usual | dict(settings.named)
     return {name: named[name] for name in NAMES if name in named}
+
+
+def _of_class(settings: Settings, class_name: str) -> list[AddedToken]:
+    """Return the special tokens without common names that the class adds."""
+    others = CLASSES[class_name].others if class_name in CLASSES else {}
+    return [AddedToken(token, special=True) for name, token in others.items() if name not in settings.values]
+
+
+def _begins(class_name: str) -> bool:
+    """Whether the class puts bos_token in front of every text, whatever tokenizer.json says."""
+    return class_name in CLASSES and CLASSES[class_name].begins
 
 
 def _begin(backend: Backend, token: str) -> None:

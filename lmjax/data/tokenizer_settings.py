@@ -19,6 +19,7 @@ from tokenizers import AddedToken
 
 from lmjax.config import UserError
 from lmjax.config.json_text import decode_utf8, parse_json
+from lmjax.config.regular_files import read_regular
 
 CONFIG, SPECIALS, ADDED, MODEL = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json"
 TEMPLATE, TEMPLATES = "chat_template.jinja", "additional_chat_templates"
@@ -34,8 +35,10 @@ EFFECTS: Mapping[str, str] = {
     "added_tokens_decoder": "applied: the tokens are added, in the order of their ids",
     "extra_special_tokens": "applied: the tokens are added as special tokens",
     "additional_special_tokens": "applied: the older name of extra_special_tokens",
-    "tokenizer_class": "applied for GPT2Tokenizer, Qwen2Tokenizer, GPTNeoXTokenizer, LlamaTokenizer and BertTokenizer; "
-    "other classes are read as tokenizer.json defines them, and refused without tokenizer.json",
+    "tokenizer_class": "applied for GPT2Tokenizer, CodeGenTokenizer, GPTNeoXTokenizer, Qwen2Tokenizer, "
+    "Qwen3_5Tokenizer, CohereTokenizer, LlamaTokenizer, CodeLlamaTokenizer, GemmaTokenizer, BertTokenizer and "
+    "DistilBertTokenizer; other classes are read as tokenizer.json defines them, with a line where transformers builds "
+    "them by rules of its own, and refused without tokenizer.json",
     "add_bos_token": "applied without tokenizer.json; with it, its post-processor decides",
     "add_eos_token": "no effect: lmjax ends documents itself, and never ends a prompt",
     "add_prefix_space": "applied for the classes above; with other classes tokenizer.json decides",
@@ -164,7 +167,7 @@ def _object(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        value = parse_json(path.read_bytes(), str(path), largest=LARGEST)
+        value = parse_json(read_regular(path, largest=LARGEST), str(path), largest=LARGEST)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(value, dict):
@@ -178,7 +181,11 @@ def _templates(folder: Path) -> Any:
     if (folder / TEMPLATES).is_dir():
         paths |= {path.stem: path for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
     try:
-        texts = {name: decode_utf8(path.read_bytes(), str(path)) for name, path in paths.items() if path.is_file()}
+        texts = {
+            name: decode_utf8(read_regular(path, largest=LARGEST), str(path))
+            for name, path in paths.items()
+            if path.is_file()
+        }
     except OSError as error:
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
     if texts.keys() <= {"default"}:

@@ -6,6 +6,7 @@ folder say about the tokenizer is applied by `lmjax.data.tokenizer_folder`.
 
 import base64
 import binascii
+import codecs
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 
 from lmjax.config import UserError
 from lmjax.config.json_text import decode_utf8, parse_json
+from lmjax.config.regular_files import read_regular
 from lmjax.data.tokenizer_checks import check_json, library_errors
 from lmjax.system import paths
 
@@ -38,9 +40,12 @@ _WORDS = {
 }
 _WORDS["llama"] = _WORDS["cl100k"]
 QWEN2_WORDS = _WORDS["cl100k"].replace(r"\p{N}{1,3}", r"\p{N}")  # Qwen2 and Qwen3: each digit is a word
+QWEN3_5_WORDS = (  # marks belong to letters
+    QWEN2_WORDS.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
+)
 
 
-EXPRESSIONS = frozenset(["", QWEN2_WORDS, *_WORDS.values()])
+EXPRESSIONS = frozenset(["", QWEN2_WORDS, QWEN3_5_WORDS, *_WORDS.values()])
 
 
 @cache
@@ -115,7 +120,7 @@ def load(parts: tuple[Path, ...], end_of_text: str, special: Sequence[str] = BER
     """
     what = f"bad tokenizer file '{parts[0]}'"
     try:
-        contents = [part.read_bytes() for part in parts]
+        contents = [read_regular(part).removeprefix(codecs.BOM_UTF8) for part in parts]
     except OSError as error:
         raise UserError(f"{what}: it cannot be read ({error.strerror})") from None
     with library_errors(what, quiet=True):
@@ -140,15 +145,15 @@ def files(path: Path) -> tuple[Path, ...]:
         if path.suffix.lower() not in (".json", ".tiktoken") and not path.name.endswith(_WORD_PIECES):
             raise UserError(f"'{path}' is no tokenizer: give a tokenizer.json, a .tiktoken, a vocab.txt, or a folder")
         return (path,)
-    choices = [
-        ("tokenizer.json",),
-        *_PAIRS,
-        (_WORD_PIECES,),
-        *((ranks.name,) for ranks in sorted(path.glob("*.tiktoken"))),
-    ]
-    for names in choices:
+    for names in (("tokenizer.json",), *_PAIRS, (_WORD_PIECES,)):
         if all((path / name).is_file() for name in names):
             return tuple(path / name for name in names)
+    ranks = sorted(path.glob("*.tiktoken"))
+    if len(ranks) > 1:
+        several = ", ".join(file.name for file in ranks)
+        raise UserError(f"the folder '{path}' has several tokenizers ({several}); give the path of one of them")
+    if ranks:
+        return (ranks[0],)
     formats = ", ".join(" + ".join(names) for names in [("tokenizer.json",), *_PAIRS, (_WORD_PIECES,)])
     raise UserError(f"no tokenizer in the folder '{path}': it has none of {formats}, *.tiktoken")
 
@@ -169,6 +174,7 @@ def _vocab_txt(path: Path, content: bytes, special: Sequence[str]) -> Backend:
 
 def _gpt2(vocabulary: Path, merges: Path, table_content: bytes, merges_content: bytes) -> Backend:
     lines = decode_utf8(merges_content, f"bad tokenizer file '{merges}'").split("\n")
+    lines = [line.removesuffix("\r") for line in lines]
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     wrong = next((pair for pair in pairs if len(pair) != 2), None)
     if wrong is not None:

@@ -26,7 +26,7 @@ from lmjax.journal import journal
 from lmjax.journal.history import MEANS, Applied, History, Record, learnt, machine_of
 from lmjax.parallel import mesh
 from lmjax.pytrees import digest
-from lmjax.run import build, identity
+from lmjax.run import build, config_hash, identity
 from lmjax.run.build import Run
 from lmjax.run.feed import device_batches, regime_of, sample_ranges
 from lmjax.system.files import write_text
@@ -65,6 +65,10 @@ def show(
     findings = Findings()
     with Console() as console:
         config = presets.read(run_dir / "config.json", changes, report=console.event)
+        try:
+            config_hash.check(run_dir)
+        except UserError as error:
+            findings.add("inputs", str(error))
         records, chained = _records(run_dir / "journal.jsonl", findings, console)
         sessions = _sessions(run_dir, config, records, findings, console)
         walk = Walk([_plan(run) for run in sessions], findings)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lmjax.config import UserError
+from lmjax.config.errors import printable
 from lmjax.system.files import replacing
 
 # Okabe and Ito's palette, which is distinguishable with every colour vision; its yellow is too light for lines.
@@ -90,7 +91,7 @@ def literal(name: str) -> str:
 
     `$` then starts no formula, and a leading `_` does not hide the name.
     """
-    name = name.encode("utf-8", "replace").decode()  # a path may have bytes that are no text
+    name = printable(name.encode("utf-8", "replace").decode())  # a path may have bytes that are no text
     name = name if len(name) <= 48 else "..." + name[-45:]
     return (" " * name.startswith("_") + name).replace("$", r"\$")
 
@@ -127,13 +128,24 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[chosen], y[chosen]
 
 
+def check_name(path: Path) -> None:
+    """Check that a picture can have this name.
+
+    Raises:
+        UserError: The name has another ending than .png.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError(f"'{path}': pictures are PNG files; give a name that ends in .png")
+
+
 @own_style()
 def save(picture: Figure, path: Path) -> Path:
     """Write a picture as PNG, completely or not at all.
 
     Raises:
-        UserError: The picture cannot be written.
+        UserError: The name has another ending than .png, or the picture cannot be written.
     """
+    check_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:

@@ -15,14 +15,14 @@ from lmjax.pytrees import digest
 from lmjax.system.files import cache_folder, locked
 from lmjax.system.json_files import to_json
 
-FORMAT = 1  # increase it when the format of the entries or their computation changes
+FORMAT = 2  # increase it when the format of the entries or their computation changes
 
 
 class Cache:
     """Responses of one model by the key of the request, in an append-only file of JSON lines.
 
-    An incomplete last line is ignored, and so are log-probabilities that are not numbers. Without a path nothing is
-    stored on disk.
+    Each line ends with a hash of it. An incomplete or damaged line is ignored, and so are log-probabilities that are
+    not numbers. Without a path nothing is stored on disk.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -30,7 +30,9 @@ class Cache:
         if path is not None and path.is_file():
             for line in path.read_bytes().split(b"\n"):
                 try:
-                    key, value = json.loads(line)
+                    key, value, check = json.loads(line)
+                    if check != _check(key, value):
+                        continue
                     response = value if isinstance(value, str) else (float(value[0]), bool(value[1]))
                 except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
                     continue
@@ -46,10 +48,23 @@ class Cache:
         self._known |= responses
         if self.path is None or not responses:
             return
-        lines = "".join(to_json([key, _plain(response)]) + "\n" for key, response in responses.items())
+        lines = "".join(_line(key, _plain(response)) for key, response in responses.items())
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self.path.with_suffix(".lock"), wait=lambda: None), open(self.path, "ab") as file:
-            file.write(b"\n" * (file.tell() > 0) + lines.encode())  # ends an incomplete last line
+        try:
+            with locked(self.path.with_suffix(".lock"), wait=lambda: None), open(self.path, "ab") as file:
+                file.write(b"\n" * (file.tell() > 0) + lines.encode())  # ends an incomplete last line
+        except OSError as error:
+            error.filename = error.filename or str(self.path)  # an error of a write names no file
+            raise
+
+
+def _line(key: str, value: Any) -> str:
+    return to_json([key, value, _check(key, value)]) + "\n"
+
+
+def _check(key: Any, value: Any) -> str:
+    """Hash of an entry, by which a flipped bit is noticed."""
+    return hashlib.sha256(json.dumps([key, value]).encode()).hexdigest()[:16]
 
 
 def _plain(response: Response) -> Any:

@@ -276,7 +276,8 @@ def permutation(statistic: Statistic, a_KD: np.ndarray, *, b_KD: np.ndarray) -> 
         a_KD: K measures of D documents of the first result.
         b_KD: The same for the second result.
     """
-    sum_K, half_KD = (a_KD + b_KD).sum(1) / 2, (b_KD - a_KD) / 2
+    with np.errstate(invalid="ignore"):  # of infinite measures
+        sum_K, half_KD = (a_KD + b_KD).sum(1) / 2, (b_KD - a_KD) / 2
     half_KD = half_KD[:, np.any(half_KD != 0, axis=0)]
     count = half_KD.shape[1]
 

@@ -58,24 +58,34 @@ def evaluate(
     loaded = [name if isinstance(name, Task) else catalog.load(name) for name in names]
     if len({task.config.name for task in loaded}) < len(loaded):
         raise UserError("a task is named twice; name each task once")
-    if settings.mutual_info or settings.calibrated:
-        _check_choices(loaded)
+    _check_effects(loaded, settings)
     lm = with_first(lm, settings.first_token)
     loaded = [questions.prepared(lm, task, settings) for task in loaded]
     samples: list[Sample] = []
+    unknown: dict[str, set[str]] = {}
     counter = _Counter(progress, questions=sum(questions.count(task, settings) for task in loaded))
     asked = (question for task in loaded for question in questions.ask(lm, task, settings))
     for chunk in _chunks(asked):
         responses = answer(lm, chunk, cache=cache, share=share, counter=counter)
         samples += [question.sample(by_name) for question, by_name in zip(chunk, responses, strict=True)]
+        for question in chunk:
+            if question.has(lm.tokenizer.unknown):
+                unknown.setdefault(question.task.config.name, set()).add(question.document.id)
     configs, sizes = {t.config.name: t.config for t in loaded}, {t.config.name: len(t.documents) for t in loaded}
     values = {**asdict(settings), "shots": list(settings.shots)}
-    return Result(lm.name, tuple(samples), configs, values, sizes, _facts(lm, loaded, settings))
+    facts = _facts(lm, loaded, settings) | {"unknown_tokens": {name: len(ids) for name, ids in unknown.items()}}
+    return Result(lm.name, tuple(samples), configs, values, sizes, facts)
 
 
-def _check_choices(tasks: Sequence[Task]) -> None:
-    if not any(task.config.kind == "choose" for task in tasks):
+def _check_effects(tasks: Sequence[Task], settings: Settings) -> None:
+    """Raise UserError if a setting is for a kind of task that is not there."""
+    kinds = {task.config.kind for task in tasks}
+    if (settings.mutual_info or settings.calibrated) and "choose" not in kinds:
         raise UserError("mutual_info and calibrated score choices, but no task is of kind 'choose'; leave them out")
+    for name, kind in (("window", "perplexity"), ("max_tokens", "generate")):
+        value = getattr(settings, name)
+        if value and kind not in kinds:
+            raise UserError(f"{name}={value} is for tasks of kind '{kind}', and there is none; leave it out")
 
 
 def _facts(lm: LanguageModel, tasks: Sequence[Task], settings: Settings) -> dict[str, Any]:
@@ -86,6 +96,8 @@ def _facts(lm: LanguageModel, tasks: Sequence[Task], settings: Settings) -> dict
         "first_token": lm.first_token(),
         "unreachable": {name: counts for name, counts in unreachable.items() if counts},
         "not_computed": {name: metrics for name, metrics in missing.items() if metrics},
+        "dropped": {task.config.name: task.dropped for task in tasks if task.dropped},
+        "first_rows": {task.config.name: task.first_rows for task in tasks if task.first_rows},
     }
 
 
@@ -173,9 +185,8 @@ def _key(request: Request) -> str:
 
 
 def _text_key(question: Question) -> str:
-    """The key of a generated text; what precedes an empty prompt is part of it."""
-    prompt = question.prompt or list(question.ids)
-    return key_of(prompt, question.task.config.stop, question.task.config.max_tokens)
+    """The key of a generated text: the ids that the model reads, and what ends the text."""
+    return key_of(list(question.ids), question.task.config.stop, question.task.config.max_tokens)
 
 
 def _batches(asked: list[Question]) -> Iterator[list[Question]]:

@@ -13,6 +13,7 @@ import numpy as np
 from lmjax.config import UserError
 from lmjax.data.batches import masking
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.data.vocabularies import CONTINUES
 from lmjax.objectives.objective import Objective
 
 
@@ -47,10 +48,17 @@ def pseudo_bits_per_byte(
         nats += float(measure(params, mask_in_turn(passage, places, facts=facts, context=context)))
         if not isfinite(nats):
             raise UserError("the model gives a loss that is not finite; its weights or logits are not finite")
-        size += len(tokenizer.decode(passage[places]).encode())
+        size += _bytes(tokenizer, passage[places])
     if not size:
         raise UserError("the texts have no token that BERT can predict; use texts of its vocabulary")
     return nats / log(2) / size
+
+
+def _bytes(tokenizer: Tokenizer, ids: np.ndarray) -> int:
+    """Count the bytes of the text of ids, without the mark of a passage inside a word."""
+    text = tokenizer.decode(ids)
+    inside = len(ids) > 0 and bool(tokenizer.continues[ids[0]])
+    return len((text.removeprefix(CONTINUES) if inside else text).encode())
 
 
 def mask_in_turn(passage: np.ndarray, places: np.ndarray, *, facts: masking.Facts, context: int) -> dict[str, Any]:

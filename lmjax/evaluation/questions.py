@@ -50,6 +50,11 @@ class Question:
         requests = (request for listed in self.asked.values() for request in listed)
         return len(self.ids) + sum(len(request.context) + len(request.continuation) for request in requests)
 
+    def has(self, token: int | None) -> bool:
+        """Whether a request has a token."""
+        requests = (request for listed in self.asked.values() for request in listed)
+        return token is not None and (token in self.ids or any(token in part for parts in requests for part in parts))
+
     def sample(self, responses: Mapping[str, Response]) -> Sample:
         """Score the responses to the requests, by their names.
 

@@ -9,7 +9,7 @@ not finite is null, which is read as NaN.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from lmjax.config import UserError
 from lmjax.config.codec import from_json
 from lmjax.config.json_text import parse_json
+from lmjax.config.regular_files import open_regular, read_regular
 from lmjax.display.console import Console
 from lmjax.evaluation.results import Result, Sample, Score
 from lmjax.evaluation.task_metrics import has_chance, lower_is_better
@@ -39,7 +40,8 @@ _FURTHER = {
     if field.name in ("digest", "named", "truncated", "answer_truncated")
 }
 _MEASURES = 100  # names of measures of a result
-_FACTS = {"first_token": str | None, "unreachable": dict, "not_computed": dict}
+_COUNTS = ("unreachable", "not_computed", "dropped", "first_rows", "unknown_tokens")  # by task
+_FACTS = {"first_token": str | None, **dict.fromkeys(_COUNTS, dict)}
 
 
 # ---- Table ------------------------------------------------------------------------------------------------------
@@ -62,16 +64,25 @@ def print_report(result: Result, console: Console) -> None:
             rows.append(
                 (task, shots, name, *cells(score), *([_number(score.spread)] if spread else []), chance, *counts)
             )
-    for (group, shots), means in result.group_scores().items():
-        for name, pair in means.items():
-            for how, score in zip(("macro", "micro"), pair, strict=True):
-                spreads = [_number(score.spread)] if spread else []
-                counts = [score.count, *([""] if cut else [])]
-                rows.append((f"{group} ({how})", shots, name, *cells(score), *spreads, "", *counts))
+    for group, shots, name, score in _group_rows(result):
+        spreads = [_number(score.spread)] if spread else []
+        rows.append((group, shots, name, *cells(score), *spreads, "", score.count, *([""] if cut else [])))
     header = ("task", "shots", "metric", "value", "± stderr", *(["seeds ±"] if spread else []), "chance", "documents")
     console.table(result.model, rows, header=(*header, *(["cut"] if cut else [])))
     for line in notes(result):
         console.event(line)
+
+
+def _group_rows(result: Result) -> Iterator[tuple[str, int, str, Score]]:
+    """Yield the scores of the groups: macro and micro, or one row of a group with one task."""
+    members = result.members()
+    for (group, shots), means in result.group_scores().items():
+        for name, (macro, micro) in means.items():
+            if len(members[group, shots]) == 1:
+                yield f"{group} (one task)", shots, name, micro
+            else:
+                yield f"{group} (macro)", shots, name, macro
+                yield f"{group} (micro)", shots, name, micro
 
 
 def notes(result: Result) -> list[str]:
@@ -92,6 +103,12 @@ def notes(result: Result) -> list[str]:
         lines.append(f"{task}: no generated text can equal the answers of some documents: {', '.join(reasons)}")
     for task, metrics in result.facts.get("not_computed", {}).items():
         lines.append(f"{task}: metrics of the task that are not computed: {', '.join(metrics)}")
+    for task, count in result.facts.get("dropped", {}).items():
+        lines.append(f"{task}: {count} rows have no text and are left out")
+    for task, count in result.facts.get("unknown_tokens", {}).items():
+        lines.append(f"{task}: {count} documents have text that the tokenizer cannot represent (unknown tokens)")
+    for task, count in result.facts.get("first_rows", {}).items():
+        lines.append(f"{task}: only the first {count:,} rows were read; the task has more")
     return lines
 
 
@@ -194,7 +211,7 @@ def read_json(path: str | Path) -> Result:
     """
     path = Path(path)
     try:
-        tree = parse_json(path.read_bytes(), f"'{path}'")
+        tree = parse_json(read_regular(path), f"'{path}'")
     except OSError as error:
         raise UserError(f"cannot read the results '{path}': {error.strerror}") from None
     try:
@@ -244,7 +261,7 @@ def _measures(metrics: Mapping[str, Any]) -> dict[str, float]:
 def _full(samples: tuple[Sample, ...], path: Path) -> tuple[Sample, ...]:
     """The samples with prompt, target and responses from the file `path`."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with open_regular(path) as file:
             full = tuple(_sample(parse_json(line, f"'{path}'")) for line in file if line.strip())
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
         raise UserError(f"'{path}' is damaged; remove it to read the results without the prompts") from None
@@ -276,11 +293,8 @@ def _group(name: str, means: dict[str, tuple[Score, Score]]) -> dict[str, Any]:
 
 def _subtasks(result: Result, keys: Mapping[tuple[str, int], str]) -> dict[str, list[str]]:
     """The tasks of each group, by the key of the group."""
-    subtasks: dict[str, list[str]] = {}
-    for group, shots in result.group_scores():
-        inside = (at for at in keys if at[1] == shots and f"{result.tasks[at[0]].group}/".startswith(f"{group}/"))
-        subtasks[f"{group}@{shots}"] = [keys[at] for at in inside]
-    return subtasks
+    members = result.members()
+    return {f"{group}@{shots}": [keys[task, shots] for task in tasks] for (group, shots), tasks in members.items()}
 
 
 def _config(task: str, shots: int, config: TaskConfig) -> dict[str, Any]:

@@ -72,7 +72,9 @@ class Result:
     sizes: dict[str, int] = field(default_factory=dict)
     #: What a reader must know about the scores, as JSON values: `first_token`, the text of the token that precedes a
     #: text without context (None: nothing); `unreachable`, by task the number of documents that no generated text can
-    #: answer exactly, by reason; `not_computed`, by task the metrics that it asks for and that lmjax does not have.
+    #: answer exactly, by reason; `not_computed`, by task the metrics that it asks for and that lmjax does not have;
+    #: `dropped`, by task the number of rows without text; `first_rows`, by task the number of rows that were read, if
+    #: it has more; `unknown_tokens`, by task the number of documents with text that the tokenizer cannot represent.
     facts: dict[str, Any] = field(default_factory=dict)
 
     def scores(self) -> dict[tuple[str, int], dict[str, Score]]:
@@ -96,12 +98,20 @@ class Result:
         A macro score is the mean over the tasks, a micro score that over all their documents. Metrics that a task of
         the group does not have are left out.
         """
-        members: dict[tuple[str, int], list[list[Sample]]] = {}
-        for (task, shots), samples in self.groups().items():
+        samples = self.groups()
+        return {
+            (group, shots): self._means([samples[task, shots] for task in tasks])
+            for (group, shots), tasks in self.members().items()
+        }
+
+    def members(self) -> dict[tuple[str, int], list[str]]:
+        """The names of the tasks of each group: {(group, shots): tasks}."""
+        members: dict[tuple[str, int], list[str]] = {}
+        for task, shots in self.groups():
             parts = self.tasks[task].group.split("/") if self.tasks[task].group else []
             for depth in range(len(parts)):
-                members.setdefault(("/".join(parts[: depth + 1]), shots), []).append(samples)
-        return {key: self._means(listed) for key, listed in members.items()}
+                members.setdefault(("/".join(parts[: depth + 1]), shots), []).append(task)
+        return members
 
     def _means(self, tasks: Sequence[list[Sample]]) -> dict[str, tuple[Score, Score]]:
         """The macro and the micro score of every metric that all of these tasks have."""

@@ -18,7 +18,8 @@ from lmjax.evaluation.results import Result, Score
 from lmjax.evaluation.task_metrics import PRIMARY, has_chance
 
 COLUMNS = 4  # panels side by side
-_MEASURED = re.compile(r"val_(.+)_(\d+)_shot")
+MOST_TASKS = 50  # panels of a row; a picture has at most 65,536 pixels
+MEASURED = re.compile(r"val_(.+)_([0-9]{1,9})_shot")
 
 
 def draw(results: Sequence[Result], path: str | Path) -> Path:
@@ -74,10 +75,12 @@ def emergence(columns: Mapping[str, np.ndarray]) -> Figure | None:
     """
     lines: dict[str, list[tuple[int, np.ndarray]]] = {}
     for name, values in columns.items():
-        if match := _MEASURED.fullmatch(name):
+        if match := MEASURED.fullmatch(name):
             lines.setdefault(match[1], []).append((int(match[2]), values))
     if not lines:
         return None
+    if len(lines) > MOST_TASKS:
+        raise UserError(f"the run was evaluated on {len(lines)} tasks in context; at most {MOST_TASKS} fit a picture")
     picture, row = panels((1.5 + 4.5 * len(lines), 3.6), columns=len(lines))
     for axes, (name, curves) in zip(row, sorted(lines.items()), strict=True):
         shades = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.05, len(curves)))

@@ -1,8 +1,9 @@
-"""A limit of the time of a search for a regular expression, or of another call."""
+"""Limits of the time of one search or another call, and of all of them together."""
 
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,6 +11,35 @@ from types import FrameType
 from lmjax.config import UserError
 
 SECONDS = 5.0  # of one search
+
+
+class Allowance:
+    """The processor time that all calls of a kind may take together.
+
+    Args:
+        seconds: The time that does not depend on the number of calls.
+        each: Further seconds a call.
+    """
+
+    def __init__(self, seconds: float, each: float) -> None:
+        self.seconds, self.each = seconds, each
+        self._left = seconds
+
+    @contextmanager
+    def count(self, message: str) -> Iterator[None]:
+        """Count the time of the block.
+
+        Raises:
+            UserError: All blocks together took too long; `message` says of what.
+        """
+        begun = time.thread_time()
+        yield
+        self._left += self.each - (time.thread_time() - begun)
+        if self._left < 0:
+            raise UserError(f"{message} took more than {self.seconds:g} s of processor time in all; write it simpler")
+
+
+_SEARCHES = Allowance(20.0, 1e-4)  # a search of an honest expression takes microseconds
 
 
 @contextmanager
@@ -49,12 +79,12 @@ def search(pattern: str, text: str) -> "re.Match[str] | None":
     Where `limited` has no timer, `expressions.check_expression` bounds the time.
 
     Raises:
-        UserError: The search takes longer than `SECONDS`.
+        UserError: The search takes longer than `SECONDS`, or all of them took too long.
         re.error: The pattern is not a regular expression.
     """
     message = (
         f"the filter {pattern!r} took more than {SECONDS:g} s on a text of {len(text)} characters; write a simpler "
         "expression"
     )
-    with limited(SECONDS, message):
+    with limited(SECONDS, message), _SEARCHES.count(f"the searches up to the filter {pattern!r}"):
         return re.search(pattern, text)

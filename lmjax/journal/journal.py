@@ -20,6 +20,7 @@ from typing import Any
 
 from lmjax.config.errors import RunError, UserError
 from lmjax.config.json_text import parse_json
+from lmjax.config.regular_files import read_regular
 from lmjax.journal.history import History, Record, advance
 from lmjax.journal.records import EVENTS, check_fields, check_order
 from lmjax.system import faults
@@ -136,7 +137,7 @@ def scan(path: Path, *, ordered: bool = True) -> Content:
         UserError: The file cannot be read.
     """
     try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        lines = read_regular(path).split(b"\n") if path.exists() else [b""]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     content, previous = Content(torn=lines[-1] != b""), _FIRST

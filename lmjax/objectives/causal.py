@@ -109,9 +109,10 @@ class Causal(Objective):
         """
         store, packing = self.samples.store, self.samples.packing
         tokens = store.validation
-        text = store.tokenizer.decode(tokens.ids[unpredicted(tokens, **packing)])
+        first_ids, counts = np.unique(tokens.ids[unpredicted(tokens, **packing)], return_counts=True)
+        sizes = [store.tokenizer.nbytes(np.array([id])) for id in first_ids]  # each begins a document
         nats = nats_per_token * predicted(tokens, **packing)
-        return nats / math.log(2) / (tokens.bytes - len(text.encode()))
+        return nats / math.log(2) / (tokens.bytes - int(counts @ np.array(sizes)))
 
     def baselines(self) -> dict[str, float]:
         """Return the bits per byte of two baselines on the validation split.

@@ -14,6 +14,7 @@ from lmjax.config import ClassificationConfig, Config
 from lmjax.data.batches import records
 from lmjax.data.batches.buckets import lead_ids
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.inference.generate import NotFinite
 from lmjax.models.classifier import Classifier
 from lmjax.objectives import losses
 from lmjax.objectives.objective import Loss, Objective
@@ -123,10 +124,15 @@ class Classification(Objective):
         """Return the probability of each label, highest first.
 
         The prompt is prepared as a record is in training. A tab separates the two texts of a pair.
+
+        Raises:
+            NotFinite: The logits are not finite.
         """
         texts, context = self.samples.split_prompt(prompt), self.config.model.context
         batch = records.row(tokenizer, texts, context=context)
         chances_C = np.asarray(jax.nn.softmax(self.logits(params, batch, train=False)[0]))
+        if not np.isfinite(chances_C).all():
+            raise NotFinite()
         order = np.argsort(-chances_C).tolist()
         lines = [f"{chances_C[i]:6.1%}  {self._settings.labels[i]}" for i in order]
         size = sum(map(len, tokenizer.encode_batch(texts))) + len(lead_ids(tokenizer)) + len(texts)

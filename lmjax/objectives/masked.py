@@ -15,6 +15,7 @@ from jax import Array
 from lmjax.config import UserError
 from lmjax.data.batches import masking
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.inference.generate import NotFinite
 from lmjax.objectives import losses
 from lmjax.objectives.objective import Loss, Objective
 from lmjax.objectives.text_samples import MaskedSamples
@@ -95,6 +96,7 @@ class Masked(Objective):
 
         Raises:
             UserError: The prompt has no [MASK], or is too long.
+            NotFinite: The logits are not finite.
         """
         facts = masking.facts(tokenizer)
         pieces = tokenizer.encode_batch(prompt.split("[MASK]"))
@@ -111,6 +113,8 @@ class Masked(Objective):
         named: dict[str, Any] = {"kinds_BT": kinds_BT, "real_BT": real_BT, "places_BP": np.asarray([places])}
         outputs: Any = self.model.apply({"params": params}, row, **named)
         chances_PV = np.asarray(jax.nn.softmax(outputs.logits_BPV[0]))
+        if not np.isfinite(chances_PV).all():
+            raise NotFinite()
         lines = []
         for number, chances_V in enumerate(chances_PV, 1):
             best = np.argsort(-chances_V)[:GUESSES].tolist()

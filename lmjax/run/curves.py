@@ -17,6 +17,7 @@ from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocato
 
 from lmjax.config import UserError
 from lmjax.config.json_text import parse_json
+from lmjax.config.regular_files import read_regular
 from lmjax.display.figures import (
     COLOURS,
     FAINT,
@@ -33,11 +34,14 @@ from lmjax.display.figures import (
     smooth,
     thin,
 )
-from lmjax.evaluation.shot_curves import emergence
+from lmjax.evaluation.shot_curves import MEASURED, emergence
 from lmjax.training.metrics import read
 
 _LARGEST = 1e100  # of a value; the sums and products of a figure stay finite
 _MOST_SKIPPED = 1000  # updates of a record
+_MOST_COLUMNS = 500  # scores of tasks in a run
+_DRAWN = {"update", "tokens", "loss", "val_loss", "val_bits_per_byte", "batch_size", "learning_rate", "skipped"}
+_DRAWN |= {"grad_norm", "update_norm", "param_norm", "tokens_per_second", "mfu"}
 BASELINES = (
     ("kneser_ney_5gram_bits_per_byte", "Kneser-Ney 5-gram", (0, (6, 2))),
     ("unigram_bits_per_byte", "byte unigram", (0, (1, 1.5))),
@@ -133,12 +137,15 @@ def _load(run_dir: Path, name: str) -> Run:
         context=context if isinstance(context, int) and 0 <= context < 1 << 31 else 0,
         rejected=_rejected(run_dir / "journal.jsonl", train),
         not_finite={key: _broken(records, key) for key in ("loss", "val_loss", "grad_norm")},
-        tokenizer=tokenizer.read_bytes() if (tokenizer := run_dir / "tokenizer.json").is_file() else None,
+        tokenizer=_bytes(tokenizer) if (tokenizer := run_dir / "tokenizer.json").is_file() else None,
     )
 
 
 def _columns(records: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
-    keys = {key for record in records for key in record} | {"update", "tokens"}
+    scores = {key for record in records for key in record.keys() - _DRAWN if MEASURED.fullmatch(key)}
+    if len(scores) > _MOST_COLUMNS:
+        raise UserError(f"metrics.jsonl has the scores of {len(scores):,} tasks; at most {_MOST_COLUMNS} can be drawn")
+    keys = {key for record in records for key in record.keys() & _DRAWN} | scores | {"update", "tokens"}
     return {
         key: np.array([r[key] if _finite(r.get(key)) else np.nan for r in records], np.float64) for key in sorted(keys)
     }
@@ -152,15 +159,23 @@ def _broken(records: Sequence[dict[str, Any]], key: str) -> np.ndarray:
 def _rejected(journal: Path, train: dict[str, np.ndarray]) -> np.ndarray:
     """Return the updates with a rejected batch, from the journal or else from `skipped`."""
     if journal.exists():
-        lines = [_parse(line) for line in journal.read_bytes().splitlines()]
+        lines = [_parse(line) for line in _bytes(journal).splitlines()]
         updates = [r["update"] for r in lines if r.get("event") == "suspect" and _finite(r.get("update"))]
         return np.array(updates, np.float64)
     skipped = np.nan_to_num(train.get("skipped", np.zeros(len(train["update"]))))
-    return np.repeat(train["update"], np.clip(skipped, 0, _MOST_SKIPPED).astype(int))
+    most = min(_MOST_SKIPPED, 10_000_000 // max(len(skipped), 1))
+    return np.repeat(train["update"], np.clip(skipped, 0, most).astype(int))
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return _parse(path.read_bytes()) if path.exists() else {}
+    return _parse(_bytes(path)) if path.exists() else {}
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror}") from None
 
 
 def _parse(text: bytes) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from lmjax.parallel.mesh import describe_mesh
 from lmjax.run import build
 from lmjax.run.build import Run
 from lmjax.system import machine, paths
+from lmjax.tasks import catalog
 
 _SAME_CONTENT = ("data.cache", "data.exclude", "data.shuffle", "data.packed", "data.mixture_changes")
 
@@ -48,7 +49,19 @@ def absolute(config: Config) -> Config:
     data = dataclasses.replace(data, files=files, tokenizer=choice, cache=folder)
     runtime = dataclasses.replace(config.runtime, compilation_cache=cache if cache == "off" else _absolute(cache))
     config = dataclasses.replace(config, data=data, init_from=_absolute(config.init_from), runtime=runtime)
-    return dataclasses.replace(config, extensions=extensions.recorded(config))
+    return dataclasses.replace(located_tasks(config), extensions=extensions.recorded(config))
+
+
+def located_tasks(config: Config) -> Config:
+    """Make the paths of tasks absolute; older runs recorded them as they were given."""
+    tasks = tuple(map(catalog.located, config.evaluate.tasks))
+    config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, tasks=tasks))
+    if not isinstance(config.data, DataConfig):
+        return config
+    listed = config.data.in_context
+    named = {name: tuple(map(catalog.located, getattr(listed, name))) for name in ("tasks", "held_out")}
+    data = dataclasses.replace(config.data, in_context=dataclasses.replace(listed, **named))
+    return dataclasses.replace(config, data=data)
 
 
 def _absolute(name: str) -> str:

@@ -17,12 +17,12 @@ from lmjax.display.console import Console
 from lmjax.journal.journal import Journal
 from lmjax.parallel import processes
 from lmjax.parallel.mesh import describe_mesh
-from lmjax.run import build, plan, transfer
+from lmjax.run import build, config_hash, plan, transfer
 from lmjax.run.build import Run
 from lmjax.run.identity import absolute, fingerprints, versions
 from lmjax.run.session import FINISHED, train_run
 from lmjax.system import machine, paths
-from lmjax.system.files import Lock, locked, write_text
+from lmjax.system.files import Lock, locked, write_bytes, write_text
 from lmjax.training import arrays
 from lmjax.training.inputs import Position
 
@@ -65,8 +65,8 @@ def begin_run(run: Run, run_dir: Path, console: Console, lock: Lock | None) -> i
     process.
     """
     if processes.is_main():
-        user_files.save_copies(run.config.extensions, run_dir)
-        write_text(run_dir / "config.json", codec.to_json(run.config))
+        user_files.save_copies(run.config.extensions, run_dir, write=write_bytes)
+        config_hash.write(run.config, run_dir)
         write_text(run_dir / "tokenizer.json", run.store.tokenizer.json)
     journal = open_journal(run_dir, console)
     if not (run_dir / "config.json").is_file():

@@ -4,10 +4,15 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from lmjax.config import user_files
 from lmjax.config.errors import RunError, one_line
+from lmjax.run import config_hash
+from lmjax.system import faults
 from lmjax.system.files import Lock, OwnFolder, replacing, sync_folder
 
-_CONSTANT = ("config.json", "tokenizer.json")
+_CONSTANT = (config_hash.NAME, config_hash.HASHES, "tokenizer.json")
+# Of a process that was killed while it replaced a file.
+_LEFTOVERS = tuple(f"{name}.partial" for name in (*_CONSTANT, "journal.jsonl", "metrics.jsonl", "summary.json"))
 
 
 class OwnFiles:
@@ -26,7 +31,11 @@ class OwnFiles:
         self._checkpoints: OwnFolder | None = None
         self._lock = lock
         self._report = report
-        self._contents = {path: path.read_bytes() for name in _CONSTANT if (path := run_dir / name).is_file()}
+        constant = [*(run_dir / name for name in _CONSTANT), *(run_dir / user_files.FOLDER).rglob("*")]
+        for leftover in (run_dir / name for name in _LEFTOVERS):
+            if leftover.is_file() or leftover.is_symlink():
+                leftover.unlink()
+        self._contents = {path: path.read_bytes() for path in constant if path.is_file()}
         self._threads = threading.Lock()  # the loop and the thread of a save call `check`
 
     def check(self) -> None:
@@ -37,6 +46,7 @@ class OwnFiles:
                 written again.
         """
         with self._threads:
+            faults.reach("own")
             self._run_dir.check()
             self._check_checkpoints(self._run_dir.path / "checkpoints")
             if self._lock.check():
@@ -62,8 +72,10 @@ class OwnFiles:
         except OSError:
             problem = "was deleted"
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, sync=True) as partial:
                 partial.write_bytes(content)
+                faults.reach("own.again")
             sync_folder(path.parent)
         except OSError as error:
             raise RunError(f"{path} {problem} and cannot be written again: {one_line(error)}") from None

@@ -72,8 +72,8 @@ def trained(run_dir: Path, *, checkpoint: str = "newest") -> LoadedRun:
     Raises:
         UserError: There is no run, or no such checkpoint.
     """
-    if checkpoint not in ("newest", "best") and not checkpoint.isdecimal():
-        raise UserError(f"--checkpoint {checkpoint}: give newest, best, or the number of an update")
+    if checkpoint not in ("newest", "best") and not (checkpoint.isdecimal() and len(checkpoint) <= 18):
+        raise UserError(f"--checkpoint {checkpoint[:40]}: give newest, best, or the number of an update")
     if not (run_dir / "config.json").is_file():
         raise UserError(
             f"cannot open {run_dir}: {problem(run_dir)} (give a run, a folder with config.json, or a .gguf file)"

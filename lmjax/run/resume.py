@@ -6,19 +6,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lmjax.config import Config, UserError, codec, presets, user_files
+from lmjax.config import Config, UserError, presets, user_files
 from lmjax.data.store.preparation import cache_folder, find_store
 from lmjax.display.console import Console
 from lmjax.guard import detector
 from lmjax.journal.history import History, fold, learnt
 from lmjax.journal.journal import Journal
 from lmjax.parallel import processes
-from lmjax.run import feed, transfer
+from lmjax.run import config_hash, feed, transfer
 from lmjax.run.build import Run
 from lmjax.run.identity import (
     absolute,
     allowed_changes,
     changes_data,
+    located_tasks,
     recorded_data,
     resolved_like,
     same_inputs,
@@ -27,7 +28,7 @@ from lmjax.run.identity import (
 from lmjax.run.launch import begin_run, check_name, open_console, open_journal, prepare_run
 from lmjax.run.saved import read_summary
 from lmjax.run.session import FINISHED, train_run
-from lmjax.system.files import locked, write_text
+from lmjax.system.files import locked, write_bytes, write_text
 from lmjax.training import checkpoint, rollback
 from lmjax.training.inputs import Position
 
@@ -40,13 +41,14 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
 
     Raises:
         UserError: `config` differs from the run's in a key that is neither in `allow` nor one of `parallel.*` and
-            `runtime.*`; the tokenizer or the data changed; or another process works on the run.
+            `runtime.*`; config.json, the tokenizer or the data changed; or another process works on the run.
         CheckpointError: the run has checkpoints, but none can be read.
     """
     processes.connect(config.parallel)
     check_name(run_dir)
     with locked(run_dir) if processes.is_main() else nullcontext() as lock, open_console() as console:
-        saved = presets.saved(run_dir / "config.json")
+        config_hash.check(run_dir)
+        saved = located_tasks(presets.saved(run_dir / "config.json"))
         config = absolute(config)
         config = resolved_like(config, saved)
         if not config.data.cache and saved.data.cache:
@@ -70,8 +72,10 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
             _restore_tokenizer(run, run_dir / "tokenizer.json", console)
         position = _restored(run, run_dir, journal, console)
         if changed and processes.is_main():
-            user_files.save_copies(run.config.extensions, run_dir)
-            write_text(run_dir / "config.json", codec.to_json(run.config))
+            user_files.save_copies(run.config.extensions, run_dir, write=write_bytes)
+            config_hash.write(run.config, run_dir)
+        elif processes.is_main():
+            config_hash.add_hash(run_dir)
         counters = {"update": position.update, "cursor": position.cursor, "wall_step": journal.wall_step}
         before = fold(journal.records).machine
         journal.write("resume", **counters, changed=changed, **versions(run))

@@ -1,6 +1,7 @@
 """Read a run directory: its configuration, its checkpoints and its trained model."""
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,13 @@ from jax.sharding import SingleDeviceSharding
 
 from lmjax.config import Config, GPTConfig, UserError, presets
 from lmjax.config.json_text import parse_json
+from lmjax.config.regular_files import read_regular
 from lmjax.data.tokenizer import Tokenizer, load_tokenizer
 from lmjax.models import registry
 from lmjax.objectives.objective import Objective
 from lmjax.objectives.registry import objective_without_data
 from lmjax.optim import optimizer
+from lmjax.run import config_hash
 from lmjax.run.build import averaged, initial
 from lmjax.training import checkpoint, metrics
 
@@ -42,7 +45,7 @@ def load(run_dir: Path, update: int | None = None) -> LoadedRun:
     """Load the newest complete checkpoint of a run, or that of update `update`.
 
     Raises:
-        UserError: There is no run, or no such checkpoint.
+        UserError: There is no run, or no such checkpoint, or config.json or tokenizer.json was damaged or edited.
         CheckpointError: No checkpoint can be read.
     """
     config = saved_config(run_dir)
@@ -60,18 +63,35 @@ def load(run_dir: Path, update: int | None = None) -> LoadedRun:
         jax.eval_shape(partial(initial, config, objective, optimizer.make_optimizer(config.optimizer))),
     )
     restored, state, _ = checkpoint.load(run_dir / "checkpoints", abstract, update=update)
-    tokenizer = load_tokenizer(run_dir / "tokenizer.json")
+    tokenizer = _tokenizer(run_dir / "tokenizer.json", restored.meta.get("tokenizer_sha256"))
     return LoadedRun(config, objective, averaged(state), tokenizer, restored.meta["update"])
+
+
+def _tokenizer(path: Path, sha256: Any) -> Tokenizer:
+    """Load the tokenizer of a run, whose hash is that of its checkpoint (None: unknown).
+
+    Raises:
+        UserError: It is another one.
+    """
+    tokenizer = load_tokenizer(path)
+    # Another version of the library may write the same tokenizer in another way: then the file itself is compared.
+    if sha256 not in (None, tokenizer.sha256, hashlib.sha256(read_regular(path)).hexdigest()):
+        raise UserError(
+            f"{path} was damaged or edited: it is not the tokenizer of the checkpoint; bring it back as it was (a "
+            "resume of an unfinished run writes it again)"
+        )
+    return tokenizer
 
 
 def saved_config(run_dir: Path) -> Config:
     """Return the configuration of a run.
 
     Raises:
-        UserError: There is no run.
+        UserError: There is no run, or its configuration was damaged or edited.
     """
     if not (run_dir / "config.json").is_file():
         raise UserError(f"{run_dir} is not a run: it has no config.json")
+    config_hash.check(run_dir)
     return presets.read(run_dir / "config.json")
 
 
@@ -86,8 +106,7 @@ def best(run_dir: Path) -> tuple[int, float] | None:
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """Return summary.json of a run; empty if it is missing or damaged."""
     try:
-        with (run_dir / "summary.json").open("rb") as file:
-            summary = parse_json(file.read(_LARGEST + 1), "summary.json", largest=_LARGEST)
+        summary = parse_json(read_regular(run_dir / "summary.json", largest=_LARGEST), "summary.json", largest=_LARGEST)
     except (OSError, UserError):
         return {}
     return summary if isinstance(summary, dict) else {}

@@ -23,7 +23,7 @@ from lmjax.data import tokenizer
 from lmjax.interop.huggingface import folder, weights
 from lmjax.parallel import mesh
 from lmjax.pytrees import digest, path_name
-from lmjax.run import build, pretrained, saved
+from lmjax.run import build, config_hash, pretrained, saved
 from lmjax.run.build import Run
 from lmjax.system.files import cache_folder, write_text
 from lmjax.training.state import State
@@ -72,6 +72,7 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
             f"init_from={source} is not a run or a Hugging Face model (it has no config.json), and not a .gguf or "
             f".safetensors file: {pretrained.problem(source)}"
         )
+    config_hash.check(source)
     with extensions.foreign():
         model = presets.read(source / "config.json").model
     own = extensions.find("model.family", model.family)

@@ -1,6 +1,7 @@
 """Evaluation of a run's state on its validation split and on tasks in context."""
 
 from collections.abc import Callable, Mapping
+from math import isnan, nan
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from lmjax.config import UserError, extensions
 from lmjax.config.errors import one_line
 from lmjax.evaluation import in_training
 from lmjax.inference.language_model import LanguageModel
+from lmjax.objectives.objective import Objective
 from lmjax.parallel import mesh, processes
 from lmjax.parallel.mesh import local_copy
 from lmjax.run.build import Run, averaged, on_mesh, trained_in_context
@@ -58,11 +60,20 @@ def evaluator(
             for label, part in run.samples.by_source(number, rows).items():
                 only = new_sums if part is rows else sums(params, mesh.put_batch(part, run.mesh, leading=0), before)[0]
                 sums_by_source.setdefault(label, []).append(only)
-        scores = objective.scores(_totals(batch_sums)) | _by_source(run, int(state.update), sums_by_source)
+        scores = scores_of(objective, _totals(batch_sums)) | _by_source(run, int(state.update), sums_by_source)
         scores |= in_context(params)
         return scores | _registered(run, params, int(state.update), known=scores, report=report)
 
     return evaluate
+
+
+def scores_of(objective: Objective, totals: Mapping[str, float]) -> dict[str, float]:
+    """Return the scores of sums over the split; all are NaN if the loss is.
+
+    Logits that are not numbers have no largest one, though `argmax` takes the first.
+    """
+    scores = objective.scores(totals)
+    return dict.fromkeys(scores, nan) if isnan(totals.get("loss", 0.0)) else scores
 
 
 def _totals(batch_sums: list[Any]) -> dict[str, float]:
@@ -77,7 +88,7 @@ def _by_source(run: Run, update: int, sums_by_source: Mapping[str, list[Any]]) -
     The latter has the shares of the sources that the training has at this update. It is left out if a source with a
     share was not measured.
     """
-    losses = {label: run.objective.scores(_totals(sums))["val_loss"] for label, sums in sums_by_source.items()}
+    losses = {label: scores_of(run.objective, _totals(sums))["val_loss"] for label, sums in sums_by_source.items()}
     shares = run.samples.mixture(int(run.plan.sequences[:update].sum()))
     scores = {f"val_loss/{label}": loss for label, loss in losses.items()}
     if shares and all(label in losses for label, share in shares.items() if share):
@@ -110,10 +121,15 @@ def _in_context(run: Run, report: Callable[[str], None]) -> Callable[[Any], dict
     config = run.config
     if not config.evaluate.tasks:
         return lambda params: {}
-    tasks = in_training.load(config.evaluate.tasks, trained_in_context(config))
+    tasks, reported = in_training.load(config.evaluate.tasks, trained_in_context(config)), set[str]()
+
+    def report_once(line: str) -> None:
+        if line not in reported:
+            reported.add(line)
+            report(line)
 
     def measure(params: Any) -> dict[str, float]:
         lm = LanguageModel(run.model, local_copy(params), run.store.tokenizer, name=config.name)
-        return in_training.measure(lm, tasks, config.evaluate, report)
+        return in_training.measure(lm, tasks, config.evaluate, report_once)
 
     return measure

@@ -16,7 +16,8 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 
 from lmjax.config import UserError
-from lmjax.evaluation.time_limit import limited
+from lmjax.evaluation.time_limit import Allowance, limited
+from lmjax.inference.language_model import LanguageModel
 from lmjax.interop.huggingface import hub, weights
 from lmjax.serve.template_sandbox import BoundedEnvironment, checked
 
@@ -27,6 +28,8 @@ _LONGEST = 1 << 24  # characters of a rendered chat
 SECONDS = 10.0  # to render a chat
 _JINJA = (3, 1, 6)  # older versions have known ways out of the sandbox
 _OPEN = "CONTINUE_FINAL_MESSAGE_TAG "  # marks the end of a message that the model continues
+_GGUF_KEYS = {"unk_token": "unknown", "pad_token": "padding", "sep_token": "seperator"}  # spelled so in the format
+_RENDERED = Allowance(20.0, 0.1)  # an honest template is compiled and rendered in about 20 ms
 _TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -91,12 +94,7 @@ def of_path(path: Path) -> ChatTemplates:
 
         return _of_gguf(file.read(path).metadata)
     settings = _optional(path / "tokenizer_config.json")
-    listed = settings.get("chat_template")
-    if isinstance(listed, list):
-        pairs = [(item.get("name"), item.get("template")) for item in listed if isinstance(item, dict)]
-    else:
-        pairs = [("default", listed)]
-    templates = {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+    templates = _listed(settings.get("chat_template"))
     files = {"default": path / "chat_template.jinja"}
     more = path / "additional_chat_templates"
     files |= {file.stem: file for file in sorted(more.glob("*.jinja"))} if more.is_dir() else {}
@@ -106,6 +104,19 @@ def of_path(path: Path) -> ChatTemplates:
     return ChatTemplates(templates, {name: token for name, token in tokens.items() if token is not None})
 
 
+def of_model(lm: LanguageModel) -> ChatTemplates:
+    """Return the chat templates and special tokens that a loaded model has."""
+    return ChatTemplates(_listed(lm.tokenizer.config.get("chat_template")), lm.tokenizer.named)
+
+
+def _listed(value: Any) -> dict[str, str]:
+    """Return the templates of a setting `chat_template`: one, or several with their names."""
+    pairs = [("default", value)]
+    if isinstance(value, list):
+        pairs = [(item.get("name"), item.get("template")) for item in value if isinstance(item, dict)]
+    return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+
+
 def _of_gguf(metadata: Mapping[str, Any]) -> ChatTemplates:
     prefix, tokens = "tokenizer.chat_template", metadata.get("tokenizer.ggml.tokens")
     templates = {
@@ -113,7 +124,9 @@ def _of_gguf(metadata: Mapping[str, Any]) -> ChatTemplates:
         for key, text in metadata.items()
         if (key == prefix or key.startswith(prefix + ".")) and isinstance(text, str)
     }
-    ids = {name: metadata.get(f"tokenizer.ggml.{name}_id") for name in _TOKENS}
+    usual = {"bos": 1, "eos": 2} if metadata.get("tokenizer.ggml.model") == "llama" else {}  # as in llama.cpp
+    keys = {name: _GGUF_KEYS.get(name, name.removesuffix("_token")) for name in _TOKENS}
+    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id", usual.get(key)) for name, key in keys.items()}
     known = tokens if isinstance(tokens, list) else []
     named = {name: known[i] for name, i in ids.items() if isinstance(i, int) and 0 <= i < len(known)}
     return ChatTemplates(templates, named)
@@ -165,13 +178,14 @@ def _render(source: str, **variables: Any) -> str:
     if len(source) > _LARGEST:
         raise UserError(f"the chat template has more than {_LARGEST} characters")
     environment = BoundedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    environment.filters["tojson"] = checked("tojson", _to_json)
+    environment.filters["tojson"] = checked("tojson", _to_json, environment.measured)
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _dict, "namespace": _namespace}
     parts, size = [], 0
     try:
-        with limited(
+        limit = limited(
             SECONDS, f"the chat template takes more than {SECONDS:g} s to render; write it without long loops"
-        ):
+        )
+        with limit, _RENDERED.count("the chat templates"):
             for part in environment.from_string(source).generate(tools=None, documents=None, **variables):
                 size += len(part)
                 if size > _LONGEST:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lmjax.config import UserError
 from lmjax.config.errors import nearest
+from lmjax.inference import generation_settings
 from lmjax.inference.sampling import Sampling
 
 MAX_TOKENS = 256  # default length of a continuation, as in the harness's own models
@@ -28,12 +29,18 @@ _IGNORED = ("use_cache", "pad_token_id")  # settings that cannot change a contin
 _FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def sampling(settings: Mapping[str, Any], *, seed: int = 0) -> Sampling:
+def sampling(settings: Mapping[str, Any], *, model: Mapping[str, Any] | None = None, seed: int = 0) -> Sampling:
     """Translate a task's `generation_kwargs` into sampling settings.
 
-    Numbers may be text.
+    Numbers may be text. As in the harness's Hugging Face models, the settings of the model's generation_config.json
+    count where the task has none, and tokens are drawn from the 50 most likely ones if neither has `top_k`.
 
     Known keys: until, max_gen_toks, do_sample, temperature, top_k, top_p, min_p, repetition_penalty.
+
+    Args:
+        settings: The `generation_kwargs`.
+        model: The content of generation_config.json.
+        seed: Seed of the random keys.
 
     Raises:
         UserError: A key is unknown, or a value is malformed or out of range.
@@ -44,6 +51,7 @@ def sampling(settings: Mapping[str, Any], *, seed: int = 0) -> Sampling:
     temperature = _number("temperature", given["temperature"]) if "temperature" in given else None
     drawn = _flag("do_sample", given["do_sample"]) if "do_sample" in given else bool(temperature)
     length = next((name for name in _LENGTHS if name in given), None)
+    given = _of_model(model or {}, given, drawn=drawn) | given
     choices: dict[str, Any] = {
         name: (_integer if kind is int else _number)(name, given[name])
         for name, kind in _CHOICES.items()
@@ -56,6 +64,19 @@ def sampling(settings: Mapping[str, Any], *, seed: int = 0) -> Sampling:
         seed=seed,
         **choices,
     )
+
+
+def _of_model(model: Mapping[str, Any], given: Mapping[str, Any], *, drawn: bool) -> dict[str, Any]:
+    """Return the settings of generation_config.json that count, and the default of top_k."""
+    for name, value in generation_settings.missing(model, drawn=drawn).items():
+        if name not in given:
+            remedy = f"give {name}={_NEUTRAL[name]} in --gen_kwargs" if name in _NEUTRAL else "remove it"
+            raise UserError(
+                f"generation_config.json: lmjax has no {name}={value!r:.80}; {remedy} to evaluate without it"
+            )
+    names = _CHOICES if drawn else ("repetition_penalty",)
+    top_k = {"top_k": generation_settings.TOP_K} if drawn else {}
+    return top_k | {name: model[name] for name in names if model.get(name) is not None}
 
 
 def _check(name: str, value: Any) -> None:

@@ -11,7 +11,6 @@ discover models in other packages, so its own command does not know this model.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -77,7 +76,9 @@ class Harness(LM):
         lm = path if loaded else pretrained.load(str(path), checkpoint=str(checkpoint), dtype=dtype)
         chosen = first_token if prefix_token_id is None else _token_id(prefix_token_id)
         self.lm = replace(lm if chosen == "model" else with_first(lm, chosen), special=True)  # as HFLM, for templates
-        self._templates = chat_template.ChatTemplates({}, {}) if loaded else chat_template.of_path(Path(str(path)))
+        templates = chat_template.of_model(lm) if loaded else chat_template.of_path(Path(str(path)))
+        # The class of the tokenizer and other files name special tokens, too.
+        self._templates = replace(templates, tokens={**templates.tokens, **lm.tokenizer.named})
         self._template: str | None = None
         self._cut = {"loglikelihood": 0, "loglikelihood_continuation": 0, "generate_until": 0}
 
@@ -191,11 +192,14 @@ class Harness(LM):
         """
         kinds: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
-            kinds.setdefault(json.dumps(request.arguments[1], sort_keys=True), []).append(i)
+            settings = request.arguments[1].items()
+            kinds.setdefault(repr(sorted((str(name), repr(value)) for name, value in settings)), []).append(i)
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="lmjax: continuations", disable=disable_tqdm or None) as bar:
             for batch in (batch for alike in kinds.values() for batch in self._batches(requests, alike)):
-                settings = generation_kwargs.sampling(requests[batch[0]].arguments[1], seed=batch[0])
+                settings = generation_kwargs.sampling(
+                    requests[batch[0]].arguments[1], model=self.lm.generation, seed=batch[0]
+                )
                 contexts = [requests[i].arguments[0] for i in batch]
                 for i, text in zip(batch, self._continued(contexts, settings), strict=True):
                     texts[i] = text
@@ -229,10 +233,10 @@ class Harness(LM):
 
 
 def _token_id(value: int | str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise UserError(f"model_args: prefix_token_id={value!r:.80} is not the id of a token") from None
+    text = str(value)
+    if isinstance(value, bool) or not (text.isdecimal() and len(text) < 10):  # also 1.5, which int would round
+        raise UserError(f"model_args: prefix_token_id={value!r:.80} is not the id of a token")
+    return int(text)
 
 
 def command() -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lmjax.config.errors import RunError, one_line
+from lmjax.system import faults
 from lmjax.system.files import replacing, sync_folder
 
 
@@ -55,7 +56,8 @@ class AppendFile:
             _write(descriptor, content[half:])
             if sync:
                 os.fsync(descriptor)
-        except OSError:
+        except OSError as error:
+            error.filename = error.filename or str(self.path)  # an error of a write names no file
             self._repair()
             raise
         self._size += len(content)
@@ -80,6 +82,7 @@ class AppendFile:
         try:
             with replacing(self.path, sync=True) as partial:
                 partial.write_bytes(content)
+                faults.reach("own.again")
             sync_folder(self.path.parent)
             self.close()
             self._open()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lmjax.config.errors import UserError, one_line
+from lmjax.config.regular_files import open_regular
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 BLOCK = 1 << 20  # bytes read at once
@@ -52,13 +53,13 @@ class _Damaged(Exception):
 
 
 def _plain(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(BLOCK):
             yield block
 
 
 def _gz(path: Path) -> Iterator[bytes]:
-    with gzip.open(path) as file:
+    with open_regular(path) as packed, gzip.GzipFile(fileobj=packed) as file:
         while block := file.read(BLOCK):
             yield block
 
@@ -75,7 +76,7 @@ def _xz(path: Path) -> Iterator[bytes]:
 def _streams(path: Path, new: Callable[[], _Decompressor], padding: bytes = b"") -> Iterator[bytes]:
     """Yield the content of compressed streams, one after another."""
     decompressor: _Decompressor | None = None
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for block in iter(lambda: file.read(BLOCK), b""):
             data = block
             while data or (decompressor and not decompressor.needs_input):

@@ -28,6 +28,7 @@ from lmjax.config.errors import UserError, nearest
 
 VARIABLE = "LMJAX_FAULTS"
 POINTS = {
+    "verify": "before the hash of each file of the prepared data is compared",
     "prepared": "the run is built, nothing has run",
     "compile": "before the first update is compiled",
     "update": "before an update is sent to the devices (by update)",
@@ -43,10 +44,13 @@ POINTS = {
     "journal.written": "a record is on the disk",
     "save": "before a save begins",
     "save.arrays": "the arrays are on their way to the disk",
+    "save.read_back": "the metadata of the arrays are right, before all arrays are read back",
     "save.manifest": "the arrays are on the disk, the manifest is not",
     "save.rename": "all is on the disk, under a temporary name",
     "save.committed": "the checkpoint has its name, the journal does not know it",
     "save.retain": "an old checkpoint is about to be deleted",
+    "own": "before the files of the run are compared with those that it opened",
+    "own.again": "a file that was lost is written again, under a temporary name",
     "rollback": "before a rollback is announced in the journal",
     "rollback.announced": "the rollback is announced, nothing is done",
     "rollback.quarantine": "before each checkpoint that moves to quarantine",

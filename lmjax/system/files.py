@@ -75,8 +75,13 @@ def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that a crash leaves either the old file or the new file."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` so that a crash leaves either the old file or the new file."""
     with replacing(path, sync=True) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
     sync_folder(path.parent)
 
 

@@ -170,7 +170,8 @@ def _expand(
         raise UserError(f"'{path}' is not a regular file; write its content to a file")
     for found, real, entry in entries:
         if not is_readable(found):
-            raise UserError(f"'{found}': cannot tell what this file is; its name must end in {endings}")
+            advice = "" if status else f"; or name the folder instead of '{name}': it leaves out such files"
+            raise UserError(f"'{found}': cannot tell what this file is; its name must end in {endings}{advice}")
         yield found, real, entry
 
 

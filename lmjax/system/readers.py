@@ -14,7 +14,7 @@ import csv
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, AnyStr, cast
+from typing import Any, AnyStr, TypeVar, cast
 
 from lmjax.config.encodings import UTF_8, codec
 from lmjax.config.errors import UserError, one_line
@@ -22,6 +22,7 @@ from lmjax.config.json_text import LARGEST, UTF_16_AND_32, decode_utf8, parse_js
 from lmjax.system import arrow_files
 from lmjax.system.compression import PACKED, blocks, packing
 
+T = TypeVar("T")
 Row = tuple[str, Any]  # the location, for messages, and the row
 Skip = Callable[[UserError], None]  # is given the error of a row that is left out
 
@@ -33,6 +34,11 @@ LONGEST = 1 << 30  # bytes of a line, unless a caller has a lower limit
 LARGEST_TABLE = 1 << 32  # bytes of a table of JSON that is read at once, unless a caller has a lower limit
 BLANK_LINES = 1_000_000  # blank lines that a table may have more than rows: compressed, they cost nothing to send
 _CELL = (1 << 31) - 1  # bytes of a cell of csv: as many as the csv module can count everywhere
+_ENCODINGS = ", or, for data, name its encoding with data.encoding"
+
+
+class BadRow(UserError):
+    """A malformed row, without which the other rows can be read."""
 
 
 def kind(path: Path) -> str:
@@ -77,15 +83,16 @@ def rows(
         skip: Called with the error of a malformed row, which is left out (None: the error is raised).
 
     Raises:
+        BadRow: A row is malformed.
         UserError: The file is unreadable, damaged or malformed, or exceeds a limit.
     """
     ending = kind(path)
     if ending in (".jsonl", ".ndjson"):
-        return _json_lines(path, longest, encoding, skip)
+        return _within_memory(path, _json_lines(path, longest, encoding, skip))
     if ending == ".json":
         return _json(path, longest, largest, encoding, skip)
     if ending in (".csv", ".tsv"):
-        return _delimited(path, longest, encoding, skip, tabs=ending == ".tsv")
+        return _within_memory(path, _delimited(path, longest, encoding, skip, tabs=ending == ".tsv"))
     if ending in _BINARY:
         return arrow_files.rows(path, tuple(columns), memory=largest if largest < LARGEST_TABLE else 0)
     raise UserError(f"'{path}': cannot tell what this file is; its name must end in {endings(TABLES)}")
@@ -102,7 +109,7 @@ def _json_lines(path: Path, longest: int, encoding: str, skip: Skip | None) -> I
         try:
             value = parse_json(line, where, largest=0, long_integers=True)
         except UserError as error:
-            _leave_out(error, skip)
+            _leave_out(BadRow(str(error)), skip)
             continue
         line = ""  # a long line is not kept next to its value
         yield where, value
@@ -145,8 +152,9 @@ def _delimited(path: Path, longest: int, encoding: str, skip: Skip | None, *, ta
             cells = next(reader, None)
         except csv.Error as error:
             reason = f"{where} is not {'tsv' if tabs else 'csv'}: {one_line(error)}"
-            is_row = header and "unexpected end" not in reason  # of a quote that takes all other rows
-            _leave_out(UserError(reason), skip if is_row else None)
+            if not header or "unexpected end" in reason:  # of a quote that takes all other rows
+                raise UserError(f"{reason}; close the quotes of its cells") from None
+            _leave_out(BadRow(reason), skip)
             continue
         if cells is None:
             return
@@ -155,8 +163,9 @@ def _delimited(path: Path, longest: int, encoding: str, skip: Skip | None, *, ta
             _check_blank(blank, where)
             continue
         if header and len(cells) != len(header):
-            reason = f"{where} has {len(cells)} cells, the header has {len(header)} columns"
-            _leave_out(UserError(reason), skip)
+            advice = "" if tabs else "; write a cell that has a comma in double quotes"
+            reason = f"{where} has {len(cells)} cells, the header has {len(header)} columns{advice}"
+            _leave_out(BadRow(reason), skip)
         elif header:
             yield where, dict(zip(header, cells, strict=True))
         else:
@@ -176,7 +185,7 @@ def _errors(skip: Skip | None) -> str:
     return "strict" if skip is None else "surrogateescape"
 
 
-def _leave_out(error: UserError, skip: Skip | None) -> None:
+def _leave_out(error: BadRow, skip: Skip | None) -> None:
     if skip is None:
         raise error from None
     skip(error)
@@ -223,7 +232,10 @@ def read_text(path: Path, *, largest: int = LARGEST, encoding: str = UTF_8, erro
                 )
             yield block
 
-    return "".join(decode(bounded(), path, encoding=encoding, errors=errors))
+    try:
+        return "".join(decode(bounded(), path, encoding=encoding, errors=errors))
+    except MemoryError:
+        raise _too_large(path) from None
 
 
 def lines(
@@ -249,12 +261,33 @@ def lines(
         where = f"'{path}', line {number}"
         if 0 < longest < len(content):
             raise UserError(f"{where} has more than {longest} bytes; write shorter lines")
-        text = content if isinstance(content, str) else decode_utf8(content, where, errors=errors)
+        text = content if isinstance(content, str) else _utf8(content, where, errors)
         return where, text.removeprefix("\ufeff") if number == 1 else text
 
     if codec(encoding).name == UTF_8:
-        return map(line_of, _lines(_without_utf_16(blocks(path), path), b"\n", longest))
-    return map(line_of, _lines(decode(blocks(path), path, encoding=encoding, errors=errors), "\n", longest))
+        numbered = map(line_of, _lines(_without_utf_16(blocks(path), path), b"\n", longest))
+    else:
+        numbered = map(line_of, _lines(decode(blocks(path), path, encoding=encoding, errors=errors), "\n", longest))
+    return _within_memory(path, numbered)
+
+
+def _utf8(content: bytes, where: str, errors: str) -> str:
+    try:
+        return decode_utf8(content, where, errors=errors)
+    except UserError as error:
+        raise BadRow(f"{error}{_ENCODINGS}") from None
+
+
+def _within_memory(path: Path, items: Iterable[T]) -> Iterator[T]:
+    """Yield the items; say which file has one that does not fit in memory."""
+    try:
+        yield from items
+    except MemoryError:
+        raise _too_large(path) from None
+
+
+def _too_large(path: Path) -> UserError:
+    return UserError(f"cannot read '{path}': it needs more memory than there is; divide it, or write shorter lines")
 
 
 def _lines(content: Iterable[AnyStr], newline: AnyStr, longest: int) -> Iterator[AnyStr]:
@@ -295,22 +328,27 @@ def decode(content: Iterable[bytes], path: Path, *, encoding: str = UTF_8, error
         except UnicodeDecodeError as error:
             byte, offset = error.object[error.start], start + error.start
             label = "UTF-8" if info.name == UTF_8 else info.name
-            raise UserError(f"'{path}' is not {label} text: byte 0x{byte:02x} at offset {offset}") from None
+            reason = f"'{path}' is not {label} text: byte 0x{byte:02x} at offset {offset}"
+            raise UserError(f"{reason}; save it as UTF-8{_ENCODINGS}") from None
         except UnicodeError as error:
-            raise UserError(f"'{path}' is not {info.name} text: {one_line(error)}") from None
+            reason = f"'{path}' is not {info.name} text: {one_line(error)}"
+            raise UserError(f"{reason}; save it as UTF-8{_ENCODINGS}") from None
         yield text.removeprefix("\ufeff") if begins else text
         begins = begins and not text
 
 
-def lone_surrogate(text: str) -> int | None:
-    """Return the offset of the first half of a character; None if there is none."""
+def not_text(text: str) -> str:
+    """Return what in a text is no character, and where; empty if there is nothing.
+
+    It is a lone surrogate: half of a character, or a byte that could not be decoded.
+    """
     if text.isascii():  # needs no copy
-        return None
+        return ""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return error.start
-    return None
+        return f"half a character (a lone surrogate) or a byte that is not text at {error.start}"
+    return ""
 
 
 def _without_utf_16(content: Iterable[bytes], path: Path) -> Iterator[bytes]:

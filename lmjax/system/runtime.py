@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 from lmjax.config import RuntimeConfig, UserError
 from lmjax.system.files import cache_folder
+from lmjax.system.programs import check_programs
 
 # malloc.h: M_TRIM_THRESHOLD (never), M_TOP_PAD, M_MMAP_MAX (none). The next update reuses the memory that an update
 # frees. Otherwise the system would map, zero and unmap its temporaries, up to gigabytes, in every update.
@@ -106,7 +107,9 @@ def prepare(config: RuntimeConfig | None = None) -> None:
 
 
 def start(config: RuntimeConfig | None = None) -> None:
-    """Call `prepare`, or check the flags of a JAX that has started its backends.
+    """Call `prepare`, or check the flags of a JAX that has started its backends; import JAX.
+
+    From now on, each compiled program is compared with its hash before JAX executes it.
 
     Raises:
         UserError: JAX has started before, without flags that the configuration asks for; XLA does not know a flag or
@@ -116,7 +119,9 @@ def start(config: RuntimeConfig | None = None) -> None:
     if not _backends_started():
         _check_flags([*os.environ.get("XLA_FLAGS", "").split(), *(config or RuntimeConfig()).xla_flags])
         prepare(config)
+        check_programs()
         return
+    check_programs()
     wanted = set((config or RuntimeConfig()).xla_flags)
     if config is not None and config.host_devices:
         wanted.add(f"--{_DEVICE_COUNT}={config.host_devices}")

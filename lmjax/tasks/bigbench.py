@@ -1,12 +1,11 @@
 """Tasks in the format of BIG-bench."""
 
-import itertools
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lmjax.config import UserError
 from lmjax.tasks import spec
-from lmjax.tasks.render import ROWS, Parts
+from lmjax.tasks.render import Parts
 from lmjax.tasks.shots import shuffled
 from lmjax.tasks.spec import TaskConfig
 
@@ -63,7 +62,7 @@ def big_bench(tree: dict[str, Any], file: Path) -> Parts:
         raise UserError(f"'{file}': {error}") from None
     numbered = ((f"'{file}', example {number}", row) for number, row in enumerate(tree["examples"], 1))
     rows = ((where, _big_bench_row(row, where, option, choose)) for where, row in numbered)
-    return config, itertools.islice(rows, ROWS), None
+    return config, rows, None
 
 
 def _big_bench_row(row: Any, where: str, option: str, choose: bool) -> dict[str, Any]:
@@ -80,6 +79,8 @@ def _big_bench_row(row: Any, where: str, option: str, choose: bool) -> dict[str,
     best = [choice for choice, score in scores.items() if score == highest]
     if scores and not best:
         raise UserError(f"{where}: target_scores: a score is NaN; set it to a number")
+    if choose and not best:
+        raise UserError(f"{where}: target_scores has no choice; give each choice a score")
     shown = shuffled(sorted(scores), ["options", str(row["input"])]) if option else ()
     return {
         "input": row["input"],

@@ -3,6 +3,7 @@
 Bundled tasks are files in `bundled` or generated rows of `symbolic`.
 """
 
+import os
 from pathlib import Path
 
 from lmjax.tasks import loaders, symbolic
@@ -15,6 +16,19 @@ def names() -> dict[str, str]:
     """Return the bundled tasks, each with a line on what it measures."""
     folders = sorted(path.parent for path in BUNDLED.glob("*/task.json"))
     return {folder.name: loaders.config(folder).measures for folder in folders} | symbolic.NAMES
+
+
+def located(name: str) -> str:
+    """Return a name that means the same task from any folder.
+
+    It is the absolute path of a folder or file. Names of bundled tasks and of the hub stay, and so does a name that is
+    no file, to be refused as given.
+    """
+    bundled = name in symbolic.NAMES or (name == Path(name).name and (BUNDLED / name / "task.json").is_file())
+    if bundled or name.startswith("hub:"):
+        return name
+    path = os.path.abspath(os.path.expanduser(name))
+    return path if name.strip() and os.path.lexists(path) else name
 
 
 def load(name: str, *, held_out_share: float = 0.0, held_out: bool = True, allow_hub: bool = False) -> Task:

@@ -1,6 +1,7 @@
 """Tasks from folders with task.json, tables, BIG-bench and the hub.
 
-Everything is read as data and never executed. Rows are read one by one, up to `ROWS`; an error names file and row.
+Everything is read as data and never executed. Rows are read one by one, up to `render.ROWS`; an error names file and
+row.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from lmjax.config.json_text import parse_json
 from lmjax.system import hub, paths, readers
 from lmjax.tasks import render, spec
 from lmjax.tasks.bigbench import big_bench, is_big_bench
-from lmjax.tasks.render import ROWS, Parts, Rows
+from lmjax.tasks.render import Parts, Rows
 from lmjax.tasks.spec import Task, TaskConfig
 
 LINE = 1 << 24  # maximum number of bytes of a line
@@ -133,14 +134,13 @@ def _bare(rows: Rows, name: str) -> Parts:
 
 
 def _rows(name: str) -> Rows:
-    """Yield at most `ROWS` rows of a file or hub dataset, each with its location."""
+    """Return the rows of a file or hub dataset, each with its location."""
     if name.startswith("hub:"):
-        rows = _hub(*name.removeprefix("hub:").split(":"))
-    elif not (path := paths.local(name, key="the task")).is_file():
+        return _hub(*name.removeprefix("hub:").split(":"))
+    path = paths.local(name, key="the task")
+    if not path.is_file():
         raise UserError(f"no file '{path}'")
-    else:
-        rows = readers.rows(path, longest=LINE, largest=WHOLE)
-    return itertools.islice(rows, ROWS)
+    return readers.rows(path, longest=LINE, largest=WHOLE)
 
 
 def _hub(name: str, subset: str = "", split: str = "", *more: str) -> Rows:

@@ -1,7 +1,8 @@
 """Conversion of the rows of a task to documents."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any
 
@@ -11,8 +12,9 @@ from lmjax.tasks import draws, template
 from lmjax.tasks.spec import Document, Task, TaskConfig, check
 
 Rows = Iterable[tuple[str, Any]]  # the location of the row, for messages, and the row
-ROWS = 100_000  # maximum number of rows of a file or split; later rows are ignored
+ROWS = 100_000  # maximum number of rows of a file or split; later rows are left out
 LARGEST = 1 << 28  # characters of the questions and answers of a task
+CHOICES = 10_000  # choices of a row
 Parts = tuple[TaskConfig, Rows, Rows | None]  # the configuration, the rows, and the pool of examples if separate
 
 
@@ -70,6 +72,8 @@ def _choices(config: TaskConfig, row: Mapping[str, Any]) -> tuple[str, ...]:
         if not isinstance(row["choices"], list | tuple):
             raise UserError("the field 'choices' is not a list")
         choices = tuple(map(template.text, row["choices"]))
+    if len(choices) > CHOICES:
+        raise UserError(f"the field 'choices' has {len(choices):,} texts; at most {CHOICES:,} are allowed")
     if len(choices) < 2 or "" in choices or (config.kind == "pairs" and len(choices) > 2):
         raise UserError(f"expected {'two' if config.kind == 'pairs' else 'at least two'} choices with text in them")
     if config.kind == "pairs" and choices[0] == choices[1]:
@@ -130,10 +134,11 @@ def build_task(
             contradicts itself.
     """
     check(config)
-    everything = tuple(_documents(config, rows, ""))
+    read = _documents(config, rows, "")
+    everything = read.documents
     if not everything:
         raise UserError(f"the task '{config.name}' has no rows")
-    pool = everything if examples is None else tuple(_documents(config, examples, "example "))
+    pool = everything if examples is None else _documents(config, examples, "example ").documents
     documents, fixed = everything, _fixed(config, pool)
     if held_out_share:
         pool, fixed = _rest(pool, held_out_share), _rest(fixed, held_out_share)
@@ -147,7 +152,7 @@ def build_task(
             )
     if not config.chance and everything[0].choices:
         config = replace(config, chance=sum(1 / len(document.choices) for document in everything) / len(everything))
-    return Task(config, documents, pool, fixed)
+    return Task(config, documents, pool, fixed, dropped=read.dropped, first_rows=ROWS if read.more else 0)
 
 
 def _fixed(config: TaskConfig, pool: Sequence[Document]) -> tuple[Document, ...]:
@@ -179,10 +184,23 @@ def _rest(documents: tuple[Document, ...], share: float) -> tuple[Document, ...]
     return tuple(document for document in documents if not draws.held_out(document.key, share))
 
 
-def _documents(config: TaskConfig, rows: Rows, prefix: str) -> Iterator[Document]:
+@dataclass(frozen=True)
+class _Read:
+    """The documents of rows."""
+
+    #: The documents.
+    documents: tuple[Document, ...]
+    #: Number of rows without text, which are no documents.
+    dropped: int
+    #: Whether there are more rows than `ROWS`.
+    more: bool
+
+
+def _documents(config: TaskConfig, rows: Rows, prefix: str) -> _Read:
     inputs_by_id: dict[str, str] = {}
-    size = 0
-    for number, (where, row) in enumerate(rows):
+    documents: list[Document] = []
+    size, iterator = 0, iter(rows)
+    for number, (where, row) in enumerate(itertools.islice(iterator, ROWS)):
         try:
             document = to_document(config, row, f"{prefix}{number}")
         except UserError as error:
@@ -196,4 +214,9 @@ def _documents(config: TaskConfig, rows: Rows, prefix: str) -> Iterator[Document
         if size > LARGEST:
             raise UserError(f"{where}: the questions of the task have more than {LARGEST} characters; use fewer rows")
         if document.prompt or document.answers:  # an empty text is no document
-            yield document
+            documents.append(document)
+    try:
+        more = next(iterator, None) is not None
+    except UserError:  # of a row that is malformed
+        more = True
+    return _Read(tuple(documents), len(inputs_by_id) - len(documents), more)

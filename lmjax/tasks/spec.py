@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cached_property
@@ -18,7 +19,8 @@ DERIVED: dict[str, Any] = {"derived": True}
 
 # Greatest lengths: of lists, and of texts that every prompt contains.
 _MOST = dict.fromkeys(("choices", "stop", "filters", "metrics"), 100)
-_MOST |= dict.fromkeys(("prefix", "description", "separator", "joint"), 1 << 18)
+_MOST |= dict.fromkeys(("prefix", "description", "separator", "joint", "prompt", "answer"), 1 << 18)
+_FIELDS = 500  # fields of all templates together, each of which takes time for each row
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,10 @@ class Task:
     pool: tuple[Document, ...]
     #: The examples of every question, in this order (empty: they are drawn from the pool).
     fixed: tuple[Document, ...] = ()
+    #: Number of rows that have no text and are no documents.
+    dropped: int = 0
+    #: Number of rows that were read, if there are more; 0: all rows were read.
+    first_rows: int = 0
 
     @cached_property
     def groups(self) -> dict[str, tuple[Document, ...]]:
@@ -172,8 +178,9 @@ def check(config: TaskConfig) -> None:
         json.dumps(asdict(config), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise UserError("it holds half a character (a lone surrogate)") from None
-    for text in (config.prompt, config.answer, *config.choices):
-        template.fields(text)
+    count = sum(len(template.fields(text)) for text in (config.prompt, config.answer, *config.choices))
+    if count > _FIELDS:
+        raise UserError(f"prompt, answer and choices have {count} fields together; at most {_FIELDS} are allowed")
     check_filters(config.filters)
     _check_pairs(config)
 
@@ -183,7 +190,8 @@ def check_filters(filters: Iterable[str]) -> None:
     for pattern in filters:
         check_expression(pattern, "filters")
         try:
-            re.compile(pattern)
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of a set in a set
+                re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
             raise UserError(f"filters: {pattern!r} is no regular expression: {error}") from None
 

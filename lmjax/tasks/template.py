@@ -16,7 +16,7 @@ from typing import Any
 
 from lmjax.config import UserError
 
-LARGEST = 1 << 26  # characters of a rendered text
+LARGEST = 1 << 24  # characters of a rendered text, and of all variants of it together
 
 FUNCTIONS: dict[str, Callable[[str], str]] = {
     "strip": str.strip,
@@ -71,7 +71,14 @@ def variants(template: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     lists = [name for name, value in values.items() if isinstance(value, list | tuple)]
     if len(lists) != 1:
         return (render(template, row),)
-    return tuple(render(template, {**row, lists[0]: item}) for item in values[lists[0]])
+    known = values if values.keys() >= set(fields(template)) else row  # of a row, the first item gives the error
+    rendered, size = [], 0
+    for item in values[lists[0]]:
+        rendered.append(render(template, {**known, lists[0]: item}))
+        size += len(rendered[-1])
+        if size > LARGEST:
+            raise UserError(f"the texts of the items of '{lists[0]}' have more than {LARGEST} characters together")
+    return tuple(rendered)
 
 
 def value(row: Mapping[str, Any], name: str) -> str:

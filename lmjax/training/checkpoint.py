@@ -24,6 +24,7 @@ from typing import Any
 from lmjax.config import CheckpointConfig
 from lmjax.config.errors import RunError, one_line
 from lmjax.config.json_text import parse_json
+from lmjax.config.regular_files import open_regular, read_regular
 from lmjax.journal.history import Announced
 from lmjax.parallel import processes
 from lmjax.pytrees import all_finite, digest, nbytes
@@ -191,6 +192,7 @@ class Checkpoints:
             small = free is None or _READ_BACK * nbytes(abstract) <= free
             if self._proved or not processes.alone() or not small:
                 return
+            faults.reach("save.read_back")
             read_back = digest_of_saved(folder, abstract)
         except Exception as error:  # of Orbax and TensorStore
             raise CheckpointError(f"what was saved cannot be read back: {one_line(error)}") from None
@@ -292,8 +294,7 @@ def _check_announced(checkpoint: Checkpoint, announced: Mapping[int, Announced])
     Raises:
         CheckpointError: The journal does not have it, or has another one.
     """
-    meta = checkpoint.meta
-    entry = announced.get(meta["update"])
+    meta, entry = checkpoint.meta, announced.get(checkpoint.meta["update"])
     if entry is None:
         raise CheckpointError("the journal does not have it on the path of the run")
     if entry.digest != meta["digest"]:
@@ -346,8 +347,7 @@ def read(folder: Path) -> Checkpoint:
 
 
 def _json(path: Path) -> Any:
-    with open(path, "rb") as file:
-        return parse_json(file.read(_LARGEST + 1), path.name, largest=_LARGEST)
+    return parse_json(read_regular(path, largest=_LARGEST), path.name, largest=_LARGEST)
 
 
 def folders(root: Path) -> list[Path]:
@@ -373,7 +373,7 @@ def hashes(folder: Path) -> dict[str, str]:
     for path in sorted(path for path in folder.rglob("*") if path != folder / MANIFEST):
         name, mode = path.relative_to(folder).as_posix(), path.lstat().st_mode
         if stat.S_ISREG(mode):
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 result[name] = hashlib.file_digest(file, "sha256").hexdigest()
         elif not stat.S_ISDIR(mode):
             raise ValueError(f"{name} is not a regular file")

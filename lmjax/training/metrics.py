@@ -15,6 +15,7 @@ from typing import Any
 from lmjax.config import UserError
 from lmjax.config.errors import RunError
 from lmjax.config.json_text import parse_json
+from lmjax.config.regular_files import read_regular
 from lmjax.system.append import AppendFile
 from lmjax.system.files import replacing
 from lmjax.system.json_files import plain
@@ -118,7 +119,7 @@ def read(path: str | Path) -> list[Record]:
         UserError: There is no such file.
     """
     try:
-        return [record for _, record in _lines(Path(path).read_bytes())]
+        return [record for _, record in _lines(read_regular(path))]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
 

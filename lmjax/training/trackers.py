@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from lmjax.config import TrackConfig, UserError
+from lmjax.system.files import write_text
 
 _SPEED = ("tokens_per_second", "mfu")
 
@@ -194,5 +195,5 @@ def _wandb_settings(wandb: ModuleType) -> Any:
 def _run_id(path: Path) -> str:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(4))
+        write_text(path, secrets.token_hex(4))
     return path.read_text().strip()

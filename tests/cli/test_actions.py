@@ -7,10 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 
 from lmjax.cli import actions
 from lmjax.config import MaskedConfig, TokenizerConfig, UserError
-from lmjax.data.tokenizer import build_tokenizer
+from lmjax.data.tokenizer import Tokenizer, build_tokenizer
 from lmjax.evaluation import evaluator, report, scoring
 from lmjax.evaluation.settings import Settings
 from lmjax.inference.generate import generate
@@ -105,6 +107,7 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_opened(
         ("antonym", {"settings": {}}, "antonyms"),
         (letters, {"settings": {}, "json": nowhere}, "there is no folder"),
         (letters, {"settings": {}, "plot": nowhere}, "there is no folder"),
+        (letters, {"settings": {}, "plot": tmp_path / "a.pdf"}, "'.*a.pdf': pictures are PNG files"),
     ):
         with pytest.raises(UserError, match=message):
             actions.evaluate_model(tmp_path, [task], **named)
@@ -123,6 +126,20 @@ def test_a_special_token_in_a_prompt_is_text_or_the_token() -> None:
     assert actions._ids(first, text, special=True) == [end, *tokenizer.encode("the cat")]
     assert actions._ids(first, "the cat", special=True) == [end, *tokenizer.encode("the cat")]
     assert actions._ids(lm, "", special=True) == [end]
+
+
+def test_what_is_not_used_and_not_read_is_said() -> None:
+    """Settings of the model that differ, unknown tokens, and what exceeds the context: a line each."""
+    backend = Backend(models.WordLevel({"[UNK]": 0, "the": 1, "cat": 2}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    lm = LanguageModel(SimpleNamespace(config=plain.GPT), {}, Tokenizer(backend), generation={"top_p": 0.9})
+    prompts = [lm.tokenizer.encode(text) for text in ("the cat", "the dog", "the " * (plain.GPT.context + 2))]
+    assert [*actions._notes(lm, prompts, Sampling())] == [
+        "generation_config.json has top_p=0.9; lmjax generate uses its own options",
+        "prompt 2: the tokenizer cannot represent 1 of its 2 tokens",
+        f"prompt 3: its first 2 of {plain.GPT.context + 2} tokens exceed the context",
+    ]
+    assert [*actions._notes(lm, prompts[:1], Sampling(top_p=0.9))] == []
 
 
 def test_a_prompt_that_was_cut_is_marked(

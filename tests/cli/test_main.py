@@ -240,6 +240,32 @@ def test_words_become_the_arguments_of_the_commands(door: Door, monkeypatch: pyt
     assert called["export_run"] == ((model, a), {"checkpoint": "12"})
 
 
+@pytest.mark.parametrize("name", ["p.png", "p.PDF"])
+def test_a_plot_of_several_pictures_needs_a_folder(door: Door, tmp_path: Path, name: str) -> None:
+    status, _, error = door("plot", str(tmp_path), "--out", str(tmp_path / name), main=cli.main)
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"--out {tmp_path / name}: give a folder, because several pictures are drawn" in error
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
+def test_what_a_new_tokenizer_leaves_out_is_listed(door: Door, saved: str, tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a.jsonl").write_text('{"text": "a cat"}\n' * 9 + "{\n[]\n")
+    (tmp_path / "d/b.bin").touch()
+    words = ["tokenizer", "train", saved, f"data.files=[{tmp_path}/d]", "data.on_bad_record=skip", "--out"]
+    for kind in ("bpe", "wordpiece"):  # of which the second reads the text twice
+        choice = [f"data.tokenizer.kind={kind}", "data.tokenizer.vocab_size=300"]
+        status, printed, _ = door(*words, str(tmp_path / "t.json"), *choice, main=cli.main)
+        assert status == 0
+        assert f"left out 2 bad records, first '{tmp_path}/d/a.jsonl', line 10 is not JSON" in printed
+        assert f"left out 1 of files with an unknown ending: {tmp_path}/d/b.bin" in printed
+    for path in (tmp_path, tmp_path / "none/t.json"):
+        status, _, error = door(*words, str(path), main=cli.main)
+        assert (status, error.count("\n")) == (2, 1)
+        assert f"cannot write --out {path}: give the name of a file" in error
+
+
 @pytest.mark.slow
 def test_a_tokenizer_is_trained_and_used(door: Door, saved: str, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"

@@ -66,7 +66,13 @@ class Place(NamedTuple):
 
 def tree(folder: Path) -> dict[str, str]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): digest(path) for path in files}
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file; of a sparse one its size."""
+    size = path.stat().st_size
+    return hashlib.sha256(path.read_bytes()).hexdigest() if size < 1 << 30 else f"{size} bytes"
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +96,7 @@ def sound(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(sound: Path, tmp_path: Path) -> Place:
     inputs = Path(shutil.copytree(sound, tmp_path / "inputs"))
+    (inputs / "run" / "config.sha256").unlink()  # whoever forges a configuration can delete its hash
     for name in ("out", "cache"):
         (tmp_path / name).mkdir()
     return Place(inputs, tmp_path / "out", tmp_path / "cache")
@@ -255,6 +262,89 @@ def test_hostile_content_of_models_and_tasks_is_one_line(file: str, words: str, 
     write(place.inputs / file)
     known = {"hf", "run", "task"}
     check_refused(place.command(*(place.inputs / word if word in known else word for word in words.split())))
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def hole(path: Path) -> None:
+    os.truncate(path, 1 << 40)
+
+
+@pytest.mark.parametrize("write", [pipe, hole])
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("run/checkpoints/12/manifest.json", "generate run --prompt a --max-tokens 2"),
+        ("run/checkpoints/12/state/manifest.ocdbt", "audit run"),
+        ("run/metrics.jsonl", "plot run --out plots"),
+        ("run/summary.json", "plot run --out plots"),
+        ("hf/model.safetensors", "export hf exported"),
+        ("task/task.json", "evaluate run --tasks task"),
+        ("task/rows.jsonl", "evaluate run --tasks task"),
+        ("result.json", "compare result.json result.json"),
+    ],
+)
+def test_no_command_waits_for_a_pipe_or_reads_a_hole(file: str, words: str, write: Any, place: Place) -> None:
+    (place.inputs / "result.json").write_text("{}")
+    write(place.inputs / file)
+    known = {"hf", "run", "task", "result.json"}
+    check_refused(place.command(*(place.inputs / word if word in known else word for word in words.split())))
+
+
+@pytest.mark.parametrize("kind", ["names", "scores"])
+def test_a_plot_of_a_million_names_is_small(kind: str, place: Place) -> None:
+    name = {"names": "k{}", "scores": "val_{}_1_shot"}[kind]
+    lines = (json.dumps({"update": n, "tokens": n, "loss": 1.0, name.format(n): 1}) + "\n" for n in range(140_000))
+    (place.inputs / "run" / "metrics.jsonl").write_text("".join(lines))
+    check_refused(place.command(*READING["plot"](place.inputs / "run")))
+
+
+TASKS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
+    "variants": ({"answer": "{l}{t}"}, [{"q": "1", "l": list(range(300_000)), "t": "x" * 4_000_000}]),
+    "long prompts": ({"prompt": "{t}" * 16}, [{"t": "x" * 4_000_000, "a": "1"}] * 2),
+    "many fields": ({"prompt": "{q}" * 1_000_000}, [{"q": "1", "a": "1"}] * 10_000),
+    "slow filters": ({"filters": [".*.*.*b"] * 20}, [{"q": "1", "a": "1"}] * 4),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_that_multiplies_its_rows_is_small(name: str, place: Place) -> None:
+    settings, rows = TASKS[name]
+    task = {"name": "t", "kind": "generate", "prompt": "{q} =", "answer": "{a}", "max_tokens": 2, "rows": "rows.jsonl"}
+    (place.inputs / "task" / "task.json").write_text(json.dumps(task | settings))
+    (place.inputs / "task" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_refused(place.command(*READING["evaluate"](place.inputs / "run")))
+
+
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "expression": {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a+b"}, "behavior": "Isolated",
+                                     "invert": False}},
+    "pieces": {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0], ["a" * 9000, -1], ["a", -1]]}},
+    "words": {"model": {"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##",
+                        "max_input_chars_per_word": 1000, "vocab": {"a": 0, "##a": 1}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_that_reads_text_again_and_again_is_refused(name: str, place: Place) -> None:
+    path = place.inputs / "run" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | TOKENIZERS[name]))
+    (place.inputs / "task" / "rows.jsonl").write_text('{"a": "' + "a" * 9_000_000 + '", "b": "x"}\n')
+    outcome = place.command(*READING["evaluate"](place.inputs / "run"))
+    check_refused(outcome)
+    assert outcome.status == 2
+
+
+def test_names_with_control_characters_are_shown_escaped(place: Place) -> None:
+    """A name of a folder can neither change the terminal nor begin a line."""
+    run = (place.inputs / "run").rename(place.inputs / "a\x1b[2J\nerror: b\u202e")
+    for name in ("audit", "plot", "plan"):
+        outcome = place.command(*READING[name](run))
+        assert not {"\x1b", "\u202e"} & set(outcome.output + outcome.error)
+        check_refused(outcome)
 
 
 def check_refused(outcome: Outcome) -> None:

@@ -74,6 +74,30 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         presets.load(f"{path}:wrong")
 
 
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ("seed=3", True),
+        ("runtime.updates_at_once=1", True),
+        ("train.log_every=5", True),
+        ("checkpoint.every=7", True),
+        ("data.files=[mine.txt]", False),
+        ("train.updates=3", False),
+        ("model.layers=1", False),
+    ],
+)
+def test_expected_results_are_those_of_the_unchanged_preset(change: str, kept: bool, tmp_path: Path) -> None:
+    """A change of data, model or training has other results; a seed or a log has not."""
+    expected = presets.load("speedrun_char").train.expect
+    assert expected
+    changed = presets.load("speedrun_char", [change])
+    assert changed.train.expect == (expected if kept else ())
+    (tmp_path / "config.json").write_text(to_json(presets.load("speedrun_char")))
+    assert presets.load(str(tmp_path / "config.json"), [change]).train.expect == changed.train.expect
+    own = presets.load("speedrun_char", [change, "train.expect=[[val_loss,1,2]]"])
+    assert own.train.expect == (("val_loss", 1.0, 2.0),)
+
+
 def test_a_saved_configuration(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(to_json(Config(seed=7)))

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, is_dataclass
 from math import inf, nan
 from typing import Annotated, Any
@@ -39,6 +39,7 @@ from lmjax.config.ranges import Range, at_least, check_ranges, interval
         (ranges.at_least(0), [0, 5, 1e300], [-1, -0.1, inf, nan]),
         (ranges.at_least(2), [2, 3], [1]),
         (ranges.size(1), [1, 2**31 - 1], [0, -1, 2**31, nan]),
+        (ranges.size(0, 64), [0, 64], [-1, 65, nan]),
         (ranges.axis_size(), [-1, 1, 8], [0, -2, 2**31]),
         (ranges.id_ranges(), [(0, 1), (5, 2**62)], [(5, 1), (3, 3), (-1, 4)]),
         (ranges.batch_points(), [(0, 1), (2**40, 2**31 - 1)], [(0, 0), (-1, 8), (0, 2**31)]),
@@ -194,6 +195,42 @@ def problem(call: Callable[[], object]) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def places(hint: Any, *at: int) -> Iterator[tuple[int, ...]]:
+    """Where a value of a type has a number; of a tuple of any length, in its first item."""
+    args = typing.get_args(hint)
+    if hint in (int, float):
+        yield at
+    elif typing.get_origin(hint) is tuple:
+        for place, arg in enumerate(args[:1] if args[1:] == (...,) else args):
+            yield from places(arg, *at, place)
+
+
+def with_number(hint: Any, at: tuple[int, ...], number: Any) -> Any:
+    """A value of a type with 1 for each number, but `number` at a place."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is not tuple:
+        return {int: 1, float: 1.0, str: "a", bool: True}[hint] if at != () else number
+    args = args[:1] if args[1:] == (...,) else args
+    return tuple(with_number(arg, at[1:] if place == at[0] else (-1,), number) for place, arg in enumerate(args))
+
+
+def test_no_number_at_any_place_may_be_infinite_too_large_or_of_another_type() -> None:
+    """Also in tuples of tuples, where the range of a field compares pairs: NaN is in no order."""
+    count, accepted = 0, []
+    classes: Iterable[Any] = dict.fromkeys(CLASSES)
+    for cls in classes:
+        for name, hint in typing.get_type_hints(cls).items():
+            for at in () if is_dataclass(hint) else places(hint):
+                for number in (nan, inf, -inf, 10**400, -(10**400), True, None, "x", [1]):
+                    count += 1
+                    config: Any = dataclasses.replace(cls(), **{name: with_number(hint, at, number)})
+                    text = problem(lambda config=config: check_ranges(config, "k"))
+                    if not text.startswith(f"k.{name} = "):
+                        accepted.append((cls.__name__, name, at, number, text))
+    assert accepted == []
+    assert count > 1300
 
 
 def test_a_value_is_valid_or_its_key_is_named() -> None:

@@ -1,6 +1,7 @@
 """Tokenizers: text comes back, special tokens cannot be smuggled in, and files of others mean what they meant."""
 
 import base64
+import codecs
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -241,6 +242,35 @@ def test_a_bad_file_is_one_clear_line(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         tokenizer.load_tokenizer(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer.json", "tiny.tiktoken", "vocab.txt", "merges.txt"])
+def test_a_byte_order_mark_and_line_ends_of_windows_are_no_tokens(tmp_path: Path, kind: str) -> None:
+    files = {"tokenizer.json": BUILT["bpe"].json.encode()}
+    if kind == "tiny.tiktoken":
+        files = {kind: write_ranks(tmp_path / "ranks", ranks_of(BUILT["bpe"])).read_bytes()}
+    elif kind == "vocab.txt":
+        files = {kind: "\n".join([*vocabularies.BERT_SPECIALS, "bees", "hum", "##s"]).encode()}
+    elif kind == "merges.txt":
+        model = json.loads(BUILT["bpe"].json)["model"]
+        merges = "\n".join(["#version: 0.2", *map(" ".join, model["merges"])])
+        files = {"vocab.json": json.dumps(model["vocab"]).encode(), kind: merges.encode()}
+    hashes = set()
+    for mark, end in ((b"", b"\n"), (codecs.BOM_UTF8, b"\n"), (codecs.BOM_UTF8, b"\r\n")):
+        folder = tmp_path / f"{len(mark)}{len(end)}"
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(mark + content.replace(b"\n", end))
+        hashes.add(tokenizer.load_tokenizer(folder).sha256)
+    assert len(hashes) == 1
+
+
+def test_a_folder_of_several_rank_files_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_ranks(tmp_path / f"{name}.tiktoken", ranks_of(BUILT["bpe"]))
+    with pytest.raises(UserError, match=r"several tokenizers \(a.tiktoken, b.tiktoken\); give the path of one of them"):
+        tokenizer.load_tokenizer(tmp_path)
+    assert tokenizer.load_tokenizer(tmp_path / "b.tiktoken").vocab_size == len(ranks_of(BUILT["bpe"])) + 1
 
 
 def test_other_bad_paths(tmp_path: Path) -> None:

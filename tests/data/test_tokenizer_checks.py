@@ -86,7 +86,7 @@ HOSTILE = {
     "dropout": ({"model": TREE["model"] | {"dropout": 0.5}}, "model.dropout=0.5 makes encoding random"),
     "long words": (
         {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a", "max_input_chars_per_word": 10**9}},
-        "max_input_chars_per_word is not a number up to 1000",
+        "max_input_chars_per_word is not a number up to 128",
     ),
     "a long token": (
         {"added_tokens": [TREE["added_tokens"][0] | {"content": "x" * 10**7}]},

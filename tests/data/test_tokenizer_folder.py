@@ -13,6 +13,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from lmjax.config import TokenizerConfig, UserError
 from lmjax.data import tokenizer, tokenizer_settings
 from lmjax.data.tokenizer import END_OF_TEXT, Tokenizer
+from lmjax.data.tokenizer_classes import CLASSES
+from lmjax.data.tokenizer_registry import ALIASES, BACKEND, NOT_FOLLOWED, OVERRIDES, REGISTERED
 
 CORPUS = "The café's 12 bees hum.\n\n  Don't  PANIC: naïve Bees, 中文 1999!\r\n\tx_y = (z)" * 3
 TEXTS = [
@@ -24,13 +26,16 @@ TEXTS = [
     "12345  678",
     "don't we'LL",
 ]
-MODELS = ["", "gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox"]
-CLASSES = [
+MODELS = ["", "gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox", "cohere", "opt", "phi3", "qwen3_5_text"]
+CLASS_NAMES = [
     "",
     "GPT2Tokenizer",
     "GPT2TokenizerFast",
     "Qwen2Tokenizer",
     "GPTNeoXTokenizerFast",
+    "Qwen3_5Tokenizer",
+    "CohereTokenizerFast",
+    "CodeGenTokenizer",
     "PreTrainedTokenizerFast",
 ]
 CONFIGS = {  # config.json that transformers accepts
@@ -77,7 +82,7 @@ def settings(rng: random.Random) -> dict[str, Any]:
         }
     if rng.random() < 0.3:
         chosen[rng.choice(["extra_special_tokens", "additional_special_tokens"])] = ["<extra>", "<turn>"]
-    if (name := rng.choice(CLASSES)) != "":
+    if (name := rng.choice(CLASS_NAMES)) != "":
         chosen["tokenizer_class"] = name
     return chosen
 
@@ -102,7 +107,9 @@ def folder_of(path: Path, rng: random.Random) -> Path:
     if rng.random() < 0.3:
         write(path, "special_tokens_map.json", {"eos_token": {"content": "<eos>", "lstrip": False}, "pad_token": "<p>"})
     if rng.random() < 0.3:
-        write(path, "added_tokens.json", {"<older>": 500, "<eos>": 501})
+        # A plain "<eos>" differs on purpose: lmjax makes the token that ends a document special.
+        both = (path / "special_tokens_map.json").is_file()
+        write(path, "added_tokens.json", {"<older>": 500, "<eos>" if both else "<other>": 501})
     return path
 
 
@@ -162,9 +169,10 @@ def llama_folder(path: Path, rng: random.Random) -> Path:
         name: rng.random() < 0.5 for name in ("legacy", "add_prefix_space", "add_bos_token") if rng.random() < 0.5
     }
     if rng.random() < 0.7:
-        chosen["tokenizer_class"] = rng.choice(["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+        classes = ["LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizerFast", "Unknown"]
+        chosen["tokenizer_class"] = rng.choice(classes)
     write(path, "tokenizer_config.json", chosen | {"eos_token": "</s>"})
-    write(path, "config.json", {"model_type": rng.choice(["llama", "mistral"])})
+    write(path, "config.json", {"model_type": rng.choice(["llama", "mistral", "gemma2", "code_llama", "idefics2"])})
     return path
 
 
@@ -209,6 +217,25 @@ def check(path: Path, transformers: Any) -> bool:
 
 
 MAKERS = [folder_of, bert_folder, llama_folder]
+
+
+@pytest.mark.slow
+def test_the_class_of_every_model_type_is_that_of_transformers() -> None:
+    """Every class that transformers knows is followed, reads tokenizer.json as it is, or is warned about."""
+    auto = pytest.importorskip("transformers.models.auto.tokenization_auto")
+    for model, name in auto.TOKENIZER_MAPPING_NAMES.items():
+        if name is None or model not in auto.CONFIG_MAPPING_NAMES:  # a package is missing, or no config.json names it
+            continue
+        name = name.removesuffix("Fast").replace("MistralCommonBackend", BACKEND)
+        assert REGISTERED[model] == name
+        real = auto.tokenizer_class_from_name(name)
+        rebuilds = "__init__" in vars(real) and name != BACKEND
+        name = ALIASES.get(name, name)
+        assert rebuilds == (name in CLASSES or name in NOT_FOLLOWED), name
+        assert not (name in CLASSES and name in NOT_FOLLOWED)
+    wrong = auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS
+    known = {model for model in wrong if REGISTERED.get(model, BACKEND) != BACKEND}
+    assert known == OVERRIDES
 
 
 def compare(make: Any, tmp_path: Path, seeds: range) -> int:
@@ -349,6 +376,46 @@ def test_vocabulary_files_of_other_classes_are_refused(name: str, class_name: st
         UserError, match=f"tokenizer_class={class_name.removesuffix('Fast')} is not supported with vocab"
     ):
         tokenizer.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "class_name"), [("t5", None), ("llama", "AlbertTokenizer"), ("gemma2", "RobertaTokenizerFast")]
+)
+def test_a_class_with_rules_of_its_own_is_named_once(
+    model_type: str, class_name: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"tokenizer_class": class_name} if class_name else {}
+    folder = saved(tmp_path / "in", tokenizer_config=config, config={"model_type": model_type})
+    alone = tokenizer.load_tokenizer(folder / "tokenizer.json")
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        assert tokenizer.load_tokenizer(folder).encode("a b") == alone.encode("a b")
+    (line,) = capsys.readouterr().err.splitlines()
+    name = (class_name or "T5Tokenizer").removesuffix("Fast")
+    assert f"transformers builds a {name} by rules of its own" in line
+
+
+@pytest.mark.parametrize("class_name", ["PreTrainedTokenizerFast", "TokenizersBackend", "NoSuchTokenizer"])
+def test_a_class_that_reads_tokenizer_json_as_it_is_is_silent(
+    class_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer.load_tokenizer(saved(tmp_path / "in", tokenizer_config={"tokenizer_class": class_name}))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "bart", "mistral"])
+def test_two_files_without_a_class_are_those_of_the_model(model_type: str, tmp_path: Path) -> None:
+    """Qwen2 makes a word of each digit; the others are no readers of such files, or not followed."""
+    built = tokenizer.build_tokenizer(TokenizerConfig("bpe", 300), lambda: iter(["1999 x\n\ny " * 50]))
+    model = json.loads(built.json)["model"]
+    write(tmp_path, "vocab.json", model["vocab"])
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in model["merges"]), "utf-8")
+    write(tmp_path, "config.json", {"model_type": model_type})
+    if model_type == "qwen2":
+        assert len(tokenizer.load_tokenizer(tmp_path).encode("1999")) == 4 > len(built.encode("1999"))
+    else:
+        with pytest.raises(UserError, match="is not supported with vocab"):
+            tokenizer.load_tokenizer(tmp_path)
 
 
 def test_special_tokens_in_a_text_are_text_unless_they_are_asked_for() -> None:

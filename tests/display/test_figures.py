@@ -49,6 +49,10 @@ def test_a_picture_is_written_completely_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the picture"):
         save(figure, tmp_path / "file" / "a.png")
+    for name in ("a.pdf", "a"):
+        with pytest.raises(UserError, match=f"'.*{name}': pictures are PNG files; give a name that ends in .png"):
+            save(figure, tmp_path / name)
+        assert not (tmp_path / name).exists()
 
 
 def test_smoothing_is_a_weighted_mean_of_what_came_before() -> None:

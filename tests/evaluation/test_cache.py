@@ -51,9 +51,26 @@ def test_a_torn_line_is_left_out_wherever_it_was_torn(tmp_path: Path) -> None:
 
 def test_lines_of_something_else_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
-    path.write_bytes(b'12\n["a"]\n["b", 3]\n["c", []]\n\xff\xfe\n["e", null]\n{}\n["f", [-1, true]]\n')
+    Cache(path).add({"f": (-1.0, True)})
+    path.write_bytes(
+        b'12\n["a"]\n["b", 3, "x"]\n["c", []]\n\xff\xfe\n["e", null, null]\n{}\n' + path.read_bytes() + b'["g", "x"]\n'
+    )
     found = Cache(path)
-    assert [found.get(key) for key in "abcdef"] == [None] * 5 + [(-1.0, True)]
+    assert [found.get(key) for key in "abcdefg"] == [None] * 5 + [(-1.0, True), None]
+
+
+def test_a_flipped_bit_leaves_the_line_out(tmp_path: Path) -> None:
+    """Without the hash, a changed digit would be another log-probability."""
+    path = tmp_path / "answers.jsonl"
+    responses = {"one": (-1.25, True), "two": "12"}
+    Cache(path).add(responses)
+    written = path.read_bytes()
+    for place in range(0, len(written) * 8, 3):  # each bit of a byte, over three bytes
+        damaged = bytearray(written)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        found = [Cache(path).get(key) for key in responses]
+        assert found in ([None, None], [None, "12"], [(-1.25, True), None])
 
 
 def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from lmjax.config import EvaluateConfig, InContextConfig, UserError, presets
 from lmjax.config.codec import apply_overrides
 from lmjax.evaluation import evaluator, in_training, scoring, shot_curves
+from lmjax.evaluation.results import Result, Sample
 from lmjax.inference.generate import NotFinite
 from lmjax.run import launch
 from lmjax.tasks.draws import held_out
@@ -40,6 +41,20 @@ def test_only_what_a_run_never_saw_is_asked() -> None:
         assert all(held_out(pairing, 0.25) for pairing in shown)
     everything = in_training.load(["copying"], None)[0]  # a task that was never rendered may be asked whole
     assert [document.prompt for document in copying.documents] == [d.prompt for d in everything.documents]
+
+
+def test_a_task_that_a_run_saw_is_known_by_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its items are held out however its path is written: relative, absolute, or from another folder."""
+    rows = [{"input": str(i), "answer": str(i % 7)} for i in range(60)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    trained_on = InContextConfig(tasks=(str(tmp_path / "mine.jsonl"),), held_out_share=0.25)
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.jsonl", "./mine.jsonl", str(tmp_path / "mine.jsonl")):
+        (task,) = in_training.load([name], trained_on)
+        assert 0 < len(task.documents) < 40
+        assert all(held_out(document.key, 0.25) for document in task.documents)
+    (complete,) = in_training.load(["mine.jsonl"], None)
+    assert len(complete.documents) == 60
 
 
 def test_a_line_for_each_number_of_examples_and_a_panel_for_each_task() -> None:
@@ -81,7 +96,8 @@ def test_a_task_that_fails_has_no_score_and_the_others_have_theirs(monkeypatch: 
             if isinstance(value, UserError):
                 raise value
         metrics = {"exact_match": SimpleNamespace(value=values[0])}
-        return SimpleNamespace(scores=lambda: {(tasks[0].config.name, 1): metrics})
+        name, facts = tasks[0].config.name, {}
+        return SimpleNamespace(scores=lambda: {(name, 1): metrics}, truncations=list, facts=facts)
 
     monkeypatch.setattr(evaluator, "evaluate", evaluate)
     tasks: Any = [SimpleNamespace(config=TaskConfig(name=name, kind="generate")) for name in scores]
@@ -93,11 +109,32 @@ def test_a_task_that_fails_has_no_score_and_the_others_have_theirs(monkeypatch: 
     assert lines == ["the filter took too long; the metrics of the task are NaN"]
 
 
+def test_what_a_run_did_not_measure_is_a_line_and_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts that were cut are counted next to the score, as in `lmjax evaluate`."""
+    task = TaskConfig(name="a", kind="generate")
+    measured = {"exact_match": 1.0, "f1": 1.0}
+    samples = [Sample("a", str(i), 8, 0, "", "", ("",), metrics=measured, truncated=5 * i) for i in range(4)]
+    result = Result("model", tuple(samples), {"a": task}, facts={"unreachable": {"a": {"stop": 2}}})
+    monkeypatch.setattr(evaluator, "evaluate", lambda *arguments: result)
+    lines: list[str] = []
+    loaded: Any = [SimpleNamespace(config=task)]
+    lm: Any = None
+    scores = in_training.measure(lm, loaded, EvaluateConfig(shots=(8,)), lines.append)
+    assert scores == {"val_a_8_shot": 1.0, "val_a_8_shot_truncated": 3.0}
+    assert any("truncated to the context for 3 of 4 documents, by up to 15 tokens" in line for line in lines)
+    assert any("2 contain a stop" in line for line in lines)
+    assert shot_curves.emergence({"update": np.array([1.0]), "val_a_8_shot_truncated": np.array([3.0])}) is None
+    forged = f"val_a_{'9' * 5000}_shot"  # more digits than Python converts
+    assert shot_curves.emergence({"update": np.array([1.0]), forged: np.array([3.0])}) is None
+
+
 def test_a_task_that_leaves_no_space_for_its_prompts_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     config = apply_overrides(presets.load("in_context"), ["evaluate.tasks=[copying]", "model.context=24"])
     with pytest.raises(UserError, match=r"'copying' generates max_tokens = 24 tokens, .* model\.context=24"):
         launch.start(config, tmp_path / "run")
     (copying,) = in_training.load(["copying"], None)
+    with pytest.raises(UserError, match="two tasks have the name 'copying', which names their metrics"):
+        in_training.check([copying, copying], 25)
     in_training.check([copying], 25)
     in_training.check([copying], None)
 

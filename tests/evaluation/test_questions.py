@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers
 
 from lmjax.config import EvaluateConfig, UserError
+from lmjax.data.tokenizer import Tokenizer
 from lmjax.evaluation import evaluator, in_training, questions, scoring
 from lmjax.evaluation.cache import Cache
 from lmjax.evaluation.evaluator import evaluate
+from lmjax.evaluation.report import notes
 from lmjax.evaluation.scoring import Found, NoScore, Request
 from lmjax.evaluation.settings import Settings
 from lmjax.inference.language_model import LanguageModel
@@ -159,6 +163,17 @@ def test_what_was_cut_is_in_the_sample_and_windows_are_no_cuts(lm: LanguageModel
     assert (sample.truncated, sample.answer_truncated) == (0, 0)
 
 
+def test_documents_with_unknown_tokens_are_counted(lm: LanguageModel, asked: list[Request]) -> None:
+    """Of the question, an example or an answer; a tokenizer without such a token has none."""
+    backend = Backend(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2, ":": 3, "<eos>": 4}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    rows = [{"input": text, "answer": answer} for text, answer in (("a", "b"), ("z", "b"), ("b", "z"), ("b a", "a"))]
+    result = evaluate(replace(lm, tokenizer=Tokenizer(backend)), [built("match", rows)])
+    assert result.facts["unknown_tokens"] == {"match": 2}
+    assert any("2 documents have text that the tokenizer cannot represent" in line for line in notes(result))
+    assert evaluate(lm, [built("match", [{"input": "a", "answer": "b"}])]).facts["unknown_tokens"] == {}
+
+
 def test_a_window_is_as_long_as_asked(lm: LanguageModel, asked: list[Request]) -> None:
     task = built("perplexity", [{"text": "abcdefghijklmnopqrstuvwxyzABCD"}], prompt="{text}")
     evaluate(lm, [task], Settings(window=7))
@@ -259,6 +274,8 @@ def test_settings_without_an_effect_are_refused(lm: LanguageModel) -> None:
     for name in ("mutual_info", "calibrated"):
         with pytest.raises(UserError, match="no task is of kind 'choose'"):
             evaluate(lm, [task], Settings(**{name: True}))
-    for name in ("window", "max_tokens"):
+    for name, kind in (("window", "perplexity"), ("max_tokens", "generate")):
+        with pytest.raises(UserError, match=f"{name}=3 is for tasks of kind '{kind}', and there is none"):
+            evaluate(lm, [task], Settings(**{name: 3}))
         with pytest.raises(UserError, match=f"{name}=-1 must be at least 1"):
             Settings(**{name: -1})

@@ -214,6 +214,7 @@ def grouped() -> Result:
         for i, value in enumerate(numbers)
     )
     facts = {"first_token": "<s>", "unreachable": {"large": {"stop": 2}}, "not_computed": {"small": ["bleurt"]}}
+    facts |= {"dropped": {"small": 3}, "first_rows": {"large": 100_000}}
     return Result("model", samples, tasks, {}, {}, facts)
 
 
@@ -246,7 +247,12 @@ def test_what_was_cut_and_what_is_missing_is_printed_written_and_read(tmp_path: 
     )
     assert "no generated text can equal the answers of some documents: 2 contain a stop" in printed
     assert "metrics of the task that are not computed: bleurt" in printed
+    assert "small: 3 rows have no text and are left out" in printed
+    assert "large: only the first 100,000 rows were read; the task has more" in printed
     assert "all (macro)" in printed
+    assert [line.split()[:3] for line in printed.splitlines() if line.lstrip().startswith("all/part")] == [
+        ["all/part", "(one", "task)"]
+    ]
     assert printed.splitlines()[2].split()[-1] == "cut"
     report.write_json(result, tmp_path / "a.json")
     own = json.loads((tmp_path / "a.json").read_text())["lmjax"]

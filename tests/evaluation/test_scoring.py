@@ -62,6 +62,25 @@ def test_neither_order_nor_size_nor_sharing_nor_company_changes_a_score(monkeypa
     assert scoring.score(lm, []) == []
 
 
+@pytest.mark.slow
+def test_a_score_that_is_not_a_number_is_none_and_probability_0_is_one() -> None:
+    """NaN and an infinite logit have no rank; a logit of minus infinity is probability 0."""
+    lm = plain.trigrams(np.zeros((plain.V, plain.V)), np.zeros((plain.V, plain.V)))
+    asked = [scoring.encode(lm, "a", text) for text in ("b", "c")]
+    token = asked[1].continuation[0]
+    for value in (np.nan, np.inf, -np.inf):
+        lm.params["direct"]["bias"] = np.zeros(plain.V, np.float32)
+        lm.params["direct"]["bias"][token] = value
+        if value == -np.inf:
+            others, impossible = scoring.score(lm, asked)
+            assert (impossible.logprob, impossible.greedy) == (-np.inf, False)
+            assert others.logprob == pytest.approx(-np.log(plain.V - 1), rel=1e-5)  # float32
+        else:
+            for request in asked:  # also of a finite logit next to an infinite one
+                with pytest.raises(scoring.NoScore, match="a log-probability that is not a number, which has no rank"):
+                    scoring.score(lm, [request])
+
+
 def test_what_is_shared_is_computed_once() -> None:
     """Each place of a row is another beginning of the texts that are read."""
     asked = plain.requests(plain.language_model(plain.GPT))

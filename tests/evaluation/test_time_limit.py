@@ -24,3 +24,16 @@ def test_a_search_without_an_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> 
     assert time.monotonic() - started < 2
     assert signal.getsignal(signal.SIGALRM) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_many_slow_searches_end_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_limit, "_SEARCHES", time_limit.Allowance(0.2, 1e-4))
+    slow = "a" * 300  # cubic: some 10 ms
+    with pytest.raises(UserError, match=r"the filter 'a\*a\*b' took more than 0\.2 s of processor time in all"):
+        list(map(time_limit.search, ["a*a*b"] * 1000, [slow] * 1000))
+
+
+def test_fast_searches_have_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_limit, "_SEARCHES", time_limit.Allowance(0.02, 1e-4))
+    for _ in range(3000):
+        time_limit.search("b", "abc")

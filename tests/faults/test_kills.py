@@ -1,6 +1,7 @@
 """I3: a run that is killed at any point, any number of times, and resumed ends with the bits of one that was not."""
 
 import json
+import os
 import random
 import signal
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.config import Config
+from lmjax.config import Config, UserError
 from lmjax.config.codec import apply_overrides
 from lmjax.training import checkpoint
 from tests.faults import runs
@@ -49,10 +50,13 @@ def finish(config: Config, folder: Path, fault: str = "") -> str:
         pytest.param("update@33", marks=pytest.mark.slow),
         pytest.param("journal.torn@5", marks=pytest.mark.slow),
         pytest.param("save.arrays@3", marks=pytest.mark.slow),
+        pytest.param("save.read_back@1", marks=pytest.mark.slow),
+        pytest.param("own@4", marks=pytest.mark.slow),
         pytest.param("save.manifest@3", marks=pytest.mark.slow),
         "save.rename@3",
         pytest.param("save.retain@1", marks=pytest.mark.slow),
         rest=[
+            "verify@1", "own@1", "own@9",
             "prepared", "update@1", "update@60", "evaluate@1", "evaluate.batch@3", "evaluate@3",
             "journal.write@1", "journal.torn@1", "journal.written@1", "journal.write@5", "journal.written@5",
             "journal.torn@2", "journal.torn@3", "journal.written@2", "journal.written@3",
@@ -99,6 +103,7 @@ def test_killed_in_a_rollback(short: Config, whole: str, tmp_path: Path, point: 
     cases(
         ["update@33", "journal.torn@1", "compile@1"],
         ["save.rename@3", "save.committed@1"],
+        ["update@33", "verify@2", "save.read_back@1", "own@1"],
         rest=[
             ["save.manifest@2", "prepared@1", "prepared@1"],
             ["save.rename@4", "journal.write@1", "journal.written@1"],
@@ -136,6 +141,34 @@ def test_killed_again_while_it_finishes_a_rollback(
         killed(config, tmp_path / "run", point.replace("@", "=kill@"))
     assert finish(config, tmp_path / "run") == whole
     assert len(runs.records(tmp_path / "run", "rollback")) == 1
+
+
+def halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+LOST = {"journal.jsonl": halve, "metrics.jsonl": Path.unlink, "tokenizer.json": halve, "config.json": Path.unlink}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOST)
+def test_killed_while_a_lost_file_is_written_again(short: Config, whole: str, tmp_path: Path, name: str) -> None:
+    """The file is deleted or cut while the process works, which is killed before the new one has its name."""
+    folder = tmp_path / "run"
+    process = runs.forked(short, folder, "update=sleep:0.05@20-60 own.again=kill")
+    limit = time.monotonic() + 120
+    while not (folder / "checkpoints" / "20").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    LOST[name](folder / name)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert (folder / f"{name}.partial").exists()
+    if name == "config.json":
+        with pytest.raises(UserError, match="exists: resume it"):
+            runs.start(short, folder)
+        (folder / f"{name}.partial").rename(folder / name)  # as somebody may who looks into the folder
+    assert finish(short, folder) == whole
 
 
 @pytest.mark.exhaustive

@@ -271,3 +271,18 @@ def test_a_tokenizer_that_loses_text_gives_no_axis_in_bits(tmp_path: Path, same:
     figure = loss_figure(load(runs))
     assert label in figure.axes[0].get_ylabel()
     assert not figure.axes[0].child_axes
+
+
+def test_only_columns_that_are_drawn_are_read(tmp_path: Path) -> None:
+    """A file with other names in every record takes no more memory than one without."""
+    lines = [{"update": n, "tokens": n, "loss": 1.0, f"name {n}": 1.0} for n in range(2000)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run,) = load([tmp_path])
+    assert sorted(run.train) == ["loss", "tokens", "update"]
+    lines = [{"update": n, "tokens": n, "val_loss": 1.0, f"val_{n}_1_shot": 1.0} for n in range(600)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match="the scores of 600 tasks; at most 500"):
+        load([tmp_path])
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:60]))
+    with pytest.raises(UserError, match="evaluated on 60 tasks in context; at most 50"):
+        draw([tmp_path], tmp_path / "out")

@@ -39,7 +39,8 @@ def test_a_run_directory_holds_what_the_design_says(tiny: Config, tmp_path: Path
     assert launch.start(tiny, tmp_path / "run") == 0
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "tokenizer.json", "metrics.jsonl", "journal.jsonl", "checkpoints", "summary.json", "plots",
+        "config.json", "config.sha256", "tokenizer.json", "metrics.jsonl", "journal.jsonl", "checkpoints",
+        "summary.json", "plots",
     }  # fmt: skip
     saved = from_json((folder / "config.json").read_text(), Config)
     assert saved == build.resolve(tiny, 257)

@@ -17,6 +17,8 @@ def run_dir(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "tokenizer.json").write_text('{"a": 1}')
+    (folder / "extensions" / "of-1a2b").mkdir(parents=True)
+    (folder / "extensions" / "of-1a2b" / "model.py").write_text("WIDTH = 8")
     return folder
 
 
@@ -28,16 +30,30 @@ def test_files_that_were_lost_are_written_again(run_dir: Path) -> None:
         (run_dir / "config.json").unlink()
         (run_dir / "tokenizer.json").write_text("")
         shutil.rmtree(run_dir / "checkpoints")
+        shutil.rmtree(run_dir / "extensions")
         own.check()
         own.check()
     assert (run_dir / "config.json").read_text() == "{}"
     assert (run_dir / "tokenizer.json").read_text() == '{"a": 1}'
+    assert (run_dir / "extensions" / "of-1a2b" / "model.py").read_text() == "WIDTH = 8"
     assert (run_dir / "checkpoints").is_dir()
     assert [report.removeprefix(f"{run_dir}/") for report in reports] == [
         "checkpoints was deleted by another program: the next checkpoint begins a new folder",
         "config.json was deleted by another program: written again",
         "tokenizer.json was changed by another program: written again",
+        "extensions/of-1a2b/model.py was deleted by another program: written again",
     ]
+
+
+def test_what_a_killed_process_left_half_written_is_removed(run_dir: Path) -> None:
+    (run_dir / "config.json.partial").write_text("{")
+    (run_dir / "metrics.jsonl.partial").symlink_to(run_dir / "config.json")
+    (run_dir / "journal.jsonl.partial").mkdir()
+    (run_dir / "notes.partial").write_text("mine")
+    with locked(run_dir) as lock:
+        OwnFiles(run_dir, lock, print).check()
+    assert sorted(path.name for path in run_dir.glob("*.partial")) == ["journal.jsonl.partial", "notes.partial"]
+    assert (run_dir / "config.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize("name", ["", "checkpoints"])

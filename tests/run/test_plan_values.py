@@ -18,6 +18,30 @@ SMALL = ("data.tokenizer.kind=bytes", "model.layers=1", "model.width=16", "model
          "train.updates=4", "batch.tokens=((0,256),)", "batch.microbatch=8")  # fmt: skip
 
 
+#: Reversed and empty ranges, orders that fall, and pairs that do not fit each other.
+REVERSED = {
+    "data.exclude": ("((5,1),)", "((3,3),)", "((0,5),(7,2))"),
+    "data.in_context.shots": ("()", "((0,0.0),)"),
+    "batch.tokens": (
+        *("()", "((0,0),)", "((8,256),)", "((0,256),(0,512))", "((0,256),(5000,512),(400,1024))", "((0,256),(9,-8))"),
+    ),
+    "schedule.cuts": ("((3,0.5,0),)", "((-1,0.5,2),)", "((1,0,2),)", "((1,2.0,3),)"),
+    "train.profile": ("(3,2)", "(0,2)", "(1,)", "(1,2,3)"),
+    "train.expect": ('(("val_loss",2,1),)',),
+    "evaluate.shots": ("()", "(1,1)", "(-1,)"),
+    "model.rope_scaling": ("(0,)", "(1,2)", "(8.0,4.0,1.0,8192.0)"),
+    "model.heads": ("3",),
+    "guard.armed": ("200",),
+    "guard.armed_hard": ("65",),
+    "guard.among": ("1",),
+    "guard.divergence_window": ("500",),
+    "guard.window": ("2000000000",),
+    "guard.cut": ("0", "1.5"),
+    "guard.rewarm": ("0",),
+    "runtime.updates_at_once": ("1000000",),
+}
+
+
 def numeric_keys(config: Any, prefix: str = "") -> Iterator[str]:
     """The keys of integers and floats, also in nested dataclasses."""
     hints = get_type_hints(type(config))
@@ -29,6 +53,21 @@ def numeric_keys(config: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{item.name}"
 
 
+def planned(config: Config) -> None:
+    checks.check(config)
+    build.check(config)
+    plan.tables(build.without_data(config))
+
+
+@pytest.mark.parametrize("key", REVERSED)
+def test_reversed_and_empty_ranges_are_refused_by_name(key: str) -> None:
+    for value in REVERSED[key]:
+        config = apply_overrides(Config(), [*SMALL, f"{key}={value}"])
+        with pytest.raises(UserError, match=key) as caught:
+            planned(config)
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("value", EXTREME, ids=lambda value: value[:20])
 def test_an_extreme_value_is_planned_or_refused_by_name(value: str) -> None:
     wrong = []
@@ -37,9 +76,7 @@ def test_an_extreme_value_is_planned_or_refused_by_name(value: str) -> None:
     for key in keys:
         try:
             config = apply_overrides(Config(), [*SMALL, f"{key}={value}"])
-            checks.check(config)
-            build.check(config)
-            plan.tables(build.without_data(config))
+            planned(config)
         except UserError as error:
             needs_memory = "GiB of memory here" in str(error)
             if key.rpartition(".")[2] not in str(error) and not needs_memory:

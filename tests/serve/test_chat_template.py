@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lmjax.config import UserError
 from lmjax.serve import chat_template
-from lmjax.serve.chat_template import ChatTemplates, of_path
+from lmjax.serve.chat_template import ChatTemplates, _of_gguf, of_path
 from tests.interop.folders import attempt
 
 CHAT = [
@@ -82,7 +82,27 @@ def test_a_template_that_refuses_system_messages_gets_the_others() -> None:
         ("{{ [0] * 10 ** 9 }}", "'*' may be too large"),
         ("{{ 10 ** (10 ** 6) }}", "'**' may be too large"),
         ("{% set x = 'a' * 9999 %}" + "{% set x = x ~ x %}" * 30, "'~' may be too large"),
-        ("{% set x = [0] * 9999 %}" + "{% set x = x + x %}" * 30, "'+' may be too large"),
+        ("{% set x = [0] * 9999 %}" + "{% set x = x + x %}" * 30, "may be too large"),
+        (
+            "{% set n = namespace(l=['a' * 9999]) %}" + "{% set n.l = [n.l, n.l] %}" * 60 + "{{ n.l }}",
+            "may be too large",
+        ),
+        ("{% set a = namespace(x=['a']) %}" + "{% set a = namespace(x=a, y=a) %}" * 60 + "{{ a }}", "may be too large"),
+        (
+            "{% set n = namespace(a=[1], b=[1]) %}"
+            + "{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}" * 60
+            + "{{ n.a == n.b }}",
+            "may be too large",
+        ),
+        ("{% set a = 'a' * 9999999 %}{% set x %}" + "{{ a }}" * 99 + "{% endset %}", "'a block' may be too large"),
+        ("{% set a = 'a' * 9999999 %}" + "".join(f"{{% set x{n} = a[1:] %}}" for n in range(99)), "all expressions"),
+        ("{% set a = ('a ' * 4000000).split() %}", "may be too large"),
+        ("{{ 'a'.encode().ljust(10 ** 9) }}", "'ljust' may be too large"),
+        ("{{ ('a' * 9999).translate({97: 'b' * 9999}) }}", "'translate' may be too large"),
+        ("{{ range(999) | map('string') | join('a' * 999999) }}", "'join' may be too large"),
+        ("{{ ('a' * 999999).join(range(999) | map('string')) }}", "'join' may be too large"),
+        ("{{ ([[0] * 9999] * 9999) | sum(start=[]) }}", "may be too large"),
+        ("{{ lipsum(n=999999) }}", "undefined"),
         ("{{ 'a' | center(10 ** 9) }}", "'center' may be too large"),
         ("{{ 'a'.ljust(10 ** 9) }}", "'ljust' may be too large"),
         ("{{ 'a' | indent(10 ** 9) }}", "'indent' may be too large"),
@@ -124,6 +144,15 @@ def test_operations_of_ordinary_size_are_those_of_jinja() -> None:
     plain = ImmutableSandboxedEnvironment()
     plain.filters["tojson"] = chat_template._to_json
     assert ChatTemplates({"default": source}, {}).render(CHAT[:1], reply=True) == plain.from_string(source).render()
+
+
+def test_special_tokens_of_a_gguf_file_have_the_names_of_its_metadata() -> None:
+    """A SentencePiece vocabulary has usual ids for the beginning and the end, as in llama.cpp."""
+    metadata: dict[str, Any] = {"tokenizer.ggml.tokens": [*"abcdef"], "tokenizer.ggml.model": "llama"}
+    metadata |= {"tokenizer.ggml.unknown_token_id": 4, "tokenizer.ggml.padding_token_id": 5}
+    assert dict(_of_gguf(metadata).tokens) == {"bos_token": "b", "eos_token": "c", "unk_token": "e", "pad_token": "f"}
+    named = metadata | {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.bos_token_id": 0}
+    assert dict(_of_gguf(named).tokens) == {"bos_token": "a", "unk_token": "e", "pad_token": "f"}
 
 
 def test_templates_are_found_where_transformers_looks(tmp_path: Path) -> None:

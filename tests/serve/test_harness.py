@@ -4,6 +4,8 @@ Tolerance 1e-4, relative, of sums of some hundred log-probabilities: float32 on 
 """
 
 import itertools
+import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -134,8 +136,9 @@ def test_what_the_model_is_told_is_known_and_its_answers_are_in_the_results(fold
 
     with pytest.raises(UserError, match=r"model_args: lmjax has no 'first_tokn'; did you mean 'first_token'\?"):
         Harness.create_from_arg_string(f"path={folder},first_tokn=bos")
-    with pytest.raises(UserError, match="prefix_token_id='x' is not the id of a token"):
-        Harness(ours.lm, prefix_token_id="x")
+    for wrong in ("x", 1.5, True, -1, "9" * 5000):
+        with pytest.raises(UserError, match=r"prefix_token_id=.* is not the id of a token"):
+            Harness(ours.lm, prefix_token_id=wrong)
     assert ours.prefix_token_id == ours.eot_token_id == WORDS.end_of_text
     assert Harness(ours.lm, prefix_token_id="3").prefix_token_id == 3
     assert Harness(ours.lm, first_token="none").prefix_token_id is None
@@ -144,6 +147,26 @@ def test_what_the_model_is_told_is_known_and_its_answers_are_in_the_results(fold
     for option in (True, "rag"):
         with pytest.raises(UserError, match="the model has no chat template"):
             ours.chat_template(option)
+
+
+def test_a_chat_has_the_special_tokens_that_any_file_names(folder: Path, ours: Any, tmp_path: Path) -> None:
+    """Also those of special_tokens_map.json, and those of a model that is loaded already."""
+    import transformers
+
+    from lmjax.serve.harness import Harness
+
+    shutil.copytree(folder, tmp_path / "in")
+    end = WORDS.token_text(WORDS.end_of_text)
+    source = "{{ bos_token }}|{{ eos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (tmp_path / "in" / "tokenizer_config.json").write_text(json.dumps({"chat_template": source, "eos_token": end}))
+    (tmp_path / "in" / "special_tokens_map.json").write_text(json.dumps({"bos_token": {"content": end}}))
+    chat = [{"role": "user", "content": "The wren"}]
+    expected = transformers.AutoTokenizer.from_pretrained(tmp_path / "in").apply_chat_template(chat, tokenize=False)
+    assert expected.startswith(end)
+    opened = Harness(tmp_path / "in")
+    for model in (opened, Harness(opened.lm)):
+        model.chat_template(True)
+        assert model.apply_chat_template(chat) == expected
 
 
 def test_special_tokens_in_a_text_are_read_as_in_the_harness(ours: Any, theirs: Any) -> None:

@@ -61,6 +61,26 @@ def test_a_variable_that_jax_refuses_is_named_in_one_line(changes: dict[str, str
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"MPLBACKEND": "nonsense"}, "'nonsense' is not a valid value for backend"),
+        ({"MATPLOTLIBRC": "latin"}, "'utf-8' codec can't decode byte 0xe9"),
+    ],
+)
+def test_a_setting_that_matplotlib_refuses_is_one_line(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"update": 1, "tokens": 1, "loss": 1.0}\n')
+    (tmp_path / "latin").write_bytes(b"lines.linewidth: 1 # caf\xe9\n")
+    changes = {name: value.replace("latin", str(tmp_path / "latin")) for name, value in changes.items()}
+    result = lmjax("plot", tmp_path, **changes)
+    assert result.returncode == 2
+    *_, line = result.stderr.splitlines()  # matplotlib may have logged one before
+    assert line.startswith("error: matplotlib cannot start: ")
+    assert message in line
+    assert line.endswith("; change MPLBACKEND, or the file matplotlibrc")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
     ("shell", "changes"),
     [
         (">&- 2>&- <&-", {"MPLBACKEND": "nonsense"}),

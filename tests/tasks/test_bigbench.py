@@ -48,3 +48,11 @@ def test_the_answers_decide_how_many_tokens_are_generated_and_the_metrics_are_ke
 def test_metrics_must_be_a_list_of_names(metrics: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.json': metrics: expected a list of names"):
         loaded(tmp_path, examples=[{"input": "q", "target": "a"}], metrics=metrics)
+
+
+def test_an_example_without_choices_is_named(tmp_path: Path) -> None:
+    examples = [{"input": "a", "target_scores": {}}]
+    tree = {"name": "b", "description": "d", "metrics": ["multiple_choice_grade"], "examples": examples}
+    (tmp_path / "task.json").write_text(json.dumps(tree | {"preferred_score": "multiple_choice_grade"}))
+    with pytest.raises(UserError, match="example 1: target_scores has no choice"):
+        catalog.load(str(tmp_path))

@@ -1,5 +1,7 @@
 """Every task that comes with lmjax can be loaded, says what it measures, and gives prompts at one and at five shots."""
 
+from pathlib import Path
+
 import pytest
 
 from lmjax.config import UserError
@@ -27,6 +29,18 @@ def test_a_share_of_a_bundled_task_is_held_out() -> None:
     for name in ("random_map", *[name for name in catalog.names() if (catalog.BUNDLED / name).exists()][:1]):
         tested, trained = (load(name, held_out_share=0.25, held_out=held_out) for held_out in (True, False))
         assert not {one.key for one in tested.documents} & {one.key for one in trained.documents}
+
+
+def test_a_path_means_the_same_task_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of bundled tasks and of the hub stay, and so does a name that is no file."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "copying").mkdir()  # a bundled task comes first
+    monkeypatch.chdir(tmp_path)
+    assert catalog.located("mine") == catalog.located("./mine/") == str(tmp_path / "mine")
+    bundled = next(iter(names()))
+    assert [*map(catalog.located, ["copying", bundled, "hub:mine", "none", ""])] == [
+        *("copying", bundled, "hub:mine", "none", "")
+    ]
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

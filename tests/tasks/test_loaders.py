@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError
-from lmjax.tasks import catalog, loaders, shots, spec
+from lmjax.tasks import catalog, loaders, render, shots, spec
 from lmjax.tasks.spec import TaskConfig
 
 ROWS = [{"input": "1 + 1", "answer": "2"}, {"input": "2 + 3", "answer": "5"}, {"input": "4 + 4", "answer": "8"}]
@@ -94,10 +94,19 @@ def test_a_folder_has_a_configuration_and_may_have_a_pool(tmp_path: Path, hub_fo
         catalog.load(other)
 
 
+def test_rows_without_text_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines([{"text": "a"}, {"text": ""}, {"text": "b"}]))
+    task = catalog.load(str(tmp_path / "a.jsonl"))
+    assert ([document.prompt for document in task.documents], task.dropped) == (["a", "b"], 1)
+
+
 def test_what_stands_behind_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, "ROWS", 2)
+    monkeypatch.setattr(render, "ROWS", 2)
     (tmp_path / "a.jsonl").write_bytes(lines(ROWS[:2]) + b"no JSON")
-    assert len(catalog.load(str(tmp_path / "a.jsonl")).documents) == 2
+    limited = catalog.load(str(tmp_path / "a.jsonl"))
+    assert (len(limited.documents), limited.first_rows) == (2, 2)  # which the result says
+    (tmp_path / "b.jsonl").write_bytes(lines(ROWS[:2]))
+    assert catalog.load(str(tmp_path / "b.jsonl")).first_rows == 0
     monkeypatch.setattr(loaders, "LINE", 20)
     with pytest.raises(UserError, match="line 1 has more than 20 bytes"):
         catalog.load(str(tmp_path / "a.jsonl"))

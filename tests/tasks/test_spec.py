@@ -99,6 +99,7 @@ def test_a_share_is_held_out_by_keys_and_never_shown() -> None:
         ),
         (TaskConfig(kind="pairs"), [{"good": "a"}], "row 0: there is no field 'bad'"),
         (TaskConfig(kind="pairs"), [{"good": "a", "bad": "a"}], "row 0: the good and the bad text are equal, 'a'"),
+        (TaskConfig(kind="choose", answer="0"), [{"input": "a", "choices": ["x"] * 10_001}], "has 10,001 texts"),
         (TaskConfig(group="mmlu//stem"), [], "group = 'mmlu//stem' has an empty part"),
         (TaskConfig(kind="match", answer="a"), [{"input": "a", "examples": 3}], "'examples' is not a list of rows"),
         (TaskConfig(prompt="{"), [], "has a '{' on its own"),
@@ -135,6 +136,8 @@ def test_what_does_not_fit_is_one_clear_line(config: TaskConfig, rows: list[Any]
         (TaskConfig(kind="generate", filters=("(a+)+",)), "filters: the regular expression '(a+)+' repeats"),
         (TaskConfig(stop=("x",) * 101), "stop has a length of 101; at most 100 is allowed"),
         (TaskConfig(prefix="x" * (1 << 19)), "prefix has a length of"),
+        (TaskConfig(prompt="x" * (1 << 19)), "prompt has a length of"),
+        (TaskConfig(prompt="{input}" * 300, answer="{input}" * 201), "501 fields together; at most 500"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )

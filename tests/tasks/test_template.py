@@ -140,3 +140,13 @@ def test_a_text_is_not_longer_than_its_limit(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(template, "LARGEST", 100)
     with pytest.raises(UserError, match="the text of a row has 126 characters; at most 100 are allowed"):
         template.render("{a}{a}", {"a": "x" * 60})
+
+
+def test_variants_are_not_longer_than_the_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "LARGEST", 100)
+    row = {"items": ["1", "2", "3"], "text": "x" * 49}
+    assert template.variants("{items}{text}", row | {"items": ["1", "2"]}) == ("1" + "x" * 49, "2" + "x" * 49)
+    with pytest.raises(UserError, match="the texts of the items of 'items' have more than 100 characters together"):
+        template.variants("{items}{text}", row)
+    with pytest.raises(UserError, match="there is no field 'other'"):
+        template.variants("{items}{other}", row)

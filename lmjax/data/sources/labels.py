@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 from lmjax.config import UserError
+from lmjax.system import readers
 
 Label = str | int | float | bool  # as JSON and tables have it; true is not 1
 
@@ -19,10 +20,12 @@ def check(value: Any, where: str) -> Label:
         where: The location, for messages.
 
     Raises:
-        UserError: The value is not text, a finite number, true or false.
+        UserError: The value is not valid text, a finite number, true or false.
     """
     if isinstance(value, float) and value - value != 0:
         raise UserError(f"{where} is {value}, which is no label; remove the record, or give it a text or a number")
+    if isinstance(value, str) and (wrong := readers.not_text(value)):
+        raise UserError(f"{where} holds {wrong}")
     if not isinstance(value, str | int | float):
         kind = "an integer of thousands of digits" if type(value).__name__ == "LongInteger" else type(value).__name__
         raise UserError(f"{where} is neither text nor a number but {kind}; remove the record, or give it one")

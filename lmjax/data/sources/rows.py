@@ -15,7 +15,7 @@ from lmjax.config.errors import nearest
 from lmjax.config.ranges import check_ranges
 from lmjax.data.sources import generated, labels, streams
 from lmjax.data.sources.labels import Label
-from lmjax.data.sources.streams import Dropped
+from lmjax.data.sources.streams import MOST_LISTED, Dropped, listed
 from lmjax.data.store.ingest import Split
 from lmjax.system import paths, readers
 
@@ -51,7 +51,7 @@ def records(config: RecordsConfig, *, dropped: Dropped | None = None) -> Iterato
         UserError: A file is missing, unreadable or malformed, a column is missing, or a text or label is invalid.
     """
     split, taken = Split("hash", config.validation_fraction), 0
-    for record in _read(config, config.files, dropped):
+    for record in streams.advised(_read(config, config.files, dropped)):
         if not config.validation_files and split.takes(record.key):
             yield "validation", record
         elif not config.limit or taken < config.limit:
@@ -60,7 +60,7 @@ def records(config: RecordsConfig, *, dropped: Dropped | None = None) -> Iterato
         elif config.validation_files:
             break
     if config.validation_files:
-        for record in _read(config, config.validation_files, dropped):
+        for record in streams.advised(_read(config, config.validation_files, dropped)):
             yield "validation", record
 
 
@@ -157,7 +157,7 @@ def _read(config: RecordsConfig, names: tuple[str, ...], dropped: Dropped | None
             record = _record(row, config, where, key)
         except UserError as error:
             if skip is None:
-                raise
+                raise readers.BadRow(str(error)) from None
             skip(error)
             continue
         yield record
@@ -171,7 +171,8 @@ def _rows(config: RecordsConfig, names: tuple[str, ...], skip: Dropped | None) -
         return
     files = [file.path for file in _files(names, config).files]
     if not all(map(_is_table, files)):
-        for number, pair in enumerate(_aligned(files[0], files[1], config.encoding), 1):
+        errors = "strict" if skip is None else "surrogateescape"
+        for number, pair in enumerate(_aligned(files[0], files[1], encoding=config.encoding, errors=errors), 1):
             where = f"line {number} of '{files[0]}' and '{files[1]}'"
             yield where, dict(zip(config.texts, pair, strict=True)), ""
         return
@@ -190,12 +191,12 @@ def _generated(config: RecordsConfig) -> Iterator[tuple[Any, str]]:
     return generated.rows(config.source)
 
 
-def _lines(path: Path, encoding: str) -> Iterator[str]:
-    return (line.strip() for _, line in readers.lines(path, encoding=encoding))
+def _lines(path: Path, encoding: str, errors: str) -> Iterator[str]:
+    return (line.strip() for _, line in readers.lines(path, encoding=encoding, errors=errors))
 
 
-def _aligned(first: Path, second: Path, encoding: str) -> Iterator[tuple[str, str]]:
-    both, number = zip_longest(_lines(first, encoding), _lines(second, encoding)), 0
+def _aligned(first: Path, second: Path, *, encoding: str, errors: str) -> Iterator[tuple[str, str]]:
+    both, number = zip_longest(*(_lines(path, encoding, errors) for path in (first, second))), 0
     for number, (a, b) in enumerate(both, 1):
         if a is None or b is None:
             longer = number + sum(1 for _ in both)
@@ -211,7 +212,8 @@ def _record(row: Any, config: RecordsConfig, where: str, key: str = "") -> Recor
         raise UserError(f"{where} is not an object with columns but {type(row).__name__}")
     for option, column in (*(("texts", name) for name in config.texts), ("label", config.label)):
         if column and column not in row:
-            raise UserError(f"{where} has no column '{column}' (data.{option}){nearest(column, row)}")
+            choices = nearest(column, row) if len(row) <= MOST_LISTED else f", but {listed(row)}"
+            raise UserError(f"{where} has no column '{column}' (data.{option}){choices}")
     texts = tuple(_text(row[column], config, f"{where}: the column '{column}'") for column in config.texts)
     label = labels.check(row[config.label], f"{where}: the label '{config.label}'") if config.label else ""
     return Record(texts, label, (key.lower() if config.lowercase else key) or "\0".join(texts), where)
@@ -222,8 +224,8 @@ def _text(value: Any, config: RecordsConfig, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise UserError(f"{where} is not text but {type(value).__name__}")
-    if (half := readers.lone_surrogate(value)) is not None:
-        raise UserError(f"{where} holds half a character (a lone surrogate) at {half}")
+    if wrong := readers.not_text(value):
+        raise UserError(f"{where} holds {wrong}")
     return clean(value, lowercase=config.lowercase)
 
 

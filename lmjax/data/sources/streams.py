@@ -10,6 +10,7 @@ import json
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from lmjax.system.compression import blocks
 if typing.TYPE_CHECKING:
     import datasets
 
+T = typing.TypeVar("T")
 Piece = tuple[str, bool]  # text, and whether a document begins with it
+
+MOST_LISTED, LONGEST_LISTED = 10, 40  # names of columns in a message, and characters of each
 
 _ENDINGS = readers.endings(readers.TEXT + readers.TABLES)
 
@@ -35,12 +39,14 @@ def sources(data: DataConfig) -> tuple[SourceConfig, ...]:
 
 @dataclass
 class Dropped:
-    """Bad records that were left out, see `data.on_bad_record`."""
+    """Records left out: bad records, see `data.on_bad_record`, and rows without text."""
 
-    #: Number of records.
+    #: Number of bad records.
     count: int = 0
     #: The error of the first one.
     first: str = ""
+    #: Number of rows of a table whose text is empty or null.
+    empty: int = 0
 
     def __call__(self, error: UserError) -> None:
         """Count the record of an error."""
@@ -49,11 +55,16 @@ class Dropped:
 
     def reset(self) -> None:
         """Begin a new pass over the records."""
-        self.count, self.first = 0, ""
+        self.count, self.first, self.empty = 0, "", 0
+
+    def note(self) -> str:
+        """Return a line about what was left out; empty if nothing was."""
+        return f"left out {self.count:,} bad records, first {self.first}" if self.count else ""
 
     def entry(self) -> dict[str, Any]:
         """Return the entry of a manifest: nothing if no record was left out."""
-        return {"dropped": self.count, "first_dropped": self.first} if self.count else {}
+        bad = {"dropped": self.count, "first_dropped": self.first} if self.count else {}
+        return bad | ({"empty": self.empty} if self.empty else {})
 
 
 def documents(source: SourceConfig, data: DataConfig, *, dropped: Dropped | None = None) -> Iterator[Piece]:
@@ -71,9 +82,12 @@ def documents(source: SourceConfig, data: DataConfig, *, dropped: Dropped | None
         yield row["text"], row["begins"]
 
 
-def texts(data: DataConfig) -> Iterator[str]:
-    """Yield the text of all sources, always from the source with the least text so far."""
-    streams = [documents(source, data) for source in sources(data)]
+def texts(data: DataConfig, *, dropped: Dropped | None = None) -> Iterator[str]:
+    """Yield the text of all sources, always from the source with the least text so far.
+
+    `dropped` counts the bad records that are left out.
+    """
+    streams = [documents(source, data, dropped=dropped) for source in sources(data)]
     characters = dict.fromkeys(range(len(streams)), 0)  # read of each source that has not ended
     while characters:
         number = min(characters, key=lambda n: characters[n])
@@ -108,10 +122,11 @@ def fingerprint(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
     return _source(source, data).fingerprint()
 
 
-def size(source: SourceConfig) -> int | None:
-    """Return the bytes of text of plain text files; None for other sources."""
+def size(source: SourceConfig, data: DataConfig) -> int | None:
+    """Return the bytes of text of plain text files in UTF-8; None for other sources."""
     files = listing(source.files).files
     is_plain = files and all(file.path.suffix.lower() in readers.TEXT for file in files)
+    is_plain = is_plain and codec(data.encoding).name == UTF_8
     return sum(file.size for file in files) if is_plain else None
 
 
@@ -161,7 +176,8 @@ def _source(source: SourceConfig, data: DataConfig, dropped: Dropped | None = No
     Raises:
         UserError: A file is missing, or the source is unknown.
     """
-    skip = None if data.on_bad_record == "error" else dropped or Dropped()
+    dropped = dropped or Dropped()
+    skip = None if data.on_bad_record == "error" else dropped
     field = source.text_field or data.text_field
     if source.files:
         entries = listing(source.files, key="data.mixture" if data.mixture else "data.files").files
@@ -173,7 +189,7 @@ def _source(source: SourceConfig, data: DataConfig, dropped: Dropped | None = No
                 "text_field": field,
                 **file_settings(data),
             },
-            lambda: (piece for entry in entries for piece in _file(entry.path, data, field, skip)),
+            lambda: advised(piece for entry in entries for piece in _file(entry.path, data, field, dropped)),
         )
     if source.source == "docstrings":
         return _Source(docstrings.fingerprint, lambda: _pieces_of(docstrings.docstrings()["text"]))
@@ -186,13 +202,21 @@ def _source(source: SourceConfig, data: DataConfig, dropped: Dropped | None = No
         where = f"data.source={source.source}"
         return _Source(
             lambda: {"registered": [source.source, registered.sha256, registered_identity(where, identity, data)]},
-            lambda: _column(({"text": document} for document in registered_rows(where, read, data)), "text", where),
+            lambda: _column(_registered(where, read, data), "text", dropped),
         )
     name = _hub_name(source.source)
     return _Source(
         lambda: {"hub": name, "text_field": field, **bad_record_setting(data)},
-        lambda: _column(_hub(*name), field, source.source, skip),
+        lambda: advised(_column(_hub(*name), field, dropped, skip)),
     )
+
+
+def advised(items: Iterable[T]) -> Iterator[T]:
+    """Yield the same items; the error of a bad record also says how to leave such records out."""
+    try:
+        yield from items
+    except readers.BadRow as error:
+        raise UserError(f"{error}; data.on_bad_record=skip leaves such records out") from None
 
 
 def file_settings(data: DataConfig | RecordsConfig) -> dict[str, Any]:
@@ -210,39 +234,52 @@ def _pieces_of(texts: Iterable[str]) -> Iterator[Piece]:
     return (piece for document in texts for piece in text.pieces([document]))
 
 
-def _file(path: Path, data: DataConfig, field: str, skip: Dropped | None) -> Iterator[Piece]:
+def _file(path: Path, data: DataConfig, field: str, dropped: Dropped) -> Iterator[Piece]:
     if readers.kind(path) in readers.TEXT:
         return text.documents(readers.decode(blocks(path), path, encoding=data.encoding), data.document)
-    rows = readers.rows(path, columns=[field], encoding=data.encoding, skip=skip)
-    return _column((row for _, row in rows), field, f"'{path}'", skip)
+    skip = None if data.on_bad_record == "error" else dropped
+    return _column(readers.rows(path, columns=[field], encoding=data.encoding, skip=skip), field, dropped, skip)
 
 
-def _column(rows: Iterable[Any], field: str, where: str, skip: Dropped | None = None) -> Iterator[Piece]:
-    """Yield the pieces of the texts in one column of rows; an empty cell is no document."""
-    for number, row in enumerate(rows, 1):
+def _column(rows: Iterable[readers.Row], field: str, dropped: Dropped, skip: Dropped | None = None) -> Iterator[Piece]:
+    """Yield the pieces of the texts in a column of rows; empty cells are only counted."""
+    for where, row in rows:
         try:
-            value = _cell(row, field, f"{where}: record {number}")
-        except UserError as error:
+            value = _cell(row, field, where)
+        except readers.BadRow as error:
             if skip is None:
                 raise
             skip(error)
             continue
-        if value is not None:
+        dropped.empty += not value
+        if value:
             yield from text.pieces([value])
 
 
 def _cell(row: Any, field: str, where: str) -> str | None:
     if not isinstance(row, dict):
-        raise UserError(f"{where} is not an object with fields but {type(row).__name__}")
+        raise readers.BadRow(f"{where} is not an object with fields but {type(row).__name__}")
     if field not in row:
-        names = ", ".join(map(repr, row))
-        raise UserError(f"{where} has no field '{field}', only {names or 'nothing'}; set data.text_field")
+        advice = "set data.text_field, or text_field of the source in data.mixture"
+        raise readers.BadRow(f"{where} has no field '{field}', only {listed(row)}; {advice}")
     value = row[field]
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: the field '{field}' is not text but {type(value).__name__}")
-    if value and (half := readers.lone_surrogate(value)) is not None:
-        raise UserError(f"{where}: the field '{field}' holds half a character (a lone surrogate) at {half}")
+        raise readers.BadRow(f"{where}: the field '{field}' is not text but {type(value).__name__}")
+    if value and (wrong := readers.not_text(value)):
+        raise readers.BadRow(f"{where}: the field '{field}' holds {wrong}")
     return value
+
+
+def listed(columns: Iterable[str]) -> str:
+    """Return the first of the names of columns, for messages."""
+    names = [*islice((repr(name) for name in columns), MOST_LISTED + 1)]
+    shown = [name if len(name) <= LONGEST_LISTED else f"{name[:LONGEST_LISTED]} ..." for name in names[:MOST_LISTED]]
+    return ", ".join([*shown, *["..."] * (len(names) > MOST_LISTED)]) or "nothing"
+
+
+def _registered(where: str, read: Callable[[Any], Iterable[Any]], data: Any) -> Iterator[readers.Row]:
+    for number, document in enumerate(registered_rows(where, read, data), 1):
+        yield f"{where}: record {number}", {"text": document}
 
 
 def registered_rows(where: str, read: Callable[[Any], Iterable[Any]], data: Any) -> Iterator[Any]:
@@ -278,8 +315,8 @@ def _hub_name(source: str) -> tuple[str, str | None]:
     return name, subset or None
 
 
-def _hub(name: str, subset: str | None) -> Iterator[Any]:
+def _hub(name: str, subset: str | None) -> Iterator[readers.Row]:
     try:
-        yield from (row for _, row in hub.rows(name, subset or ""))
+        yield from hub.rows(name, subset or "")
     except UserError as error:
         raise UserError(f"{error}; for text of your own set data.files=[PATH]") from None

@@ -13,8 +13,10 @@ def store_facts(store: Store) -> dict[str, Any]:
     unknown = {"training": 0, "validation": 0}
     for name in store.streams:
         unknown["validation" if name.startswith("validation") else "training"] += store.unknown_tokens(name)
-    skipped = (store.manifest.get("records") or {}).get("skipped")
-    dropped = sum(source.get("dropped", 0) for source in store.manifest.get("sources", ()))
+    dropped, empty = (
+        sum(source.get(name, 0) for source in store.manifest.get("sources", ())) for name in ("dropped", "empty")
+    )
+    skipped = (store.manifest.get("records") or {}).get("skipped", empty or None)
     return (
         {"unknown_tokens": unknown}
         | ({} if skipped is None else {"skipped_records": skipped})
@@ -42,6 +44,8 @@ def _left_out(store: Store) -> list[str]:
             lines.append(
                 f"WARNING: {source['name']}: left out {dropped:,} bad records, first {source['first_dropped']}"
             )
+        if empty := source.get("empty"):
+            lines.append(f"{source['name']}: left out {empty:,} rows whose text is empty or null")
         lines += [f"{source['name']}: {note}" for note in source.get("left_out", ())]
     return lines
 

@@ -21,6 +21,7 @@ from lmjax.config import UserError
 from lmjax.config.json_text import parse_json
 from lmjax.data.store.manifest import Report, dtype
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.data.tokenizer_bytes import BEFORE
 from lmjax.system.files import write_text
 
 COMPARED = 4 << 20  # bytes of text of a source whose decoded tokens are compared with it
@@ -39,6 +40,8 @@ class Text:
     pieces: Callable[[], Iterable[tuple[str, bool]]]
     #: Returns what was left out up to now, for the manifest.
     dropped: Callable[[], dict[str, Any]] = dict
+    #: Returns the same as a line; empty if nothing was left out.
+    note: Callable[[], str] = str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +142,8 @@ class _Ingestion:
                     uncommitted = 0
                 report(sum(progress.text_bytes.values()), total, "encoding")
         if self.current is None:
-            raise UserError(f"{text.name}: the corpus is empty; add text")
+            note = text.note()
+            raise UserError(f"{text.name}: the corpus is empty{note and f' ({note})'}; add text")
         self.current.add(self.end)
         read = {"documents": progress.documents, "documents_sha256": progress.sha256}
         progress.finished.append(read | text.dropped())
@@ -344,7 +348,7 @@ def _cut_tails(folder: Path, progress: Progress, tokenizer: Tokenizer, fraction:
                 ids_file.write(tail[begin : begin + COPIED].tobytes())
             starts_file.write((np.concatenate([within, starts[first:]]) - cut + length).astype("<i8").tobytes())
             length += len(tail)
-            moved = tokenizer.nbytes(tail)
+            moved = tokenizer.nbytes(tail, before=ids[max(0, cut - BEFORE) : cut])
             text_bytes["validation"] += moved
             text_bytes[name] = progress.text_bytes[name] - moved
             sizes |= {f"{name}.ids": cut * kind.itemsize, f"{name}.starts": first * 8}

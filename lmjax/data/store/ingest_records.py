@@ -20,10 +20,13 @@ from lmjax.data.store.manifest import Report, dtype
 from lmjax.data.tokenizer import Tokenizer
 
 
-def texts(config: RecordsConfig) -> Iterator[str]:
-    """Yield the tokenizer's training text: training records; for `characters`, all records."""
-    every = config.tokenizer.kind == "characters"
-    return (text for side, record in rows.records(config) if every or side == "train" for text in record.texts)
+def texts(config: RecordsConfig, *, dropped: Dropped | None = None) -> Iterator[str]:
+    """Yield the tokenizer's training text: training records; for `characters`, all records.
+
+    `dropped` counts the bad records that are left out.
+    """
+    every, records = config.tokenizer.kind == "characters", rows.records(config, dropped=dropped)
+    return (text for side, record in records if every or side == "train" for text in record.texts)
 
 
 def ingest_records(
@@ -70,7 +73,7 @@ def ingest_records(
             report(sum(sizes.values()), None, "encoding")
         for stream in streams.values():
             stream.sync()
-    _check(counts, config)
+    _check(counts, config, dropped)
     read = {"documents": sum(counts.values()), "documents_sha256": digest.hexdigest(), **dropped.entry()}
     details: dict[str, Any] = {"sources": [{"name": rows.name(config), **read}], "records": counts}
     if compared:
@@ -94,10 +97,11 @@ def _batches(records: Iterable[tuple[Side, Record]]) -> Iterator[list[tuple[Side
         yield batch
 
 
-def _check(counts: dict[str, int], config: RecordsConfig) -> None:
+def _check(counts: dict[str, int], config: RecordsConfig, dropped: Dropped) -> None:
     name, skipped = rows.name(config), f" ({counts['skipped']} were skipped: a text is empty)" * (counts["skipped"] > 0)
+    skipped += f" ({dropped.note()})" * (dropped.count > 0)
     if not counts["train"] + counts["validation"]:
-        raise UserError(f"{name}: it has no record{skipped}")
+        raise UserError(f"{name}: it has no record{skipped}; add records with text")
     for side, cure, files in (("train", "lower", "files"), ("validation", "raise", "validation_files")):
         if not counts[side]:
             change = f"{cure} data.validation_fraction, now {config.validation_fraction}, or provide more records"

@@ -11,6 +11,8 @@ import numpy as np
 
 from lmjax.config import UserError
 from lmjax.config.json_text import parse_json
+from lmjax.config.regular_files import open_regular, read_regular
+from lmjax.system import faults
 
 FORMAT = 1  # of the store and of how documents become tokens; part of a store's name
 LARGE = 4 << 30  # bytes of a store whose ids are not read completely at the start of a run
@@ -46,7 +48,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
             raise damaged(path, f"it has more than {LARGEST} bytes")
-        content = path.read_bytes()
+        content = read_regular(path, largest=LARGEST)
     except OSError as error:
         raise UserError(f"'{folder}' is not prepared data: cannot read {path.name} ({error.strerror})") from None
     try:
@@ -174,6 +176,7 @@ def verify_files(folder: Path, manifest: dict[str, Any], *, complete: bool = Fal
     done, total = 0, sum(files[name]["bytes"] for name in hashed)
     for name in hashed:
         start = done
+        faults.reach("verify")
 
         def progress(count: int, start: int = start) -> None:
             report(start + count, total, "verifying the prepared data")
@@ -198,7 +201,7 @@ def file_sha256(path: Path, progress: Callable[[int], None] | None = None) -> st
         path: The file.
         progress: Called with the number of bytes that were read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if progress is None:
             return hashlib.file_digest(file, "sha256").hexdigest()
         digest, done = hashlib.sha256(), 0

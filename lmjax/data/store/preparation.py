@@ -170,7 +170,7 @@ class _Ingested:
 
 def _text(work: Path, config: DataConfig, report: Report) -> _Ingested:
     parts = streams.sources(config)
-    sizes = [streams.size(source) for source in parts]
+    sizes = [streams.size(source, config) for source in parts]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     texts = [_source_text(source, config) for source in parts]
     for _ in range(2):
@@ -201,7 +201,7 @@ def _source_text(source: SourceConfig, config: DataConfig) -> Text:
         dropped.reset()
         return streams.documents(source, config, dropped=dropped)
 
-    return Text(_name(source), pieces, dropped.entry)
+    return Text(_name(source), pieces, dropped.entry, dropped.note)
 
 
 def _left_out(notes: list[str]) -> dict[str, list[str]]:

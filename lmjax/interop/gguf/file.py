@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lmjax.config import UserError
+from lmjax.config.regular_files import open_regular
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _ALIGNMENT = 32  # of the tensors' bytes; the metadata can override it
@@ -119,8 +120,11 @@ def read(path: Path) -> Content:
         raise UserError("this is not a file")
     if path.stat().st_size < 24:
         raise UserError("this is not a GGUF file: it is too short")
-    with path.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        with open_regular(path) as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise UserError(f"it cannot be read: {error.strerror}") from None
     cursor = _Cursor(data)
     if cursor.take(4) != _MAGIC:
         raise UserError("this is not a GGUF file: it does not start with 'GGUF'")

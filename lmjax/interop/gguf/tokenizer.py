@@ -11,11 +11,12 @@ from lmjax.config import UserError
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.vocabularies import byte_level
 from lmjax.interop.gguf.file import entry, shown
-from lmjax.interop.gguf.special import CONTROL, SpecialTokens, special_tokens
+from lmjax.interop.gguf.special import CONTROL, SpecialTokens, special_tokens, token_id
 
 _NORMAL, _UNKNOWN, _OWN, _BYTE = 1, 2, 4, 6  # tokenizer.ggml.token_type; _OWN: user-defined token
 _LONGEST = 1024  # maximum number of characters of a token
 _BLANK = "\u2581"  # SentencePiece's symbol for a blank
+_EXPORTED = {"unk_token": "unknown", "pad_token": "padding"}  # names in transformers, and in the metadata
 
 # Names of pre-tokenizers in `tokenizer.ggml.pre`. Files without this key use that of GPT-2.
 _GPT2 = ("gpt-2", "gpt2", "default", "phi-2")
@@ -68,11 +69,33 @@ def build(metadata: dict[str, Any], vocab_size: int) -> Vocabulary:
     special[list(found.ends)] = True  # a file may list them as ordinary tokens
     backend.add_tokens([_added(tokens[i], False) for i in np.flatnonzero((types == _OWN) & ~special)])
     backend.add_special_tokens([_added(tokens[i], True) for i in np.flatnonzero(special)])
-    tokenizer = Tokenizer(backend)
+    tokenizer = Tokenizer(backend, _named(metadata, tokens), _templates(metadata))
     if tokenizer.vocab_size != vocab_size:
         raise UserError("tokenizer.ggml.tokens: the tokens do not make one vocabulary")
     begins = entry(metadata, "tokenizer.ggml.add_bos_token", kind == "llama" or name in _LLAMA3, kind=bool)
     return Vocabulary(tokenizer, found, begins)
+
+
+def _named(metadata: dict[str, Any], tokens: list[str]) -> dict[str, str]:
+    """Return the special tokens that only an export needs, by their names in transformers."""
+    ids = {name: token_id(metadata, key, len(tokens)) for name, key in _EXPORTED.items()}
+    return {name: tokens[id] for name, id in ids.items() if id is not None}
+
+
+def _templates(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the chat templates as tokenizer_config.json has them."""
+    prefix = "tokenizer.chat_template"
+    named = {key.removeprefix(prefix).removeprefix("."): text for key, text in metadata.items() if _is_template(key)}
+    named = {name or "default": text for name, text in named.items() if isinstance(text, str)}
+    if not named:
+        return {}
+    if named.keys() == {"default"}:
+        return {"chat_template": named["default"]}
+    return {"chat_template": [{"name": name, "template": text} for name, text in named.items()]}
+
+
+def _is_template(key: str) -> bool:
+    return key == "tokenizer.chat_template" or key.startswith("tokenizer.chat_template.")
 
 
 def _added(token: str, special: bool) -> AddedToken:

@@ -14,19 +14,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
 from lmjax import __version__
 from lmjax.config import ModelConfig, UserError
+from lmjax.config.errors import RunError, one_line
 from lmjax.data import tokenizer
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.inference.language_model import LanguageModel
 from lmjax.interop.huggingface import layouts, weights
 from lmjax.interop.huggingface.config import model_config, transformers_settings
 from lmjax.models import registry
-from lmjax.system import paths
+from lmjax.system import json_files, paths
 from lmjax.system.files import replacing, write_text
 
 CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer_config.json", "generation_config.json"
@@ -109,13 +111,12 @@ def _first(path: Path, known: Tokenizer) -> int | None:
 def _ends(known: Tokenizer, generation: dict[str, Any], config: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
     """Return the ids that end a text, in addition to `end_of_text`, and the EOS.
 
-    The EOS is None if the tokenizer has an end of text.
+    The EOS is None if the tokenizer has an end of text. As in transformers, config.json counts only if
+    generation_config.json names no id.
     """
-    ends: list[int] = []
-    for settings in (generation, config):
-        eos_ids = settings.get("eos_token_id")
-        ends += [id for id in (eos_ids if isinstance(eos_ids, list) else [eos_ids]) if type(id) is int]
-    ends = [end for end in ends if 0 <= end < known.vocab_size]
+    eos_ids = next((ids for s in (generation, config) if (ids := s.get("eos_token_id")) is not None), None)
+    named = [id for id in (eos_ids if isinstance(eos_ids, list) else [eos_ids]) if type(id) is int]
+    ends = [end for end in named if 0 <= end < known.vocab_size]
     eos = None if "eos_token" in known.named or known.end_of_text is not None else next(iter(ends), None)
     return tuple(sorted(set(ends) - {known.end_of_text})), eos
 
@@ -144,6 +145,7 @@ def export_model(language_model: LanguageModel, folder: Path) -> None:
 
     Raises:
         UserError: No transformers model has these settings, or the folder contains something else.
+        RunError: The weights cannot be written; an earlier export is as before.
     """
     config, known, folder = (
         language_model.model.config,
@@ -162,9 +164,12 @@ def export_model(language_model: LanguageModel, folder: Path) -> None:
         GENERATION: _generation(language_model, ends),
     }
     with replacing(folder / weights.WHOLE) as partial:  # renamed last: a folder with new weights is complete
-        save_file(state, partial, metadata={"format": "pt"})
+        try:
+            save_file(state, partial, metadata={"format": "pt"})
+        except SafetensorError as error:  # of a write, too
+            raise RunError(f"cannot write {folder / weights.WHOLE}: {one_line(error)}") from None
         for name, content in files.items():
-            write_text(folder / name, json.dumps(content, indent=2) + "\n")
+            write_text(folder / name, json.dumps(json_files.plain(content), indent=2, allow_nan=False) + "\n")
         write_text(folder / "tokenizer.json", _with_first(language_model).to_str(pretty=True))
 
 
@@ -190,7 +195,8 @@ def _generation(language_model: LanguageModel, ends: tuple[int, ...]) -> dict[st
     """That of the opened folder, with the tokens that begin and end a text."""
     opened = dict(language_model.generation)
     eos_ids = opened.get("eos_token_id")
-    if set(eos_ids if isinstance(eos_ids, list) else [eos_ids]) != set(ends):
+    listed = eos_ids if isinstance(eos_ids, list) else [eos_ids]
+    if not all(type(id) is int for id in listed) or set(listed) != set(ends):
         opened["eos_token_id"] = list(ends) or None
     if language_model.begins is not None or "bos_token_id" not in opened:
         opened["bos_token_id"] = language_model.begins
@@ -200,7 +206,7 @@ def _generation(language_model: LanguageModel, ends: tuple[int, ...]) -> dict[st
 def _tokenizer_config(language_model: LanguageModel) -> dict[str, Any]:
     """The settings and special tokens; tokenizer.json defines everything else."""
     known, of_bert = language_model.tokenizer, language_model.model.config.family == "bert"
-    ids = {"bos_token": language_model.begins, "eos_token": known.end_of_text}
+    ids = {"bos_token": language_model.begins, "eos_token": language_model.end}
     if of_bert:
         ids = {
             "cls_token": known.cls,

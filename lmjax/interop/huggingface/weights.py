@@ -18,6 +18,7 @@ import numpy as np
 
 from lmjax.config import UserError
 from lmjax.config.json_text import parse_json
+from lmjax.config.regular_files import open_regular, read_regular
 from lmjax.interop.huggingface import hub
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -146,7 +147,7 @@ def _shards(path: Path) -> dict[str, _Stored]:
 
 def _file(path: Path) -> dict[str, _Stored]:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             size = file.seek(0, 2)
             if size < 8:
                 raise UserError(f"{path} cannot be read: it has {size} bytes, not even the length of a header")
@@ -198,8 +199,7 @@ def json_object(path: Path) -> dict[str, Any]:
         UserError: The file cannot be read, or is not a JSON object.
     """
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_JSON + 1)
+        text = read_regular(path, largest=_LARGEST_JSON)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     return _object(text, str(path), _LARGEST_JSON)

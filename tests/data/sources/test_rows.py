@@ -1,5 +1,6 @@
 """Reading records: what is read, on which side of the split it falls, and how a mistake is named."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -87,6 +88,7 @@ GOOD = {"source": "a", "target": "b"}
         ([1], {}, "line 2 is not an object with columns but list"),
         ({"sourcce": "a", "target": ""}, {}, r"line 2 has no column 'source' \(data.texts\); did you mean 'sourcce'"),
         (GOOD, {"label": "targe"}, r"no column 'targe' \(data.label\); did you mean 'target'"),
+        (dict.fromkeys("abcdefghijklmn"), {}, r"no column 'source' \(data.texts\), but 'a', .*'j', ...; data.on"),
         (GOOD | {"target": 3}, {}, "line 2: the column 'target' is not text but int"),
         ('{"source": "\\ud800", "target": ""}', {}, "line 2: the column 'source' holds half a character"),
         (GOOD | {"source": []}, {"label": "source", "texts": ("target",)}, "neither text nor a number but list"),
@@ -146,11 +148,28 @@ def test_records_in_another_encoding(tmp_path: Path) -> None:
 
 def test_bad_records_are_left_out_and_counted(tmp_path: Path) -> None:
     good = {"source": "a", "target": "b", "y": 1}
-    bad = ["{", {"source": "a"}, [1], good | {"y": None}, good | {"source": 3}, '{"source": "\\ud800"}']
+    bad = ["{", {"source": "a"}, [1], good | {"y": None}, good | {"source": 3}, good | {"y": "\ud800"}]
     path = table(tmp_path / "a.jsonl", good, *bad, good)
     config, dropped = RecordsConfig(files=(path,), label="y", on_bad_record="skip"), streams.Dropped()
     assert len(list(rows.records(config, dropped=dropped))) == 2
     assert (dropped.count, dropped.first.split(": ")[0]) == (6, f"'{path}', line 2 is not JSON")
+    for record in bad:
+        table(tmp_path / "a.jsonl", good, record)
+        with pytest.raises(UserError, match=r"line 2.*; data.on_bad_record=skip leaves such records out$"):
+            list(rows.records(dataclasses.replace(config, on_bad_record="error")))
+
+
+def test_a_pair_of_lines_that_is_not_text_is_a_bad_record(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one\ntw\xf6\nthree\n")
+    (tmp_path / "b").write_text("eins\nzwei\ndrei\n")
+    files, dropped = (f"{tmp_path}/a", f"{tmp_path}/b"), streams.Dropped()
+    config = RecordsConfig(files=files, validation_fraction=1e-9)
+    with pytest.raises(UserError, match=r"a', line 2 is not UTF-8 text: byte 0xf6 at 2; save it as UTF-8, or, .*=skip"):
+        list(rows.records(config))
+    config = dataclasses.replace(config, on_bad_record="skip")
+    pairs = [record.texts for _, record in rows.records(config, dropped=dropped)]
+    assert pairs == [("one", "eins"), ("three", "drei")]
+    assert (dropped.count, dropped.first.split(":")[0]) == (1, f"line 2 of '{tmp_path}/a' and '{tmp_path}/b'")
 
 
 def test_what_a_folder_leaves_out_is_named(tmp_path: Path) -> None:

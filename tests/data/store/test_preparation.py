@@ -1,5 +1,6 @@
 """What a store's manifest says about data that was not read: bad records, and files that a folder leaves out."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,11 @@ def write(path: Path, lines: list[str]) -> Path:
 def test_bad_records_and_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "d/a.jsonl", GOOD)
     clean = text_store(tmp_path)
-    assert not {"dropped", "left_out"} & clean.manifest["sources"][0].keys()
-    assert facts.store_facts(clean).get("dropped_records") is None
+    assert not {"dropped", "left_out", "empty"} & clean.manifest["sources"][0].keys()
+    assert not {"dropped_records", "skipped_records"} & facts.store_facts(clean).keys()
     write(path, [*GOOD[:20], "{", '{"text": 7}', *GOOD[20:]])
     (tmp_path / "d/notes.bin").touch()
-    with pytest.raises(UserError, match="line 21 is not JSON"):
+    with pytest.raises(UserError, match=r"line 21 is not JSON.*; data.on_bad_record=skip leaves such records out$"):
         text_store(tmp_path)
     store = text_store(tmp_path, on_bad_record="skip")
     source = store.manifest["sources"][0]
@@ -51,6 +52,30 @@ def test_bad_records_and_files_that_are_left_out_are_counted(tmp_path: Path) -> 
         f"WARNING: {source['name']}: left out 2 bad records, first {source['first_dropped']}",
         f"{source['name']}: {source['left_out'][0]}",
     ]
+
+
+def test_rows_without_text_are_counted_and_no_documents(tmp_path: Path) -> None:
+    write(tmp_path / "d/a.jsonl", [*GOOD, '{"text": ""}', '{"text": null}', "", *GOOD[:1]])
+    write(tmp_path / "d/b.csv", ["text,x", ",1", "row,2"])
+    store = text_store(tmp_path)
+    (source,) = store.manifest["sources"]
+    assert (source["documents"], source["empty"]) == (42, 3)
+    assert facts.notes(store) == [f"{source['name']}: left out 3 rows whose text is empty or null"]
+    assert facts.store_facts(store)["skipped_records"] == 3
+    assert "dropped_records" not in facts.store_facts(store)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "characters", "bpe", "wordpiece"])
+def test_data_of_bad_records_alone_are_refused_with_their_number(tmp_path: Path, kind: Any) -> None:
+    path = write(tmp_path / "d/a.jsonl", ["{", '{"text": 7}', '{"body": "x"}'])
+    tokenizer, cache = TokenizerConfig(kind, 300), str(tmp_path / "cache")
+    skipped = rf"\(left out 3 bad records, first '{path}', line 1 is not JSON: .*\); add"
+    for message, config in (
+        ("the corpus is empty", DataConfig(files=(str(path),), cache=cache)),
+        ("it has no record", RecordsConfig(files=(str(path),), texts=("text",), label="text", cache=cache)),
+    ):
+        with pytest.raises(UserError, match=rf"{message} {skipped}"):
+            preparation.prepare(dataclasses.replace(config, tokenizer=tokenizer, on_bad_record="skip"))
 
 
 def test_each_source_of_a_mixture_has_its_own_count(tmp_path: Path) -> None:

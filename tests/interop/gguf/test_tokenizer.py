@@ -11,6 +11,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from tokenizers import Tokenizer as Backend
 
 from lmjax.interop.gguf.model import load
+from lmjax.interop.huggingface.folder import export_model
 from tests.interop.gguf_files import ODD, D, small
 
 # The expressions in the tokenizer.json of Llama 3 and of Qwen2.
@@ -98,3 +99,24 @@ def test_sentence_pieces_are_joined_by_their_scores(tmp_path: Path) -> None:
         assert language.tokenizer.decode(language.tokenizer.encode(text)) == text
     assert ids["[X]"] in language.tokenizer.encode("a[X]b")
     assert ids["</s>"] not in language.tokenizer.encode("a</s>b")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_an_export_has_the_chat_template_and_the_special_tokens_of_the_file(tmp_path: Path) -> None:
+    """The reference is what transformers reads from the export."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer_entries = {"eos_token_id": 3, "bos_token_id": 256, "padding_token_id": 5, "unknown_token_id": 6}
+    changes: dict[str, Any] = {f"tokenizer.ggml.{key}": value for key, value in tokenizer_entries.items()}
+    changes["tokenizer.chat_template"] = "{{ messages }}"
+    loaded = load(small(tmp_path / "model.gguf", metadata=changes))
+    export_model(loaded, tmp_path / "out")
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (read.eos_token_id, read.bos_token_id, read.pad_token_id, read.unk_token_id) == (3, 256, 5, 6)
+    assert read.chat_template == "{{ messages }}"
+    changes["tokenizer.chat_template.rag"] = "{{ documents }}"
+    several = load(small(tmp_path / "several.gguf", metadata=changes))
+    assert several.tokenizer.config["chat_template"] == [
+        {"name": "default", "template": "{{ messages }}"},
+        {"name": "rag", "template": "{{ documents }}"},
+    ]

@@ -254,6 +254,25 @@ def test_text_begins_and_ends_where_the_folder_says(tmp_path: Path) -> None:
             assert load(folder).first == first
 
 
+@pytest.mark.parametrize(
+    ("generation", "config", "ends"),
+    [({"eos_token_id": [5, 4]}, 3, {5, 4}), ({"eos_token_id": 5}, [3], {5}), ({}, 3, {3}), (None, [3, 4], {3, 4})],
+)
+def test_the_ends_of_generation_config_precede_those_of_config(
+    generation: dict[str, Any] | None, config: Any, ends: set[int], tmp_path: Path
+) -> None:
+    """As in transformers 5, where it names some; a stale id of config.json ends no text."""
+    folder = put(tmp_path / "in", GPT2 | {"eos_token_id": config}, GIVEN.weights("gpt2"))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    loaded = load(folder)
+    assert set(loaded.ends) - {loaded.tokenizer.end_of_text} == ends
+    if generation:
+        transformers = pytest.importorskip("transformers")
+        named = transformers.GenerationConfig.from_pretrained(folder).eos_token_id
+        assert {*(named if isinstance(named, list) else [named])} == ends
+
+
 def test_a_token_without_a_row_is_refused_when_a_text_needs_it(tmp_path: Path) -> None:
     folder = put(tmp_path / "in", GPT2, GIVEN.weights("gpt2"))
     rows = load(folder).model.config.vocab_size
@@ -305,6 +324,21 @@ def test_an_export_has_everything_that_the_opened_folder_holds(tmp_path: Path) -
         set(loaded.ends),
         loaded.tokenizer.sha256,
     )
+
+
+@pytest.mark.slow
+def test_an_export_is_json_of_the_standard(tmp_path: Path) -> None:
+    """Python reads NaN and 1e400; no other reader does."""
+    folder = put(tmp_path / "in", GPT2, GIVEN.weights("gpt2"))
+    (folder / "generation_config.json").write_text('{"temperature": NaN}')
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 1e400}')
+    export_model(load(folder), tmp_path / "out")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        json.loads((tmp_path / "out" / name).read_text(), parse_constant=refuse)
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers
