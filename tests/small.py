@@ -11,9 +11,11 @@ import jax
 import numpy as np
 
 from lmjax.config import (
+    AnyDataConfig,
     BatchConfig,
     BERTConfig,
     CausalConfig,
+    ChatConfig,
     CheckpointConfig,
     ClassificationConfig,
     Config,
@@ -26,6 +28,7 @@ from lmjax.config import (
     RecordsConfig,
     RNNConfig,
     ScheduleConfig,
+    SFTConfig,
     TokenizerConfig,
     TrainConfig,
     TransformerConfig,
@@ -46,8 +49,11 @@ MODELS: dict[str, ModelConfig] = {
     "translation": TransformerConfig(layers=1, width=16, heads=2, context=32, dropout=0.1),
     "bert labels": BERTConfig(layers=1, width=16, heads=2, context=24, dropout=0.1, scan=False),
     "gpt labels": GPTConfig(layers=1, width=16, heads=2, context=24, dropout=0.1, scan=False),
+    "chat": GPTConfig(layers=1, width=16, heads=2, context=64, dropout=0.1, scan=False),
+    "packed chat": GPTConfig(layers=1, width=16, heads=2, context=96, dropout=0.1, scan=False),
 }
 TEXT, RECORDS = ("nnlm", "lstm", "gru", "tanh", "masked"), ("translation", "bert labels", "gpt labels")
+CHAT = ("chat", "packed chat")
 PIECES, BYTES = TokenizerConfig(kind="wordpiece", vocab_size=80), TokenizerConfig(kind="bytes")
 
 
@@ -72,17 +78,25 @@ def config(name: str, corpus: Path) -> Config:
     )
 
 
-def _objective(name: str) -> CausalConfig | MaskedConfig | TranslationConfig | ClassificationConfig:
+def _objective(name: str) -> CausalConfig | MaskedConfig | TranslationConfig | ClassificationConfig | SFTConfig:
+    if name in CHAT:
+        return SFTConfig(scored=4, answer_tokens=8)
     if name in ("masked", "translation"):
         return MaskedConfig() if name == "masked" else TranslationConfig(beam=1, scored=8)
     return ClassificationConfig() if name in RECORDS else CausalConfig()
 
 
-def _data(name: str, corpus: Path) -> DataConfig | RecordsConfig:
+def _data(name: str, corpus: Path) -> AnyDataConfig:
     cache, pieces = str(corpus.parent / "cache"), name in ("masked", "bert labels")
     tokenizer = PIECES if pieces else BYTES
     if name in TEXT:
         return DataConfig(files=(str(corpus),), tokenizer=tokenizer, validation_fraction=0.1, cache=cache)
+    if name in CHAT:
+        reserved = replace(BYTES, reserved=8)
+        packed = name == "packed chat"
+        return ChatConfig(
+            limit=300, tokenizer=reserved, validation_fraction=0.02, buckets=2, packed=packed, cache=cache
+        )
     some = RecordsConfig(tokenizer=tokenizer, validation_fraction=0.1, buckets=1, cache=cache)
     if name == "translation":
         # Into the longer form: a fault that spoils the largest array then meets the weights of the targets.

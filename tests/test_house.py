@@ -30,6 +30,7 @@ LAYERS = [
     "objectives",
     "interop",
     "evaluation",
+    "rl",
     "run",
     "topology",
     "diagnose",

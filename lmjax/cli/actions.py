@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError
+from lmjax.data.chat_tokens import ChatTokens
 from lmjax.display.console import Console
 from lmjax.inference import generation_settings
 from lmjax.inference.generate import generate, unread
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
 from lmjax.interop.huggingface.folder import export_model, is_model
-from lmjax.objectives.causal import Causal
+from lmjax.objectives.next_token import NextToken
+from lmjax.objectives.sft import FineTuning
 from lmjax.run import build, pretrained, saved
 
 
@@ -47,13 +49,13 @@ def generate_texts(
     lm = pretrained.foreign(path, dtype=dtype)
     if lm is None:
         run = pretrained.trained(path, checkpoint=checkpoint)
-        if not isinstance(run.objective, Causal):
+        if not isinstance(run.objective, NextToken) or isinstance(run.objective, FineTuning):
             if special_tokens:
                 raise UserError(f"--special-tokens is for models that continue a text; {path} is none")
             for prompt in prompts:
                 print(run.objective.answer(run.params, prompt, tokenizer=run.tokenizer, **settings))
             return 0
-        lm = LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
+        lm = pretrained.language_model(run, name=str(path))
     lm = pretrained.causal(lm)
     ids = [_ids(lm, prompt, special=special_tokens) for prompt in prompts]  # refused before anything is printed
     for line in _notes(lm, ids, sampling):
@@ -217,7 +219,11 @@ def export_run(path: Path, folder: Path, *, checkpoint: str = "newest") -> int:
     lm = pretrained.foreign(path)
     if lm is None:
         run = pretrained.trained(path, checkpoint=checkpoint)
-        lm = LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
+        known = run.tokenizer
+        stops = run.objective.stops(known) if isinstance(run.objective, NextToken) else ()
+        if isinstance(run.objective, FineTuning):
+            known = ChatTokens(known).with_template()
+        lm = LanguageModel(run.model, run.params, known, name=str(path), stops=stops)
     export_model(lm, folder)
     print(f"{folder}: config.json, model.safetensors and the tokenizer")
     return 0

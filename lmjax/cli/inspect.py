@@ -3,12 +3,11 @@
 import argparse
 import os
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 from lmjax.cli.entry import start_jax
 from lmjax.cli.train import _load, _saved, config_arguments, preset_table
-from lmjax.config import Config, DataConfig, RuntimeConfig, UserError, codec, trust
+from lmjax.config import Config, RuntimeConfig, UserError, codec, trust
 from lmjax.config.checks import check
 
 
@@ -175,8 +174,8 @@ def tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train_tokenizer(options: argparse.Namespace) -> int:
     from lmjax.data import tokenizer
-    from lmjax.data.sources import rows, streams
-    from lmjax.data.store import ingest_records
+    from lmjax.data.sources import streams
+    from lmjax.data.store import preparation
     from lmjax.system.runtime import prepare
 
     if options.out.is_dir() or not options.out.parent.is_dir():
@@ -186,14 +185,11 @@ def _train_tokenizer(options: argparse.Namespace) -> int:
 
     def texts() -> Iterator[str]:
         dropped.reset()
-        if isinstance(data, DataConfig):
-            return streams.texts(data, dropped=dropped)
-        return ingest_records.texts(data, dropped=dropped)
+        return preparation.tokenizer_texts(data, dropped=dropped)
 
     trained = tokenizer.build_tokenizer(data.tokenizer, texts)
     trained.save(options.out)
-    notes = map(streams.notes, streams.sources(data)) if isinstance(data, DataConfig) else [rows.notes(data)]
-    for line in filter(None, [*chain(*notes), dropped.note()]):
+    for line in filter(None, [*preparation.file_notes(data), dropped.note()]):
         print(line)
     print(f"{options.out}: {trained.vocab_size} entries, sha256 {trained.sha256}")
     return 0

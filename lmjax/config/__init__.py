@@ -1,5 +1,7 @@
 """The configuration of a run: schema, checks, presets, text forms. Imports no JAX."""
 
+from lmjax.config.chat import AnyDataConfig as AnyDataConfig
+from lmjax.config.chat import ChatConfig as ChatConfig
 from lmjax.config.data import DataConfig as DataConfig
 from lmjax.config.data import InContextConfig as InContextConfig
 from lmjax.config.data import RecordsConfig as RecordsConfig
@@ -19,6 +21,7 @@ from lmjax.config.objectives import CausalConfig as CausalConfig
 from lmjax.config.objectives import ClassificationConfig as ClassificationConfig
 from lmjax.config.objectives import CustomObjectiveConfig as CustomObjectiveConfig
 from lmjax.config.objectives import MaskedConfig as MaskedConfig
+from lmjax.config.objectives import SFTConfig as SFTConfig
 from lmjax.config.objectives import TranslationConfig as TranslationConfig
 from lmjax.config.schema import BatchConfig as BatchConfig
 from lmjax.config.schema import CheckpointConfig as CheckpointConfig

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from lmjax.config import extensions
+from lmjax.config.chat import AnyDataConfig
 from lmjax.config.data import DataConfig, RecordsConfig
 from lmjax.config.errors import UserError
-from lmjax.config.objectives import CausalConfig, MaskedConfig
+from lmjax.config.objectives import CausalConfig, MaskedConfig, SFTConfig
 from lmjax.config.ranges import check_ranges
 from lmjax.config.schema import Config, GuardConfig
 
@@ -33,7 +34,11 @@ def _check_names(config: Config) -> None:
         "objective.family": extensions.OWN_OBJECTIVES,
         "optimizer.name": extensions.OWN_OPTIMIZERS,
         "schedule.shape": extensions.OWN_SHAPES,
-        "data.source": extensions.OWN_TEXT_SOURCES if text else extensions.OWN_RECORD_SOURCES,
+        "data.source": {
+            "text": extensions.OWN_TEXT_SOURCES,
+            "records": extensions.OWN_RECORD_SOURCES,
+            "chat": extensions.OWN_CHAT_SOURCES,
+        }[config.data.family],
         "metric": (),
         "callback": (),
     }
@@ -55,9 +60,14 @@ def _check_guard(guard: GuardConfig) -> None:
             raise UserError(f"guard.{name} = {getattr(guard, name)} must be at least {lower}")
 
 
-def _check_data(data: DataConfig | RecordsConfig) -> None:
+def _check_data(data: AnyDataConfig) -> None:
     if data.tokenizer.kind == "file" and not data.tokenizer.path:
         raise UserError("data.tokenizer.path is empty, but data.tokenizer.kind = file needs it; set it to a file")
+    if data.tokenizer.kind == "file" and data.tokenizer.reserved:
+        raise UserError(
+            f"data.tokenizer.reserved = {data.tokenizer.reserved} is for a vocabulary that is trained, not for "
+            "data.tokenizer.kind = file; set it to 0"
+        )
     if isinstance(data, DataConfig):
         if data.mixture and data.files:
             raise UserError("data.files and data.mixture are both set; leave one of them empty")
@@ -74,6 +84,7 @@ _LEARNS = {
     ("transformer", "translation"): "records",
     ("gpt", "classification"): "records",
     ("bert", "classification"): "records",
+    ("gpt", "sft"): "chat",
 }
 
 
@@ -91,13 +102,15 @@ def _check_families(config: Config) -> None:
             f"objective.family = {objective} needs data.family = {learns[model, objective]}, not {data}; "
             f"start from a preset that has it"
         )
-    if isinstance(config.objective, CausalConfig) and config.objective.chunk and model != "gpt":
+    if isinstance(config.objective, CausalConfig | SFTConfig) and config.objective.chunk and model != "gpt":
         raise UserError(
             f"objective.chunk = {config.objective.chunk} is for model.family = gpt, not {model}; set it to 0"
         )
     own_objective = objective in extensions.OWN_OBJECTIVES  # else its class decides, when the run is built
-    if config.evaluate.tasks and own_objective and objective != "causal":
-        raise UserError(f"evaluate.tasks needs objective.family = causal, not {objective}; leave evaluate.tasks empty")
+    if config.evaluate.tasks and own_objective and objective not in ("causal", "sft"):
+        raise UserError(
+            f"evaluate.tasks needs objective.family = causal or sft, not {objective}; leave evaluate.tasks empty"
+        )
     if isinstance(config.data, RecordsConfig):
         if objective == "classification" and not config.data.label:
             raise UserError("data.label is empty; set it to the column with the label")

@@ -26,6 +26,9 @@ class TokenizerConfig:
     #: For `wordpiece`: remove combining marks. None: with `lowercase`, unless the text has vowel signs or tones
     #: (Devanagari, Thai, Arabic, kana, Vietnamese and others), which removing them would destroy.
     strip_accents: bool | None = None
+    #: Number of control ids of a trained vocabulary: `<|system|>`, `<|user|>`, `<|assistant|>` and `<|end|>` for the
+    #: turns of conversations, then `<|reserved_4|>` and so on. They are a part of `vocab_size`. Text never becomes one.
+    reserved: Annotated[int, interval("[0, 1024]")] = 0
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ class DataConfig:
 
     #: Selects this member of the union.
     family: Literal["text"] = "text"
-    #: `docstrings` (English that comes with Python), `in_context` (tasks with examples, see `in_context`), or
-    #: `hub:NAME` / `hub:NAME:SUBSET` (a dataset of the hub), or the name of a registered source.
+    #: `docstrings` (English that comes with Python), `in_context` (tasks with examples, see `in_context`),
+    #: `numbers_and_dates` (sentences about number words and ISO dates), or `hub:NAME` / `hub:NAME:SUBSET` (a dataset of
+    #: the hub), or the name of a registered source.
     source: str = "docstrings"
     #: Local files of text, or of tables: jsonl, json, csv, tsv, parquet or arrow. Also folders, folders of
     #: `save_to_disk`, and globs; all but parquet and arrow also as .gz, .bz2, .xz or .zst. If set, `source` is ignored.

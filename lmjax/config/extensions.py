@@ -12,6 +12,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from lmjax.config.chat import ChatConfig
 from lmjax.config.data import RecordsConfig
 from lmjax.config.errors import UserError, nearest
 from lmjax.config.models import CustomModelConfig, ModelConfig
@@ -159,7 +160,7 @@ def register_family(config: type, family: Any, *, objectives: Sequence[str] = ("
 
 
 def register_objective(
-    config: type, objective: Any, *, models: Sequence[str], data: Literal["text", "records"] = "text"
+    config: type, objective: Any, *, models: Sequence[str], data: Literal["text", "records", "chat"] = "text"
 ) -> None:
     """Add an objective.
 
@@ -208,8 +209,8 @@ def register_source(
 ) -> None:
     """Add a data source: `read(config.data)` yields the documents.
 
-    A document is a text for `data.family=text`, and a dict of columns for `data.family=records`. Every call must
-    yield the same documents in the same order.
+    A document is a text for `data.family=text`, and a dict of columns for `data.family=records` and `chat`. Every
+    call must yield the same documents in the same order.
 
     Args:
         name: The value of `data.source`.
@@ -220,9 +221,8 @@ def register_source(
     Raises:
         UserError: The name is in use, or the caller is no file.
     """
-    register(
-        "data.source", name, (read, fingerprint or (lambda data: None)), own=(*OWN_TEXT_SOURCES, *OWN_RECORD_SOURCES)
-    )
+    own = (*OWN_TEXT_SOURCES, *OWN_RECORD_SOURCES, *OWN_CHAT_SOURCES)
+    register("data.source", name, (read, fingerprint or (lambda data: None)), own=own)
 
 
 def register_metric(name: str, measure: Callable[[Any], float]) -> None:
@@ -262,8 +262,9 @@ OWN_FAMILIES = tuple(name for config in get_args(ModelConfig) for name in _liter
 OWN_OBJECTIVES = tuple(name for config in get_args(ObjectiveConfig) for name in _literals(config, "family"))
 OWN_OPTIMIZERS = _literals(OptimizerConfig, "name")
 OWN_SHAPES = _literals(ScheduleConfig, "shape")
-OWN_TEXT_SOURCES = ("docstrings", "in_context", "hub:NAME")
+OWN_TEXT_SOURCES = ("docstrings", "in_context", "numbers_and_dates", "hub:NAME")
 OWN_RECORD_SOURCES = _literals(RecordsConfig, "source")
+OWN_CHAT_SOURCES = _literals(ChatConfig, "source")
 
 
 def _family(config: type, base: type) -> str:

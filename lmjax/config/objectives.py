@@ -75,6 +75,22 @@ class ClassificationConfig:
 
 
 @dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning: the next token of the answers in conversations."""
+
+    #: Selects this member of the union.
+    family: Literal["sft"] = "sft"
+    #: Weight of log(Z)^2, as in `CausalConfig`.
+    z_loss: Annotated[float, nonnegative()] = 0.0
+    #: Number of tokens whose logits are materialized at a time, as in `CausalConfig`.
+    chunk: Annotated[int, size(0)] = 0
+    #: Number of validation prompts that are answered and compared at the end (0: all).
+    scored: Annotated[int, size(0)] = 200
+    #: Length in tokens at which such an answer is stopped.
+    answer_tokens: Annotated[int, size(1)] = 256
+
+
+@dataclass(frozen=True)
 class CustomObjectiveConfig:
     """Base class of the configuration of a registered objective.
 
@@ -86,4 +102,6 @@ class CustomObjectiveConfig:
     family: str = ""
 
 
-ObjectiveConfig = CausalConfig | MaskedConfig | TranslationConfig | ClassificationConfig | CustomObjectiveConfig
+ObjectiveConfig = (
+    CausalConfig | MaskedConfig | TranslationConfig | ClassificationConfig | SFTConfig | CustomObjectiveConfig
+)

@@ -7,7 +7,8 @@ A configuration is complete and typed: every setting is a field below. `lmjax.co
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from lmjax.config.data import DataConfig, RecordsConfig
+from lmjax.config.chat import AnyDataConfig
+from lmjax.config.data import DataConfig
 from lmjax.config.models import GPTConfig, ModelConfig
 from lmjax.config.objectives import CausalConfig, ObjectiveConfig
 from lmjax.config.ranges import (
@@ -337,8 +338,8 @@ class Config:
     #: Python files that add model families, objectives, optimizers and the like. A run records each as
     #: `PATH#sha256=HASH`, together with the files of the same folder that it imports.
     extensions: tuple[str, ...] = ()
-    #: What is read: text or records.
-    data: DataConfig | RecordsConfig = field(default_factory=DataConfig)
+    #: What is read: text, records or conversations.
+    data: AnyDataConfig = field(default_factory=DataConfig)
     #: The model; `model.family` selects its kind.
     model: ModelConfig = field(default_factory=GPTConfig)
     #: What the model learns; `objective.family` selects it.

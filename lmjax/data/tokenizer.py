@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
 
 from lmjax.config import TokenizerConfig, UserError
 from lmjax.data import (
+    control_tokens,
     tokenizer_budget,
     tokenizer_bytes,
     tokenizer_folder,
@@ -71,7 +72,7 @@ class Tokenizer:
         self.backend.encode_special_tokens = True  # text that reads "<|endoftext|>" is text
         self._record_roles()
         if self.end_of_text is not None:  # also for a file that lists it as an ordinary token
-            self.backend.add_special_tokens([_special(self.token_text(self.end_of_text))])
+            self.backend.add_special_tokens([control_tokens.special(self.token_text(self.end_of_text))])
         vocabulary = self._vocabulary
         if not vocabulary or self.vocab_size > 2 * len(vocabulary) + 1024:
             token, largest = max(vocabulary.items(), key=lambda item: item[1], default=("", 0))
@@ -130,6 +131,10 @@ class Tokenizer:
         """Return the id of a special token that a folder's files name, such as bos_token."""
         token = self.named.get(name)
         return None if token is None else self._vocabulary.get(token)
+
+    def id_of_token(self, token: str) -> int | None:
+        """Return the id of an entry of the vocabulary in its stored form, or None."""
+        return self._vocabulary.get(token)
 
     def _of_bert(self, name: str) -> int | None:
         role, usual = _OF_BERT[name]
@@ -227,7 +232,7 @@ class Tokenizer:
                     lacking = next(c for c in item if c not in self._vocabulary)
                     raise UserError(
                         f"character {lacking!r} (U+{ord(lacking):04X}) is not in the tokenizer's vocabulary "
-                        f"of {self.vocab_size - 1} characters"
+                        f"of {len(self._vocabulary) - len(self.backend.get_added_tokens_decoder())} characters"
                     )
         return batch
 
@@ -344,18 +349,13 @@ def build_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterator[str]])
     if config.kind == "file":
         return load_tokenizer(Path(config.path))
     if config.kind == "bytes":
-        return Tokenizer(_with_end(vocabularies.byte_level(dict(vocabularies.byte_of()))))
+        return _complete(vocabularies.byte_level(dict(vocabularies.byte_of())), config)
     if config.kind == "characters":
-        characters: set[str] = set()
-        for piece in texts():
-            characters.update(piece)
-        model = models.BPE(vocab={char: i for i, char in enumerate(sorted(characters))}, merges=[])
-        backend = Backend(model)
-        backend.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
-        return Tokenizer(_with_end(backend))
+        return _complete(tokenizer_training.characters(texts), config)
+    trained = dataclasses.replace(config, vocab_size=config.vocab_size - config.reserved)
     if config.kind == "wordpiece":
-        return Tokenizer(tokenizer_training.train_word_pieces(config, texts))
-    return Tokenizer(_with_end(tokenizer_training.train_bpe(config.vocab_size, texts)))
+        return Tokenizer(control_tokens.reserve(tokenizer_training.train_word_pieces(trained, texts), config.reserved))
+    return _complete(tokenizer_training.train_bpe(trained.vocab_size, texts), config)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -391,10 +391,7 @@ def file_identity(path: Path) -> list[list[str]]:
     return entries
 
 
-def _special(name: str) -> AddedToken:
-    return AddedToken(name, normalized=False, special=True)
-
-
-def _with_end(backend: Backend) -> Backend:
-    backend.add_special_tokens([_special(END_OF_TEXT)])
-    return backend
+def _complete(backend: Backend, config: TokenizerConfig) -> Tokenizer:
+    """Add the end-of-text token and the reserved control tokens to a vocabulary."""
+    backend.add_special_tokens([control_tokens.special(END_OF_TEXT)])
+    return Tokenizer(control_tokens.reserve(backend, config.reserved))

@@ -1,4 +1,4 @@
-"""Training of vocabularies: byte-level BPE and word pieces.
+"""Training of vocabularies: byte-level BPE, word pieces and characters.
 
 Equal text gives an equal vocabulary.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
-from tokenizers import pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lmjax.config import TokenizerConfig, UserError
 from lmjax.data import vocabularies
@@ -168,3 +168,13 @@ def _short_words(words: Any, texts: Iterator[str]) -> Iterator[str]:
                 yield text[begin:cut]
                 begin = cut
         yield text[begin:]
+
+
+def characters(texts: Texts) -> Backend:
+    """Return a vocabulary of all characters of a text, in the order of their numbers."""
+    alphabet: set[str] = set()
+    for piece in texts():
+        alphabet.update(piece)
+    backend = Backend(models.BPE(vocab={character: i for i, character in enumerate(sorted(alphabet))}, merges=[]))
+    backend.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+    return backend

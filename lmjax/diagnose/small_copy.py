@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from lmjax.config import BatchConfig, Config, DataConfig, MeshConfig, TrackConfig, TrainConfig
+from lmjax.config import BatchConfig, ChatConfig, Config, DataConfig, MeshConfig, TrackConfig, TrainConfig
 from lmjax.models import registry
 from lmjax.optim import batch_plan
 
@@ -40,6 +40,8 @@ def shrink(config: Config) -> Config:
         starts = _scaled([0, *(token for token, _ in changes)], grown / plan.tokens, model.context)[1:]
         changes = tuple((start, weights) for start, (_, weights) in zip(starts, changes, strict=True))
         data = replace(data, mixture_changes=changes)
+    elif isinstance(data, ChatConfig) and model.context < config.model.context:
+        data = replace(data, too_long="cut")  # else few conversations would be left
     share = UPDATES / plan.updates
     cuts = tuple((round(at * share), factor, max(1, round(over * share))) for at, factor, over in config.schedule.cuts)
     return replace(

@@ -3,23 +3,22 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from lmjax.config import CausalConfig, Config, CustomModelConfig, RNNConfig, UserError
+from lmjax.config import CausalConfig, Config, RNNConfig, UserError
 from lmjax.data.batches.windows import predicted, unpredicted
-from lmjax.data.store.store import Store
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.inference.generate import generate
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
 from lmjax.models import ngram, rnn
-from lmjax.models.probe import check_language_model
 from lmjax.objectives import losses
+from lmjax.objectives.next_token import NextToken
 from lmjax.objectives.objective import Loss, Objective
 from lmjax.objectives.text_samples import CarriedSamples, TextSamples
 
@@ -27,7 +26,7 @@ BASELINE_TOKENS = 20_000_000
 
 
 @dataclass(frozen=True, eq=False)
-class Causal(Objective):
+class Causal(NextToken):
     """Next-token prediction (GPT, NNLM, RNN).
 
     An objective with another loss over the same windows overrides `loss`, and `by_row` if rows are to be compared by
@@ -52,27 +51,6 @@ class Causal(Objective):
                 "model.carried=false"
             )
         return Carried if carried and cls is Causal else cls
-
-    @classmethod
-    def build(cls, config: Config, store: Store) -> Self:
-        """Build the objective; a user's model is checked first.
-
-        Raises:
-            UserError: The settings contradict each other or the data, or the model is no causal language model.
-        """
-        if isinstance(config.model, CustomModelConfig):
-            check_language_model(config.model, cls.model_of(config))
-        return super().build(config, store)
-
-    def loss(
-        self, params: Any, batch: Mapping[str, Array], *, rng: Array | None = None, carry: Any = None, train: bool
-    ) -> Loss:
-        """Return the loss sum, the weight sum and further sums of a batch."""
-        return Loss(*losses.causal(self.model, params, batch, rng=rng, config=self._settings(train), train=train))
-
-    def by_row(self, params: Any, batch: Mapping[str, Array]) -> tuple[Array, Array]:
-        """Return the cross-entropy sum (B) and the weight (B) of each row."""
-        return losses.causal_by_row(self.model, params, batch, chunk=self._settings(False).chunk)
 
     def _settings(self, train: bool) -> CausalConfig:
         """Return the configuration of the loss; regularization is off for measurements."""

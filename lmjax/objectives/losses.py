@@ -39,6 +39,7 @@ def causal(
     carry: Any = None,
     config: CausalConfig,
     train: bool,
+    first_of_equal: bool = False,
 ) -> tuple[Any, ...]:
     """Compute the loss of next-token prediction.
 
@@ -54,12 +55,14 @@ def causal(
         config: Settings of the loss. With `chunk` (GPT), the logits of at most `chunk` tokens are materialized at a
             time; the gradient recomputes them.
         train: Use dropout.
+        first_of_equal: Of equal logits only the first counts as the largest, which needs another pass.
 
     Returns:
         (loss sum, weight sum, metric sums), float32 scalars, and the carry, if one is given. The metrics are the
         weighted sums of `cross_entropy` alone and of `accuracy` (the target's logit is the largest).
     """
-    read, carry = _read(model, params, batch, rng=rng, train=train, carry=carry, chunk=config.chunk)
+    settings: dict[str, Any] = {"chunk": config.chunk, "first_of_equal": first_of_equal}
+    read, carry = _read(model, params, batch, rng=rng, train=train, carry=carry, **settings)
     with jax.named_scope("loss"):
         weights_BT, (log_z_BT, target_BT, hits_BT) = batch["weights_BT"], read
         entropy_sum = loss_sum = jnp.sum(weights_BT * (log_z_BT - target_BT))
@@ -93,6 +96,7 @@ def _read(
     train: bool,
     carry: Any = None,
     chunk: int = 0,
+    first_of_equal: bool = False,
 ) -> tuple[Read, Any]:
     """Return what the loss needs of the logits, and the carry after the batch if one is given."""
     settings: dict[str, Any] = {name: batch[name] for name in ("segments_BT", "positions_BT") if name in batch}
@@ -105,18 +109,21 @@ def _read(
     output, after = (result, None) if carry is None else result
     with jax.named_scope("loss"):
         if not isinstance(model, gpt.GPT) or not chunk:
-            return _read_off(output, batch["targets_BT"]), after
-        return _read_in_chunks(model, params, output, batch["targets_BT"], chunk=chunk), after
+            return _read_off(output, batch["targets_BT"], first_of_equal), after
+        targets_BT = batch["targets_BT"]
+        return _read_in_chunks(model, params, output, targets_BT, chunk=chunk, first_of_equal=first_of_equal), after
 
 
-def _read_off(logits_BTV: Array, targets_BT: Array) -> Read:
+def _read_off(logits_BTV: Array, targets_BT: Array, first_of_equal: bool) -> Read:
     logits_BTV = _wide(logits_BTV)
     log_z_BT, target_BT = log_z_and_target(logits_BTV, targets_BT)
     # log Z has the maximum already; an argmax would cost
-    return Read(log_z_BT, target_BT, target_BT >= jnp.max(logits_BTV, axis=-1))
+    return Read(log_z_BT, target_BT, _hits(logits_BTV, targets_BT, target_BT, train=not first_of_equal))
 
 
-def _read_in_chunks(model: gpt.GPT, params: Any, x_BTD: Array, targets_BT: Array, *, chunk: int) -> Read:
+def _read_in_chunks(
+    model: gpt.GPT, params: Any, x_BTD: Array, targets_BT: Array, *, chunk: int, first_of_equal: bool
+) -> Read:
     """Compute `_read_off` from features, for about `chunk` tokens and all rows at a time.
 
     A chunk takes positions of all rows, and of every part into which a mesh divides them, so that each device computes
@@ -138,7 +145,8 @@ def _read_in_chunks(model: gpt.GPT, params: Any, x_BTD: Array, targets_BT: Array
     def read(chunk_arrays: tuple[Array, Array]) -> Read:
         x_BJED, targets_BJE = chunk_arrays
         logits_BJEV = gpt.logits(model.config, params, x_BJED)
-        return _read_off(axes.constrain(logits_BJEV, "batch", "length", None, "vocab"), targets_BJE)
+        logits_BJEV = axes.constrain(logits_BJEV, "batch", "length", None, "vocab")
+        return _read_off(logits_BJEV, targets_BJE, first_of_equal)
 
     return jax.tree.map(join, jax.lax.map(jax.checkpoint(read, prevent_cse=False), (cut(x_BTD), cut(targets_BT))))
 

@@ -12,7 +12,8 @@ import numpy as np
 from lmjax.config import Config, RecordsConfig, UserError
 from lmjax.data.batches import records
 from lmjax.data.batches.buckets import bucket_order, lead_ids, make_buckets, text_streams
-from lmjax.data.sources.rows import SIDES, Side, clean
+from lmjax.data.sources.rows import clean
+from lmjax.data.sources.tables import SIDES, Side
 from lmjax.data.store.store import Store
 from lmjax.models import registry
 from lmjax.objectives.samples import Batch, Samples

@@ -7,7 +7,9 @@ from lmjax.data.store.store import Store
 from lmjax.objectives.causal import Causal
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.masked import Masked
+from lmjax.objectives.next_token import NextToken
 from lmjax.objectives.objective import Objective
+from lmjax.objectives.sft import FineTuning
 from lmjax.objectives.translation import Translation
 
 OBJECTIVES: Mapping[str, type[Objective]] = {
@@ -15,6 +17,7 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "masked": Masked,
     "translation": Translation,
     "classification": Classification,
+    "sft": FineTuning,
 }
 
 
@@ -36,7 +39,7 @@ def build_objective(config: Config, store: Store) -> Objective:
         UserError: The settings contradict each other or the data.
     """
     objective = _variant(config)
-    if config.evaluate.tasks and not issubclass(objective, Causal):
+    if config.evaluate.tasks and not issubclass(objective, NextToken):
         raise UserError(
             f"evaluate.tasks needs an objective that predicts the next token, not objective.family="
             f"{config.objective.family}; leave evaluate.tasks empty"

@@ -13,8 +13,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lmjax.config import ClassificationConfig, Config, DataConfig, InContextConfig, UserError
+from lmjax.config import ChatConfig, ClassificationConfig, Config, DataConfig, InContextConfig, UserError
 from lmjax.data.batches.records import labels
+from lmjax.data.chat_tokens import completed
+from lmjax.data.control_tokens import CONTROL
 from lmjax.data.order.mixture import check_weights
 from lmjax.data.order.order import Order
 from lmjax.data.store.store import Store
@@ -184,7 +186,7 @@ def check(config: Config) -> None:
     """
     seeds.check(config.seed)
     registry.check(config.model)
-    registry.check_packing(config.model, isinstance(config.data, DataConfig) and config.data.packed)
+    registry.check_packing(config.model, getattr(config.data, "packed", False))
     if isinstance(config.data, DataConfig):
         check_weights(config.data)
     _parts(config)
@@ -210,12 +212,14 @@ def resolve(config: Config, vocab_size: int) -> Config:
 
 def expected_vocabulary(config: Config) -> int:
     """Return the size of the vocabulary before text is read (an estimate for characters)."""
-    choice = config.data.tokenizer
+    choice, is_chat = config.data.tokenizer, isinstance(config.data, ChatConfig)
     if config.model.vocab_size:
         return config.model.vocab_size
     if choice.kind == "file":
-        return load_tokenizer(Path(choice.path)).vocab_size
-    return {"bytes": 257, "characters": 100}.get(choice.kind, choice.vocab_size)
+        loaded = load_tokenizer(Path(choice.path))
+        return completed(loaded).vocab_size if is_chat else loaded.vocab_size
+    size = {"bytes": 257 + choice.reserved, "characters": 100 + choice.reserved}.get(choice.kind, choice.vocab_size)
+    return size + is_chat * max(0, len(CONTROL) - choice.reserved)
 
 
 def _with_labels(config: Config, store: Store) -> Config:

@@ -43,7 +43,7 @@ def absolute(config: Config) -> Config:
             dataclasses.replace(source, files=tuple(map(_absolute, source.files))) for source in data.mixture
         )
         data = dataclasses.replace(data, mixture=mixture)
-    else:
+    else:  # records and conversations
         data = dataclasses.replace(data, validation_files=tuple(map(_absolute, data.validation_files)))
     files, folder = tuple(map(_absolute, data.files)), _absolute(data.cache)
     data = dataclasses.replace(data, files=files, tokenizer=choice, cache=folder)

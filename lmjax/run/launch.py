@@ -145,8 +145,10 @@ def _make(run_dir: Path) -> None:
 def show_plan(config: Config) -> int:
     """Print what a run of `config` would do and need; return an exit status.
 
-    An unknown size of the vocabulary is estimated.
+    An unknown size of the vocabulary is estimated. The sizes are those of `init_from`, if it exists.
     """
+    if config.init_from and Path(config.init_from).exists():
+        config = transfer.adopt(absolute(config))
     build.check(config)
     run = build.without_data(config)
     with Console() as console:

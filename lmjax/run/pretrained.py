@@ -6,7 +6,7 @@ from typing import Literal
 from lmjax.config import CustomModelConfig, GPTConfig, NNLMConfig, RNNConfig, UserError
 from lmjax.inference.language_model import LanguageModel
 from lmjax.interop.huggingface import folder, hub, weights
-from lmjax.objectives.causal import Causal
+from lmjax.objectives.next_token import NextToken
 from lmjax.run import saved
 from lmjax.run.saved import LoadedRun
 from lmjax.system import paths
@@ -32,9 +32,16 @@ def load(
     if foreign_model is not None:
         return causal(foreign_model)
     run = trained(path, checkpoint=checkpoint)
-    if not isinstance(run.objective, Causal):
+    if not isinstance(run.objective, NextToken):
         raise UserError(f"{path} is not a causal language model: it was trained for {run.config.objective.family}")
-    return LanguageModel(run.model, run.params, run.tokenizer, name=str(path))
+    return language_model(run, name=str(path))
+
+
+def language_model(run: LoadedRun, *, name: str) -> LanguageModel:
+    """Return the language model of a run whose objective predicts the next token."""
+    assert isinstance(run.objective, NextToken)
+    stops = run.objective.stops(run.tokenizer)
+    return LanguageModel(run.model, run.params, run.tokenizer, name=name, stops=stops)
 
 
 def causal(lm: LanguageModel) -> LanguageModel:

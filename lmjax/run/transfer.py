@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lmjax.config import (
+    ChatConfig,
     Config,
     CustomModelConfig,
     GPTConfig,
@@ -19,11 +20,12 @@ from lmjax.config import (
     extensions,
     presets,
 )
-from lmjax.data import tokenizer
+from lmjax.data import chat_tokens, tokenizer
 from lmjax.interop.huggingface import folder, weights
+from lmjax.models import registry
 from lmjax.parallel import mesh
 from lmjax.pytrees import digest, path_name
-from lmjax.run import build, config_hash, pretrained, saved
+from lmjax.run import build, config_hash, growth, pretrained, saved
 from lmjax.run.build import Run
 from lmjax.system.files import cache_folder, write_text
 from lmjax.training.state import State
@@ -50,6 +52,9 @@ def adopt(config: Config) -> Config:
         if isinstance(source_model, GPTConfig) and source_model.positions == "rotary":
             own["context"] = min(model.context, source_model.context)
         source_model = dataclasses.replace(source_model, **own)
+    if isinstance(config.data, ChatConfig) and source_model.vocab_size:  # for the control tokens that it lacks
+        size = chat_tokens.completed(tokenizer.load_tokenizer(path)).vocab_size
+        source_model = dataclasses.replace(source_model, vocab_size=max(source_model.vocab_size, size))
     choice = TokenizerConfig(kind="file", path=str(path))
     return dataclasses.replace(config, model=source_model, data=dataclasses.replace(config.data, tokenizer=choice))
 
@@ -70,7 +75,7 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
     if not (source / "config.json").is_file():
         raise UserError(
             f"init_from={source} is not a run or a Hugging Face model (it has no config.json), and not a .gguf or "
-            f".safetensors file: {pretrained.problem(source)}"
+            f".safetensors file: {pretrained.problem(source)}{_earlier_stage(source)}"
         )
     config_hash.check(source)
     with extensions.foreign():
@@ -82,6 +87,13 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
             "the same file: name it in extensions=[FILE.py]"
         )
     return model, source / "tokenizer.json"
+
+
+def _earlier_stage(source: Path) -> str:
+    """Return the command that trains a missing run, if its name is that of a preset."""
+    if source.exists() or source.parent.name != "runs" or source.name not in presets.names():
+        return ""
+    return f"; train this stage first with `python train.py {source.name}`, or give init_from=MODEL"
 
 
 def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, Any]]:
@@ -106,6 +118,10 @@ def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, 
         return state, {}
     source_params = _parameters(run, source)
     named = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+    lines: list[str] = []
+    if isinstance(run.config.data, ChatConfig):
+        table = registry.logical_axes(run.config.model)
+        source_params, lines = growth.grown(source_params, named, table, seed=run.config.seed)
     mismatched = [name for name in named if name in source_params and source_params[name].shape != named[name].shape]
     if mismatched:
         sizes = ", ".join(
@@ -129,6 +145,8 @@ def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, 
     params = jax.tree_util.tree_map_with_path(leaf, state.params)
     values = sum(named[name].size for name in taken)
     report(f"{source}: {len(taken)} of {len(named)} parameters taken, {values:,} values")
+    for line in lines:
+        report(line)
     for description, names in (
         ("newly initialized", set(named) - set(taken)),
         ("not used", set(source_params) - set(named)),
@@ -165,6 +183,8 @@ def _params(run: Run, source: Path) -> Any:
     """
     foreign = pretrained.foreign(source)
     source_tokenizer = foreign.tokenizer if foreign else tokenizer.load_tokenizer(source / "tokenizer.json")
+    if isinstance(run.config.data, ChatConfig):
+        source_tokenizer = chat_tokens.completed(source_tokenizer)
     if source_tokenizer.sha256 != run.store.tokenizer.sha256:
         raise UserError(
             f"init_from={source} was trained with another tokenizer; set data.tokenizer.kind=file "

@@ -32,10 +32,16 @@ def test_shares_of_masking_that_make_no_sense_name_their_key(override: str) -> N
         ("model.family=rnn objective.family=masked", "model.family = rnn learns with objective.family = causal"),
         (
             "model.family=bert objective.family=masked evaluate.tasks=[copying]",
-            "evaluate.tasks needs objective.family = causal",
+            "evaluate.tasks needs objective.family = causal or sft",
         ),
         ("model.family=rnn objective.chunk=64", "objective.chunk = 64 is for model.family = gpt, not rnn"),
         ("model.family=transformer objective.family=translation", "needs data.family = records, not text"),
+        ("objective.family=sft", "objective.family = sft needs data.family = chat, not text"),
+        ("model.family=rnn objective.family=sft data.family=chat", "model.family = rnn learns with objective.family"),
+        ("data.tokenizer.kind=file data.tokenizer.path=a data.tokenizer.reserved=8", "data.tokenizer.reserved = 8 is"),
+        ("objective.family=sft data.family=chat data.source=numbers", "data.source: 'numbers' is unknown"),
+        ("objective.family=sft data.family=chat data.limit=-1", "data.limit"),
+        ("objective.family=sft data.family=chat objective.answer_tokens=0", "objective.answer_tokens"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(overrides: str, message: str) -> None:
@@ -45,3 +51,7 @@ def test_what_does_not_belong_together_is_refused(overrides: str, message: str) 
 
 def test_the_default_passes() -> None:
     check(Config())
+
+
+def test_conversations_pass() -> None:
+    check(apply_overrides(Config(), ["objective.family=sft", "data.family=chat", "evaluate.tasks=[copying]"]))

@@ -9,6 +9,7 @@ from lmjax.diagnose import audit
 from lmjax.objectives.causal import Causal
 from lmjax.objectives.classification import Classification
 from lmjax.objectives.masked import Masked
+from lmjax.objectives.sft import FineTuning
 from lmjax.objectives.translation import Translation
 from tests import small
 from tests.faults import runs
@@ -22,9 +23,10 @@ BROKEN = "params=nan@22"  # for once: no floating-point array of labelled rows m
 @pytest.fixture(autouse=True)
 def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a model writes at the end is tested with its objective."""
-    for objective in (Causal, Masked, Translation, Classification):
+    for objective in (Causal, Masked, Translation, Classification, FineTuning):
         monkeypatch.setattr(objective, "sample", lambda *_: "")
-    monkeypatch.setattr(Translation, "finish", lambda *_: {})
+    for objective in (Translation, FineTuning):
+        monkeypatch.setattr(objective, "finish", lambda *_: {})
 
 
 @pytest.mark.slow
@@ -33,6 +35,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     cases(
         ("lstm", BAD),
         ("masked", BAD),
+        ("chat", BAD),
         rest=[
             ("nnlm", BAD),
             ("translation", BAD),
@@ -40,6 +43,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
             ("tanh", BAD),
             ("bert labels", BROKEN),
             ("gpt labels", BROKEN),
+            ("packed chat", BAD),
         ],
     ),
 )

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.config import RecordsConfig, UserError
+from lmjax.config import ChatConfig, RecordsConfig, UserError
 from lmjax.data.order.order import Order
-from lmjax.data.sources.rows import Side
+from lmjax.data.sources.tables import Side
 from lmjax.data.store.store import Store, Tokens
 from lmjax.data.tokenizer import Tokenizer
 
@@ -56,7 +56,18 @@ def make_buckets(store: Store, *, classes: int, context: int) -> Buckets:
         raise UserError(f"data.buckets={classes}: there is at least one class of length")
     if context < 2 + 2 * len(text_streams(store, "train")):
         raise UserError(f"model.context={context} has no room for a text and its ends: raise it")
-    full_lengths, held_out_full = _lengths(store, "train"), _lengths(store, "validation")
+    return divide(_lengths(store, "train"), _lengths(store, "validation"), classes=classes, context=context)
+
+
+def divide(full_lengths: np.ndarray, held_out_full: np.ndarray, *, classes: int, context: int) -> Buckets:
+    """Divide rows by their lengths, (rows, 1) or (rows, 2), into classes as in `make_buckets`.
+
+    Args:
+        full_lengths: Lengths of the training rows, before the context truncates them.
+        held_out_full: Lengths of the validation rows.
+        classes: Maximum number of classes.
+        context: Maximum length.
+    """
     lengths, held_out_lengths = np.minimum(full_lengths, context), np.minimum(held_out_full, context)
     cells = np.array_split(np.argsort(lengths.max(1), kind="stable"), min(CELLS * classes, len(lengths)))
     longest = np.maximum.accumulate([lengths[cell].max(0) for cell in cells])
@@ -80,7 +91,7 @@ def make_buckets(store: Store, *, classes: int, context: int) -> Buckets:
     )
 
 
-def bucket_order(plan: Buckets, config: RecordsConfig, *, seed: int, group: int) -> Order:
+def bucket_order(plan: Buckets, config: RecordsConfig | ChatConfig, *, seed: int, group: int) -> Order:
     """Return the order of all records, in blocks of `group` samples of one class.
 
     A class occurs in proportion to its number of records. With N records, any N consecutive samples contain each

@@ -21,7 +21,7 @@ import numpy as np
 from lmjax.config import UserError
 from lmjax.data.batches.buckets import Buckets, has_labels, lead_ids, text_streams
 from lmjax.data.order.order import Order
-from lmjax.data.sources.rows import Side
+from lmjax.data.sources.tables import Side
 from lmjax.data.store.facts import notes
 from lmjax.data.store.store import Store, Tokens
 from lmjax.data.tokenizer import Tokenizer
@@ -98,7 +98,7 @@ def row(tokenizer: Tokenizer, texts: Sequence[str], *, context: int) -> Batch:
 
 def _pairs(store: Store, side: Side, records: np.ndarray, widths: tuple[int, ...]) -> Batch:
     end = _end(store.tokenizer)
-    (source, source_size_B), (target, target_size_B) = (_spans(tokens, records) for tokens in text_streams(store, side))
+    (source, source_size_B), (target, target_size_B) = (spans(tokens, records) for tokens in text_streams(store, side))
     column_S, column_T = (np.arange(width) for width in widths)
     kept_B = np.minimum(source_size_B, widths[0] - 1)[:, None]  # widths[0] holds it, unless the context truncates it
     source_BS = _take(store.streams[f"{side}-0"], source[:, None] + column_S, column_S < kept_B, end)
@@ -119,16 +119,16 @@ def _labelled(store: Store, side: Side, records: np.ndarray, widths: tuple[int, 
     fill = end if tokenizer.pad is None else tokenizer.pad
     inputs_BT = np.full((len(records), *widths), fill, np.int32)
     inputs_BT[:, : len(lead)] = lead
-    spans = [_spans(tokens, records) for tokens in streams]
+    places = [spans(tokens, records) for tokens in streams]
     room = context - len(lead) - len(streams)
-    sizes = [size_B for _, size_B in spans]
+    sizes = [size_B for _, size_B in places]
     if two:
         second_B = np.minimum(sizes[1], np.maximum(room - sizes[0], room // 2))
         sizes = [np.minimum(sizes[0], room - second_B), second_B]
     else:
         sizes = [np.minimum(sizes[0], room)]
     begin_B, kinds_BT = np.full((len(records), 1), len(lead)), np.zeros_like(inputs_BT)
-    for kind, (tokens, (start_B, _), size_B) in enumerate(zip(streams, spans, sizes, strict=True)):
+    for kind, (tokens, (start_B, _), size_B) in enumerate(zip(streams, places, sizes, strict=True)):
         place_BT, stop_B = column_T - begin_B, begin_B + size_B[:, None]
         here_BT = (place_BT >= 0) & (column_T < stop_B)
         inputs_BT = np.where(here_BT, _take(tokens, start_B[:, None] + place_BT, here_BT, end), inputs_BT)
@@ -144,7 +144,7 @@ def _labelled(store: Store, side: Side, records: np.ndarray, widths: tuple[int, 
     }
 
 
-def _spans(tokens: Tokens, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def spans(tokens: Tokens, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (first token, number of tokens) of each document."""
     start_B = tokens.starts[records]
     last = records + 1 >= len(tokens.starts)
@@ -162,8 +162,8 @@ def _take(tokens: Tokens, place: np.ndarray, real: np.ndarray, fill: int) -> np.
 
 def text_of(store: Store, side: Side, record: int) -> tuple[str, ...]:
     """Return the decoded texts of a record."""
-    spans = [(tokens, *_spans(tokens, np.asarray([record]))) for tokens in text_streams(store, side)]
-    return tuple(store.tokenizer.decode(tokens.ids[int(a[0]) : int(a[0] + n[0])]) for tokens, a, n in spans)
+    places = [(tokens, *spans(tokens, np.asarray([record]))) for tokens in text_streams(store, side)]
+    return tuple(store.tokenizer.decode(tokens.ids[int(a[0]) : int(a[0] + n[0])]) for tokens, a, n in places)
 
 
 def labels(store: Store) -> tuple[str, ...]:

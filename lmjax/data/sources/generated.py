@@ -11,6 +11,7 @@ import itertools
 import re
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from lmjax.config import UserError
@@ -73,16 +74,25 @@ def number(index: int) -> tuple[str, str]:
     return (text.capitalize() if choices.below(8) == 0 else text), str(value)
 
 
-def _spoken(value: int, choices: Choices) -> str:
-    link, join = choices.of((" ", " and ")), choices.of((" ", "-"))
+def spelled(value: int, *, link: str, join: str) -> str:
+    """Return a number below 10,000 in hundreds, as "nine hundred and sixty-seven".
+
+    Args:
+        value: The number.
+        link: Text between hundreds and tens.
+        join: Text between tens and ones.
+    """
 
     def tens(n: int) -> str:
         return _UNITS[n] if n < 20 else _TENS[n // 10] + (join + _UNITS[n % 10] if n % 10 else "")
 
-    def hundreds(n: int) -> str:
-        head, rest = divmod(n, 100)
-        return link.join([tens(head) + " hundred"] * (head > 0) + [tens(rest)] * (rest > 0 or n == 0))
+    head, rest = divmod(value, 100)
+    return link.join([tens(head) + " hundred"] * (head > 0) + [tens(rest)] * (rest > 0 or value == 0))
 
+
+def _spoken(value: int, choices: Choices) -> str:
+    link, join = choices.of((" ", " and ")), choices.of((" ", "-"))
+    hundreds = partial(spelled, link=link, join=join)
     if 1100 <= value < 10_000 and value // 100 % 10 and choices.below(3) == 0:
         return hundreds(value)  # thirty-five hundred
     millions, rest = divmod(value, 1_000_000)
@@ -99,7 +109,7 @@ def _spoken(value: int, choices: Choices) -> str:
 
 # ---- Dates ------------------------------------------------------------------------------------------------------
 
-_MONTHS, _DAYS, _ROMAN, _ORDINALS = (
+MONTHS, _DAYS, _ROMAN, _ORDINALS = (
     words.split()
     for words in (
         "January February March April May June July August September October November December",
@@ -127,7 +137,7 @@ def date(index: int) -> tuple[str, str]:
     """Return a day of 1900 to 2049 in one of three dozen written forms, and as YYYY-MM-DD."""
     choices = Choices(f"dates {index}")
     when = datetime.date.fromordinal(_FIRST + choices.below(_LAST - _FIRST + 1))
-    month, day = _MONTHS[when.month - 1], _DAYS[when.weekday()]
+    month, day = MONTHS[when.month - 1], _DAYS[when.weekday()]
     ending = {1: "st", 2: "nd", 3: "rd"}.get(when.day % 10, "th") if when.day not in (11, 12, 13) else "th"
     text = choices.of(_FORMS).format(
         y=when.year,

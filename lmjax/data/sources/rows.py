@@ -8,19 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lmjax.config import RecordsConfig, UserError, extensions
 from lmjax.config.errors import nearest
 from lmjax.config.ranges import check_ranges
-from lmjax.data.sources import generated, labels, streams
+from lmjax.data.sources import generated, labels, streams, tables
 from lmjax.data.sources.labels import Label
 from lmjax.data.sources.streams import MOST_LISTED, Dropped, listed
-from lmjax.data.store.ingest import Split
+from lmjax.data.sources.tables import Side, is_table
 from lmjax.system import paths, readers
-
-Side = Literal["train", "validation"]
-SIDES: tuple[Side, ...] = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -50,18 +47,14 @@ def records(config: RecordsConfig, *, dropped: Dropped | None = None) -> Iterato
     Raises:
         UserError: A file is missing, unreadable or malformed, a column is missing, or a text or label is invalid.
     """
-    split, taken = Split("hash", config.validation_fraction), 0
-    for record in streams.advised(_read(config, config.files, dropped)):
-        if not config.validation_files and split.takes(record.key):
-            yield "validation", record
-        elif not config.limit or taken < config.limit:
-            taken += all(record.texts)
-            yield "train", record
-        elif config.validation_files:
-            break
-    if config.validation_files:
-        for record in streams.advised(_read(config, config.validation_files, dropped)):
-            yield "validation", record
+    return tables.divided(
+        lambda names: _read(config, names, dropped),
+        files=config.files,
+        validation_files=config.validation_files,
+        fraction=config.validation_fraction,
+        limit=config.limit,
+        counts=lambda record: all(record.texts),
+    )
 
 
 def fingerprint(config: RecordsConfig) -> dict[str, Any]:
@@ -81,7 +74,7 @@ def fingerprint(config: RecordsConfig) -> dict[str, Any]:
         raise UserError(f"data.validation_files need data.files: the source '{config.source}' has validation records")
     content: list[Any] = []
     if config.files:
-        content = [_stamps(names, config) for names in (config.files, config.validation_files)]
+        content = [tables.stamps(_files(names, config)) for names in (config.files, config.validation_files)]
     elif registered := extensions.find("data.source", config.source):
         _, identity = registered.value
         value = streams.registered_identity(f"data.source={config.source}", identity, config)
@@ -103,10 +96,6 @@ def name(config: RecordsConfig) -> str:
     return ", ".join((*config.files, *config.validation_files)) or config.source
 
 
-def _stamps(names: tuple[str, ...], config: RecordsConfig) -> list[list[Any]]:
-    return [[file.real, file.size, file.mtime_ns] for file in _files(names, config).files]
-
-
 def notes(config: RecordsConfig) -> list[str]:
     """Return what the names of the files leave out, a line for each reason."""
     return [note for names in (config.files, config.validation_files) for note in _files(names, config).notes()]
@@ -114,12 +103,7 @@ def notes(config: RecordsConfig) -> list[str]:
 
 def repeated(config: RecordsConfig) -> list[str]:
     """Return a line for each validation file whose records are trained on."""
-    training = {file.real for file in _files(config.files, config).files}
-    return [
-        f"'{file.path}' is in data.files and in data.validation_files: the model is measured on records of its training"
-        for file in _files(config.validation_files, config).files
-        if file.real in training
-    ]
+    return tables.repeated(_files(config.files, config), _files(config.validation_files, config))
 
 
 def _files(names: tuple[str, ...], config: RecordsConfig) -> paths.Listing:
@@ -128,26 +112,19 @@ def _files(names: tuple[str, ...], config: RecordsConfig) -> paths.Listing:
         return paths.Listing()
     key = "data.files" if names == config.files else "data.validation_files"
     given = [paths.local(name, key=key) for name in names]
-    if len(names) == 2 == len(config.texts) and not config.label and not any(map(_is_table, given)):
+    if len(names) == 2 == len(config.texts) and not config.label and not any(map(is_table, given)):
         for path in given:
             if not path.is_file():
                 raise paths.missing(path)
         return paths.Listing([paths.file(path) for path in given])
-    has_text = any(path.is_file() and not _is_table(path) for path in given)
-    tables = paths.Listing() if has_text else streams.listing(names, key=key)
-    for file in [file for file in tables.files if not _is_table(file.path)]:
-        tables.files.remove(file)
-        tables.skip("text files next to tables", file.path)
-    if not tables.files:
+    has_text = any(path.is_file() and not is_table(path) for path in given)
+    files = paths.Listing() if has_text else tables.listing(names, key=key)
+    if not files.files:
         raise UserError(
             f"'{names[0]}' holds no records: give files that end in {readers.endings(readers.TABLES)}, or, for two "
             f"data.texts without data.label, exactly two text files whose lines belong together"
         )
-    return tables
-
-
-def _is_table(path: Path) -> bool:
-    return readers.kind(path) in readers.TABLES
+    return files
 
 
 def _read(config: RecordsConfig, names: tuple[str, ...], dropped: Dropped | None) -> Iterator[Record]:
@@ -170,7 +147,7 @@ def _rows(config: RecordsConfig, names: tuple[str, ...], skip: Dropped | None) -
             yield f"{config.source}: record {number}", row, key
         return
     files = [file.path for file in _files(names, config).files]
-    if not all(map(_is_table, files)):
+    if not all(map(is_table, files)):
         errors = "strict" if skip is None else "surrogateescape"
         for number, pair in enumerate(_aligned(files[0], files[1], encoding=config.encoding, errors=errors), 1):
             where = f"line {number} of '{files[0]}' and '{files[1]}'"

@@ -14,10 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lmjax.config import DataConfig, RecordsConfig, SourceConfig, UserError, extensions
+from lmjax.config import AnyDataConfig, DataConfig, SourceConfig, UserError, extensions
 from lmjax.config.encodings import UTF_8, codec
 from lmjax.config.errors import nearest, one_line
-from lmjax.data.sources import docstrings, episodes, text
+from lmjax.data.sources import docstrings, episodes, facts, text
 from lmjax.system import hub, paths, readers
 from lmjax.system.compression import blocks
 
@@ -193,6 +193,8 @@ def _source(source: SourceConfig, data: DataConfig, dropped: Dropped | None = No
         )
     if source.source == "docstrings":
         return _Source(docstrings.fingerprint, lambda: _pieces_of(docstrings.docstrings()["text"]))
+    if source.source == "numbers_and_dates":
+        return _Source(facts.fingerprint, lambda: _pieces_of(facts.documents()))
     if source.source == "in_context":
         return _Source(
             lambda: episodes.fingerprint(data.in_context), lambda: _pieces_of(episodes.documents(data.in_context))
@@ -219,13 +221,13 @@ def advised(items: Iterable[T]) -> Iterator[T]:
         raise UserError(f"{error}; data.on_bad_record=skip leaves such records out") from None
 
 
-def file_settings(data: DataConfig | RecordsConfig) -> dict[str, Any]:
+def file_settings(data: AnyDataConfig) -> dict[str, Any]:
     """Return the settings of how files are read that differ from the default, for an identity."""
     encoding = codec(data.encoding).name
     return ({} if encoding == UTF_8 else {"encoding": encoding}) | bad_record_setting(data)
 
 
-def bad_record_setting(data: DataConfig | RecordsConfig) -> dict[str, Any]:
+def bad_record_setting(data: AnyDataConfig) -> dict[str, Any]:
     """Return `data.on_bad_record`, for an identity, where it differs from the default."""
     return {} if data.on_bad_record == "error" else {"on_bad_record": data.on_bad_record}
 
@@ -309,7 +311,7 @@ def registered_identity(where: str, identity: Callable[[Any], Any], data: Any) -
 def _hub_name(source: str) -> tuple[str, str | None]:
     prefix, _, name = source.partition(":")
     if prefix != "hub" or not name:
-        names = ["docstrings", "in_context", "hub:NAME", *extensions.names("data.source")]
+        names = [*extensions.OWN_TEXT_SOURCES, *extensions.names("data.source")]
         raise UserError(f"data.source: '{source}' is unknown{nearest(source, names)}")
     name, _, subset = name.partition(":")
     return name, subset or None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmjax.data.store.store import Store
+from lmjax.data.store.store import Store, holds_text
 from lmjax.display.format import quantity
 
 WARN = 0.005  # share of unknown tokens above which a line is a warning
@@ -13,10 +13,11 @@ def store_facts(store: Store) -> dict[str, Any]:
     unknown = {"training": 0, "validation": 0}
     for name in store.streams:
         unknown["validation" if name.startswith("validation") else "training"] += store.unknown_tokens(name)
+    records = store.manifest.get("records") or {}
     dropped, empty = (
         sum(source.get(name, 0) for source in store.manifest.get("sources", ())) for name in ("dropped", "empty")
     )
-    skipped = (store.manifest.get("records") or {}).get("skipped", empty or None)
+    skipped = records.get("skipped", empty or None)
     return (
         {"unknown_tokens": unknown}
         | ({} if skipped is None else {"skipped_records": skipped})
@@ -54,7 +55,7 @@ def _unknown(store: Store) -> str:
     unknown = sum(map(store.unknown_tokens, store.streams))
     if not unknown:
         return ""
-    share = unknown / sum(len(tokens.ids) for name, tokens in store.streams.items() if not name.endswith("-label"))
+    share = unknown / sum(len(tokens.ids) for name, tokens in store.streams.items() if holds_text(name))
     name = store.tokenizer.token_text(store.tokenizer.unknown or 0)
     line = f"unknown tokens: {unknown:,} ({share:.2%}) are {name}, which stands for text that the vocabulary lacks"
     if share <= WARN:

@@ -3,21 +3,23 @@
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lmjax.config import RecordsConfig, UserError
 from lmjax.data.sources import rows
 from lmjax.data.sources.labels import Labels
-from lmjax.data.sources.rows import SIDES, Record, Side
 from lmjax.data.sources.streams import Dropped
+from lmjax.data.sources.tables import SIDES, Side
 from lmjax.data.store.ingest import BATCH, COMPARED, Stream, compare
 from lmjax.data.store.manifest import Report, dtype
 from lmjax.data.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 def texts(config: RecordsConfig, *, dropped: Dropped | None = None) -> Iterator[str]:
@@ -50,7 +52,7 @@ def ingest_records(
     labels: dict[Side, array[int]] = {side: array("L") for side in SIDES}
     with ExitStack() as stack:
         streams = {name: stack.enter_context(closing(Stream(folder, name, tokenizer.vocab_size))) for name in names}
-        for batch in _batches(rows.records(config, dropped=dropped)):
+        for batch in batches(rows.records(config, dropped=dropped), lambda item: sum(map(len, item[1].texts))):
             every = [text for _, record in batch for text in record.texts]
             ids_of_texts = tokenizer.encode_batch(every)
             if not tokenizer.lossless and compared.get("bytes", 0) < COMPARED:
@@ -84,12 +86,13 @@ def ingest_records(
     return sizes, details
 
 
-def _batches(records: Iterable[tuple[Side, Record]]) -> Iterator[list[tuple[Side, Record]]]:
-    batch: list[tuple[Side, Record]] = []
+def batches(items: Iterable[T], length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yield lists of items with about as many characters as the tokenizer takes at a time."""
+    batch: list[T] = []
     size = 0
-    for item in records:
+    for item in items:
         batch.append(item)
-        size += sum(map(len, item[1].texts))
+        size += length(item)
         if size >= BATCH:
             yield batch
             batch, size = [], 0

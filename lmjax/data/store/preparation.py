@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from lmjax import __version__
-from lmjax.config import DataConfig, RecordsConfig, SourceConfig, TokenizerConfig, UserError
+from lmjax.config import AnyDataConfig, ChatConfig, DataConfig, RecordsConfig, SourceConfig, TokenizerConfig, UserError
 from lmjax.config.ranges import check_ranges
+from lmjax.data.chat_tokens import completed
 from lmjax.data.order.mixture import check_weights
-from lmjax.data.sources import rows, streams
-from lmjax.data.store import ingest_records
+from lmjax.data.sources import chat, rows, streams
+from lmjax.data.store import ingest_chat, ingest_records
 from lmjax.data.store.ingest import Split, StaleProgress, Text, ingest
 from lmjax.data.store.manifest import FORMAT, Report, content_fingerprint, dtype, file_sha256, read_manifest, silent
-from lmjax.data.store.store import Store, count, mapped
+from lmjax.data.store.store import Store, count, holds_text, mapped
 from lmjax.data.tokenizer import Tokenizer, build_tokenizer, file_identity, load_tokenizer
 from lmjax.data.tokenizer_training import TRAINING_BYTES
 from lmjax.system import files, paths
@@ -28,9 +29,7 @@ from lmjax.system.files import sync_folder, write_text
 WAITING = "waiting for another process that prepares the same data"
 
 
-def prepare(
-    config: DataConfig | RecordsConfig, *, report: Report = silent, verify: bool = False, known: str = ""
-) -> Store:
+def prepare(config: AnyDataConfig, *, report: Report = silent, verify: bool = False, known: str = "") -> Store:
     """Return the store of a configuration from the cache, after ingestion if necessary.
 
     An interrupted ingestion of text resumes; an ingestion of records restarts. If several processes need the same
@@ -72,7 +71,7 @@ def prepare(
     return Store.open(folder, verify=verify, report=report)
 
 
-def prepare_to_read(config: DataConfig | RecordsConfig, fingerprint: str, *, report: Report = silent) -> Store:
+def prepare_to_read(config: AnyDataConfig, fingerprint: str, *, report: Report = silent) -> Store:
     """Return the store of a run that is only read, with the hash of every file checked.
 
     It is the store with this fingerprint in the cache that the configuration names or in the user's cache. If neither
@@ -101,7 +100,7 @@ def find_store(cache: Path, fingerprint: str) -> Path | None:
     return None
 
 
-def _ways_out(config: DataConfig | RecordsConfig, cache: Path, problem: str) -> str:
+def _ways_out(config: AnyDataConfig, cache: Path, problem: str) -> str:
     """Say how to resume a run whose text and prepared tokens are missing."""
     key = "data.mixture" if isinstance(config, DataConfig) and config.mixture else "data.files"
     return (
@@ -116,7 +115,7 @@ def cache_folder(configured: str) -> Path:
     return paths.local(configured, key="data.cache") if configured else files.cache_folder()
 
 
-def _identity(config: DataConfig | RecordsConfig) -> dict[str, Any]:
+def _identity(config: AnyDataConfig) -> dict[str, Any]:
     """Identify the content of a store without reading the text."""
     defaults = asdict(TokenizerConfig())
     choice: dict[str, Any] = {
@@ -126,7 +125,13 @@ def _identity(config: DataConfig | RecordsConfig) -> dict[str, Any]:
     }
     if config.tokenizer.kind == "file":
         choice = {"kind": "file", "files": file_identity(Path(config.tokenizer.path))}
-    content = rows.fingerprint(config) if isinstance(config, RecordsConfig) else _text_identity(config)
+    match config:
+        case RecordsConfig():
+            content = rows.fingerprint(config)
+        case ChatConfig():
+            content = chat.fingerprint(config)
+        case _:
+            content = _text_identity(config)
     return {"format": FORMAT, "tokenizer": choice, **content}
 
 
@@ -138,10 +143,10 @@ def _text_identity(config: DataConfig) -> dict[str, Any]:
     }
 
 
-def _make(folder: Path, config: DataConfig | RecordsConfig, identity: dict[str, Any], report: Report) -> None:
+def _make(folder: Path, config: AnyDataConfig, identity: dict[str, Any], report: Report) -> None:
     """Ingest into FOLDER.partial, which may hold an earlier attempt, and rename it."""
     work = folder.with_name(folder.name + ".partial")
-    ingested = _records(work, config, report) if isinstance(config, RecordsConfig) else _text(work, config, report)
+    ingested = _text(work, config, report) if isinstance(config, DataConfig) else _records(work, config, report)
     if _identity(config) != identity:
         shutil.rmtree(work)
         raise UserError("a file of the corpus changed while it was read: start again when it is complete")
@@ -212,17 +217,22 @@ def _repeated(lines: list[str]) -> dict[str, list[str]]:
     return {"repeated": lines} if lines else {}
 
 
-def _records(work: Path, config: RecordsConfig, report: Report) -> _Ingested:
+def _records(work: Path, config: RecordsConfig | ChatConfig, report: Report) -> _Ingested:
     if work.exists():
         shutil.rmtree(work)
     work.mkdir()
     trained = _tokenizer(work / "tokenizer.json", config, report)
-    sizes, details = ingest_records.ingest_records(work, config, tokenizer=trained, report=report)
-    details["sources"][0] |= _left_out(rows.notes(config))
-    return _Ingested(trained, sizes, details | _repeated(rows.repeated(config)))
+    if isinstance(config, ChatConfig):
+        sizes, details = ingest_chat.ingest_chat(work, config, tokenizer=trained, report=report)
+        repeated = chat.repeated(config)
+    else:
+        sizes, details = ingest_records.ingest_records(work, config, tokenizer=trained, report=report)
+        repeated = rows.repeated(config)
+    details["sources"][0] |= _left_out(file_notes(config))
+    return _Ingested(trained, sizes, details | _repeated(repeated))
 
 
-def _tokenizer(path: Path, config: DataConfig | RecordsConfig, report: Report) -> Tokenizer:
+def _tokenizer(path: Path, config: AnyDataConfig, report: Report) -> Tokenizer:
     """Return the tokenizer of an earlier attempt, or a new tokenizer."""
     if path.exists():
         return load_tokenizer(path)
@@ -230,7 +240,7 @@ def _tokenizer(path: Path, config: DataConfig | RecordsConfig, report: Report) -
 
     def texts() -> Iterator[str]:
         done = reported = 0
-        pieces = ingest_records.texts(config) if isinstance(config, RecordsConfig) else streams.texts(config)
+        pieces = tokenizer_texts(config)
         try:
             for piece in pieces:
                 yield piece
@@ -242,8 +252,35 @@ def _tokenizer(path: Path, config: DataConfig | RecordsConfig, report: Report) -
             report(done, None, "training the tokenizer")
 
     trained = build_tokenizer(config.tokenizer, texts)
+    if isinstance(config, ChatConfig):
+        trained = completed(trained)
     write_text(path, trained.json)
     return trained
+
+
+def tokenizer_texts(config: AnyDataConfig, *, dropped: streams.Dropped | None = None) -> Iterator[str]:
+    """Return the text on which the tokenizer of a configuration is trained.
+
+    `dropped` counts the bad records that are left out.
+    """
+    match config:
+        case RecordsConfig():
+            return ingest_records.texts(config, dropped=dropped)
+        case ChatConfig():
+            return ingest_chat.texts(config, dropped=dropped)
+        case _:
+            return streams.texts(config, dropped=dropped)
+
+
+def file_notes(config: AnyDataConfig) -> list[str]:
+    """Return what the names of the files leave out, a line for each reason."""
+    match config:
+        case RecordsConfig():
+            return rows.notes(config)
+        case ChatConfig():
+            return chat.notes(config)
+        case _:
+            return [note for source in streams.sources(config) for note in streams.notes(source)]
 
 
 def _manifest(work: Path, ingested: _Ingested, identity: dict[str, Any]) -> dict[str, Any]:
@@ -282,7 +319,7 @@ def _manifest(work: Path, ingested: _Ingested, identity: dict[str, Any]) -> dict
 
 def _unknown(path: Path, tokenizer: Tokenizer) -> dict[str, int]:
     """Return the number of unknown tokens of a stream, if the tokenizer has one."""
-    if tokenizer.unknown is None or path.name.endswith("-label.ids"):
+    if tokenizer.unknown is None or not holds_text(path.stem):
         return {}
     return {"unknown": count(mapped(path, dtype(tokenizer.vocab_size)), tokenizer.unknown)}
 

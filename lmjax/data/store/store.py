@@ -104,7 +104,7 @@ class Store:
         unknown, counts = self.tokenizer.unknown, {}
         for name, tokens in self.streams.items():
             recorded = self.manifest.get("streams", {}).get(name, {}).get("unknown")
-            if unknown is None or name.endswith("-label"):
+            if unknown is None or not holds_text(name):
                 counts[name] = 0
             else:
                 counts[name] = count(tokens.ids, unknown) if recorded is None else recorded
@@ -146,14 +146,16 @@ class Store:
         manifest = read_manifest(folder)
         verified = verify_files(folder, manifest, complete=verify, report=report)
         loaded = load_tokenizer(folder / "tokenizer.json")
-        vocab_size, labels = manifest["tokenizer"]["vocab_size"], len(manifest.get("labels") or ())
+        vocab_size: int = manifest["tokenizer"]["vocab_size"]
+        labels = len(manifest.get("labels") or ())
+        sizes: dict[str, int] = {"label": labels, "mask": 2}  # of streams without text
         streams = {
             name: Tokens(
                 ids=mapped(folder / f"{name}.ids", dtype(vocab_size)),
                 starts=mapped(folder / f"{name}.starts", np.dtype("<i8")),
                 bytes=entry["bytes"],
                 sha256=manifest["files"][f"{name}.ids"]["sha256"],
-                vocab_size=labels if name.endswith("-label") else vocab_size,
+                vocab_size=sizes.get(name.rpartition("-")[2], vocab_size),
             )
             for name, entry in manifest["streams"].items()
         }
@@ -161,6 +163,11 @@ class Store:
             if not _are_offsets(tokens.starts, len(tokens.ids)):
                 raise damaged(folder / f"{name}.starts", "its offsets decrease, or are outside the ids")
         return cls(folder, loaded, streams, manifest["fingerprint"], manifest, verified)
+
+
+def holds_text(stream: str) -> bool:
+    """Whether a stream holds token ids, not labels or marks of targets."""
+    return not stream.endswith(("-label", "-mask"))
 
 
 def count(ids: np.ndarray, id: int) -> int:

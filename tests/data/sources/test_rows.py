@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from lmjax.config import RecordsConfig, UserError
-from lmjax.data.sources import rows, streams
+from lmjax.data.sources import rows, streams, tables
 
 
 def table(path: Path, *records: Any) -> str:
@@ -69,7 +69,7 @@ def test_the_split_follows_the_texts_and_the_limit_only_the_training_records(tmp
     records = [{"source": f"s{i % 500}", "target": f"t{i % 500}", "y": i} for i in range(1000)]
     options = {"files": (table(tmp_path / "a.jsonl", *records),), "label": "y", "validation_fraction": 0.2}
     whole = read(**options)
-    sides = {side: {texts for s, texts, _ in whole if s == side} for side in rows.SIDES}
+    sides = {side: {texts for s, texts, _ in whole if s == side} for side in tables.SIDES}
     assert not sides["train"] & sides["validation"]  # although each pair comes twice
     assert 70 < len(sides["validation"]) < 130  # 100 of 500: three standard deviations are 27
     some = read(**options, limit=10)

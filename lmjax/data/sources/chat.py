@@ -1,0 +1,205 @@
+"""Conversations: rows of tables, or generated questions with answers, as turns.
+
+The side of the split of a conversation depends only on its prompt, what precedes the first answer, so that answers to
+equal prompts are always on the same side.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lmjax.config import ChatConfig, UserError, extensions
+from lmjax.config.ranges import check_ranges
+from lmjax.data.sources import facts, streams, tables
+from lmjax.data.sources.chat_rows import Role, Turn, turns
+from lmjax.data.sources.streams import Dropped
+from lmjax.data.sources.tables import Side
+from lmjax.system import paths, readers
+
+FORMAT = 1  # part of the fingerprint: raise it when a row becomes other turns
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation with something to learn."""
+
+    turns: tuple[Turn, ...]
+    #: Equal keys are on the same side of a split.
+    key: str
+    #: Location, for error messages.
+    where: str
+
+
+#: Why a row without an error is left out.
+Reason = Literal["empty", "no_target"]
+
+
+class NoTarget(UserError):
+    """The error of a row without an answer to learn."""
+
+
+def conversations(
+    config: ChatConfig, *, dropped: Dropped | None = None, left_out: Counter[Reason] | None = None
+) -> Iterator[tuple[Side, Conversation]]:
+    """Return all conversations in order, each with its side, in bounded memory.
+
+    Args:
+        config: The conversations.
+        dropped: Counts the bad rows that `data.on_bad_record=skip` leaves out.
+        left_out: Counts the rows without text and, with `data.on_bad_record=skip`, those without an answer.
+
+    Raises:
+        UserError: A file is missing or unreadable, or a row is malformed or has no answer to learn.
+    """
+    counter: Counter[Reason] = Counter() if left_out is None else left_out
+    return tables.divided(
+        lambda names: _read(config, names, dropped, counter),
+        files=config.files,
+        validation_files=config.validation_files,
+        fraction=config.validation_fraction,
+        limit=config.limit,
+        counts=lambda conversation: True,
+    )
+
+
+def fingerprint(config: ChatConfig) -> dict[str, Any]:
+    """Identify the conversations without reading them, as a JSON value.
+
+    Files are identified by path, size and modification time.
+
+    Raises:
+        UserError: The settings are invalid.
+    """
+    check_ranges(config, "data")
+    if config.validation_files and not config.files:
+        raise UserError(
+            f"data.validation_files need data.files: the source '{config.source}' has validation conversations"
+        )
+    if config.files:
+        content: Any = [tables.stamps(listing) for listing in _listings(config)]
+    elif registered := extensions.find("data.source", config.source):
+        _, identity = registered.value
+        value = streams.registered_identity(f"data.source={config.source}", identity, config)
+        content = [config.source, registered.sha256, value]
+    else:
+        content = [facts.fingerprint()]
+    return {
+        "chat": content,
+        "turns": FORMAT,
+        "columns": config.format,
+        "targets": config.targets,
+        "limit": config.limit,
+        "validation": None if config.validation_files else config.validation_fraction,
+        **streams.file_settings(config),
+    }
+
+
+def name(config: ChatConfig) -> str:
+    """Return the name of the conversations, for messages."""
+    return ", ".join((*config.files, *config.validation_files)) or config.source
+
+
+def notes(config: ChatConfig) -> list[str]:
+    """Return what the names of the files leave out, a line for each reason."""
+    return [note for listing in _listings(config) for note in listing.notes()]
+
+
+def repeated(config: ChatConfig) -> list[str]:
+    """Return a line for each validation file whose conversations are trained on."""
+    return tables.repeated(*_listings(config))
+
+
+def _listings(config: ChatConfig) -> tuple[paths.Listing, paths.Listing]:
+    return _files(config.files, "data.files"), _files(config.validation_files, "data.validation_files")
+
+
+def _files(names: tuple[str, ...], key: str) -> paths.Listing:
+    if not names:
+        return paths.Listing()
+    listing = tables.listing(names, key=key)
+    if not listing.files:
+        raise UserError(
+            f"{key}: '{names[0]}' holds no conversations: give files that end in {readers.endings(readers.TABLES)}"
+        )
+    return listing
+
+
+# ---- From rows to conversations -----------------------------------------------------------------------------------
+
+
+def _read(
+    config: ChatConfig, names: tuple[str, ...], dropped: Dropped | None, left_out: Counter[Reason]
+) -> Iterator[Conversation]:
+    skip = None if config.on_bad_record == "error" else dropped or Dropped()
+    for where, row, key in _rows(config, names, skip):
+        try:
+            conversation = _conversation(row, config, where, key)
+        except UserError as error:
+            if skip is None:
+                raise error if isinstance(error, NoTarget) else readers.BadRow(str(error)) from None
+            if isinstance(error, NoTarget):
+                left_out["no_target"] += 1
+            else:
+                skip(error)
+            continue
+        if conversation is None:
+            left_out["empty"] += 1
+        else:
+            yield conversation
+
+
+def _rows(config: ChatConfig, names: tuple[str, ...], skip: Dropped | None) -> Iterator[tuple[str, Any, str]]:
+    """Yield location, row and key of the side (empty: its prompt) of each conversation."""
+    if names:
+        key = "data.files" if names == config.files else "data.validation_files"
+        for file in _files(names, key).files:
+            for where, row in readers.rows(file.path, encoding=config.encoding, skip=skip):
+                yield where, row, ""
+        return
+    if registered := extensions.find("data.source", config.source):
+        read, _ = registered.value
+        rows: Iterator[tuple[Any, str]] = (
+            (row, "") for row in streams.registered_rows(f"data.source={config.source}", read, config)
+        )
+    else:
+        rows = facts.conversations()
+    for number, (row, key) in enumerate(rows, 1):
+        yield f"{config.source}: conversation {number}", row, key
+
+
+def _conversation(row: Any, config: ChatConfig, where: str, key: str) -> Conversation | None:
+    """Return the conversation of a row; None if it has no text to learn.
+
+    Raises:
+        UserError: The row is malformed; NoTarget if it has no answer.
+    """
+    parts = _learned(turns(row, config.format, where), config.targets)
+    if not any(turn.text.strip() for turn in parts):
+        return None
+    if not any(turn.learn for turn in parts):
+        roles = ", ".join(dict.fromkeys(turn.role for turn in parts))
+        raise NoTarget(
+            f"{where} has no answer of the assistant, so there is nothing to learn (its turns are of: {roles}); "
+            "correct it, or set data.on_bad_record=skip to leave such rows out"
+        )
+    if not any(turn.learn and turn.text.strip() for turn in parts):
+        return None
+    return Conversation(tuple(parts), key or prompt_key(parts), where)
+
+
+def _learned(parts: Sequence[Turn], targets: str) -> list[Turn]:
+    """Return the turns with the mark of those that are learned."""
+    if targets == "all":
+        return [Turn(turn.role, turn.text, True) for turn in parts]
+    if targets == "last":
+        last = max((place for place, turn in enumerate(parts) if turn.learn), default=-1)
+        return [Turn(turn.role, turn.text, place == last) for place, turn in enumerate(parts)]
+    return list(parts)
+
+
+def prompt_key(parts: Sequence[Turn]) -> str:
+    """Return what decides the side: the turns before the first answer, or the text."""
+    roles: list[Role] = [turn.role for turn in parts]
+    count = roles.index("assistant") if "assistant" in roles else len(parts)
+    return "\0".join(f"{turn.role}\0{turn.text}" for turn in parts[: count or len(parts)])

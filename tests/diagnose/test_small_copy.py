@@ -1,0 +1,23 @@
+"""A small copy of a configuration still has data to learn from."""
+
+from pathlib import Path
+
+from lmjax.config import ChatConfig
+from lmjax.config.codec import apply_overrides
+from lmjax.data.store import preparation
+from lmjax.diagnose.small_copy import shrink
+from lmjax.run import build
+from tests import small
+
+
+def test_conversations_that_a_small_context_cannot_hold_are_cut(corpus: Path) -> None:
+    config = apply_overrides(small.config("chat", corpus), ["model.context=128", "batch.tokens=[(0, 1024)]"])
+    copy = shrink(config)
+    assert copy.model.context == 64
+    assert isinstance(copy.data, ChatConfig)
+    assert copy.data.too_long == "cut"
+    run = build.build(copy, preparation.prepare(copy.data))
+    assert run.samples.epoch > 0
+    same = shrink(small.config("chat", corpus))
+    assert isinstance(same.data, ChatConfig)
+    assert same.data.too_long == "drop"  # the context is small already
