@@ -168,8 +168,8 @@ def _text(value: Any, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise UserError(f"{where} is not text but {type(value).__name__}")
-    if (half := readers.lone_surrogate(value)) is not None:
-        raise UserError(f"{where} holds half a character (a lone surrogate) at {half}")
+    if wrong := readers.not_text(value):
+        raise UserError(f"{where} holds {wrong}")
     return value
 
 
