@@ -1,6 +1,6 @@
 """Supervised fine-tuning: the next token of the answers in conversations."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,16 +101,25 @@ class FineTuning(NextToken):
             return questions
         return [questions[i] for i in np.linspace(0, len(questions) - 1, most).astype(int).tolist()]
 
-    def _answers(self, params: Any, prompts: Sequence[list[int]]) -> Iterator[tuple[list[int], bool]]:
-        """Yield the greedy answer to each prompt, and whether it ended by itself."""
+    def _answers(self, params: Any, prompts: Sequence[list[int]]) -> list[tuple[list[int], bool]]:
+        """Return the greedy answer to each prompt, and whether it ended by itself.
+
+        Prompts are answered together if they have equal space, so that no prompt shortens the answer to another.
+        """
         tokenizer, context = self.samples.store.tokenizer, self.config.model.context
         ends = LanguageModel(self.model, params, tokenizer, stops=self.stops(tokenizer)).ends
-        for start in range(0, len(prompts), _AT_ONCE):
-            batch = prompts[start : start + _AT_ONCE]
-            room = min(self._options.answer_tokens, context - max(map(len, batch)) + 1)
-            sampling = Sampling(max_tokens=room, temperature=0)
-            *_, answers = continue_ids(self.model, params, batch, sampling=sampling, ends=ends)
-            yield from ((answer, len(answer) < room) for answer in answers)  # the end is not a part of an answer
+        spaces = [min(self._options.answer_tokens, context - len(prompt) + 1) for prompt in prompts]
+        answers: dict[int, tuple[list[int], bool]] = {}
+        for space in sorted(set(spaces)):
+            numbers = [number for number, own in enumerate(spaces) if own == space]
+            for batch in (numbers[start : start + _AT_ONCE] for start in range(0, len(numbers), _AT_ONCE)):
+                sampling = Sampling(max_tokens=space, temperature=0)
+                *_, texts = continue_ids(
+                    self.model, params, [prompts[number] for number in batch], sampling=sampling, ends=ends
+                )
+                # The end is not a part of an answer.
+                answers |= {number: (text, len(text) < space) for number, text in zip(batch, texts, strict=True)}
+        return [answers[number] for number in range(len(prompts))]
 
     def stops(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Return the ids that end an answer, in addition to the tokenizer's `end_of_text`."""

@@ -111,8 +111,10 @@ def test_answers_do_not_depend_on_the_other_prompts(corpus: Path) -> None:
     _, objective, params = fine_tuning(corpus, "chat", "model.positions=rotary")
     prompts = [prompt for prompt, _ in objective.samples.questions()][:4]
     assert len({len(prompt) for prompt in prompts}) > 1
-    together = list(objective._answers(params, prompts))
+    prompts.append((prompts[0] * 128)[: objective.config.model.context - 2])  # leaves space for three tokens only
+    together = objective._answers(params, prompts)
     assert together == [answer for prompt in prompts for answer in objective._answers(params, [prompt])]
+    assert max(len(answer) for answer, _ in together[:-1]) > 3 >= len(together[-1][0])
 
 
 # ---- Without a program to compile ------------------------------------------------------------------------------------
