@@ -15,6 +15,7 @@ from tests import ROOT
 SHORT = ("train.sample_tokens=0", "train.baselines=false")
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_and_resumed(tiny: Config, tmp_path: Path) -> None:
     run = lmjax.train(tiny, *SHORT, run_dir=tmp_path / "run")
     assert run == tmp_path / "run"

@@ -229,6 +229,7 @@ def counted(lm: LanguageModel, tasks: list[Task], path: Path | None, *, stop: fl
     return result, steps[-1][0]
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "PLACES", 1024)
     monkeypatch.setattr(evaluator, "ROWS", 4)

@@ -43,18 +43,19 @@ def finish(config: Config, folder: Path, fault: str = "") -> str:
     return runs.digest(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "point",
     cases(
-        pytest.param("compile", marks=pytest.mark.slow),
-        pytest.param("update@33", marks=pytest.mark.slow),
-        pytest.param("journal.torn@5", marks=pytest.mark.slow),
-        pytest.param("save.arrays@3", marks=pytest.mark.slow),
-        pytest.param("save.read_back@1", marks=pytest.mark.slow),
-        pytest.param("own@4", marks=pytest.mark.slow),
-        pytest.param("save.manifest@3", marks=pytest.mark.slow),
+        "compile",
+        "update@33",
+        "journal.torn@5",
+        "save.arrays@3",
+        "save.read_back@1",
+        "own@4",
+        "save.manifest@3",
         "save.rename@3",
-        pytest.param("save.retain@1", marks=pytest.mark.slow),
+        "save.retain@1",
         rest=[
             "verify@1", "own@1", "own@9",
             "prepared", "update@1", "update@60", "evaluate@1", "evaluate.batch@3", "evaluate@3",

@@ -122,6 +122,7 @@ def robust_z(values: np.ndarray, x: float, *, floor: float) -> float:
     return float((x - median) / max(1.4826 * np.median(np.abs(values - median)), floor))
 
 
+@pytest.mark.slow
 @fast
 @given(st.lists(finite, min_size=1, max_size=200), finite, finite, st.data())
 def test_z_is_that_of_the_accepted_values_of_the_stretch(
@@ -258,6 +259,7 @@ def test_a_suspect_right_at_a_change_leaves_the_window_to_be_cleared_by_the_next
 # ---- What is accepted -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @fast
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 299), max_size=30))
 def test_the_window_holds_the_last_accepted_values_and_nothing_else(seed: int, spoiled: list[int]) -> None:

@@ -128,7 +128,7 @@ def test_one_beam_is_greedy():
 
 
 @pytest.mark.parametrize("length_penalty", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
-@pytest.mark.parametrize("beams", [2, 5])
+@pytest.mark.parametrize("beams", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_beam_never_scores_below_greedy(beams, length_penalty):
     """On a thousand random models, of which the search by itself is below greedy on some."""
     tables, how = models(1000, seed=2), {"beams": beams, "length_penalty": length_penalty}

@@ -87,7 +87,7 @@ def last(updates: Any) -> list[list[int]]:
 # ---- What is the likeliest ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", all_slow_but({4, 5}, FAMILIES.values()), ids=FAMILIES)
+@pytest.mark.parametrize("config", all_slow_but({4}, FAMILIES.values()), ids=FAMILIES)
 def test_greedy_decoding_takes_the_argmax_of_a_pass_over_the_whole_text(config: ModelConfig) -> None:
     """Prompts of different lengths at once; the penalty keeps the text from going round in circles."""
     model, params = rough(config)
@@ -106,9 +106,7 @@ def test_greedy_decoding_takes_the_argmax_of_a_pass_over_the_whole_text(config: 
             assert logits_V[token] >= logits_V.max() - 1e-4
 
 
-@pytest.mark.parametrize(
-    "config", [GPT, pytest.param(LLAMA, marks=pytest.mark.slow), OWN], ids=["gpt2", "llama", "own"]
-)
+@pytest.mark.parametrize("config", all_slow_but({2}, [GPT, LLAMA, OWN]), ids=["gpt2", "llama", "own"])
 def test_a_full_context_keeps_its_later_half_of_each_row(config: ModelConfig) -> None:
     context, wanted = 16, 40
     smaller = replace(config, layers=1) if isinstance(config, GPTConfig) else config

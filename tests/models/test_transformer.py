@@ -169,6 +169,7 @@ def test_longer_padding_changes_rounding_only(config):
     np.testing.assert_allclose(compiled(config)(longer, target, source_mask_BS=wider), logits, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @over_both
 def test_a_changed_future_leaves_earlier_logits_bit_identical(config):
     source, mask, target = pairs()

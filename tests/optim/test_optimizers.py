@@ -141,7 +141,8 @@ def muon_tree(rng, layers=3):
     )
 
 
-@pytest.mark.parametrize("beta", [pytest.param(0.95, marks=pytest.mark.slow), 0.8])
+@pytest.mark.slow
+@pytest.mark.parametrize("beta", [0.95, 0.8])
 def test_muon_treats_each_stacked_layer_as_its_own_matrix(beta: float):
     rng = np.random.default_rng(3)
     params = muon_tree(rng)

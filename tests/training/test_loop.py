@@ -20,7 +20,9 @@ from tests.training import miniature
 from tests.training.miniature import data, events, fresh, parts, weight
 
 
-@pytest.fixture(autouse=True, scope="module", params=[1, 3], ids="{} per dispatch".format)
+@pytest.fixture(
+    autouse=True, scope="module", params=[1, pytest.param(3, marks=pytest.mark.slow)], ids="{} per dispatch".format
+)
 def updates_per_dispatch(request: pytest.FixtureRequest) -> Iterator[int]:
     """Every test of this file twice: one update per dispatch, and several."""
     with pytest.MonkeyPatch.context() as patch:

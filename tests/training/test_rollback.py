@@ -64,16 +64,17 @@ def quiet(updates_per_dispatch: int, tmp_path_factory: pytest.TempPathFactory) -
 # ---- The data are bad (I1) ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "length", "bad"),
     [
-        pytest.param(60, 4, math.nan, marks=pytest.mark.slow),  # two batches, in the middle
-        pytest.param(61, 5, 1e4, marks=pytest.mark.slow),
+        (60, 4, math.nan),  # two batches, in the middle
+        (61, 5, 1e4),
         (2, 5, math.nan),  # before the window is armed, and before any checkpoint but the first
-        pytest.param(33, 4, 1e4, marks=pytest.mark.slow),  # right behind the checkpoint of update 16
-        pytest.param(77, 9, math.nan, marks=pytest.mark.slow),  # across the change of the batch size
-        pytest.param(110, 24, 1e4, marks=pytest.mark.slow),  # six batches of four; one attempt may leave out too little
-        pytest.param(167, 9, math.nan, marks=pytest.mark.slow),  # at the very end
+        (33, 4, 1e4),  # right behind the checkpoint of update 16
+        (77, 9, math.nan),  # across the change of the batch size
+        (110, 24, 1e4),  # six batches of four; one attempt may leave out too little
+        (167, 9, math.nan),  # at the very end
     ],
 )
 def test_bad_data_end_as_if_they_had_been_excluded_from_the_start(
@@ -98,6 +99,7 @@ def test_bad_data_end_as_if_they_had_been_excluded_from_the_start(
     assert found.path == past(tmp_path / "never").path  # every cursor, loss and gradient norm of the way
 
 
+@pytest.mark.slow
 def test_two_spikes_far_apart_are_two_first_attempts(tmp_path: Path) -> None:
     poison = at(*range(40, 44), *range(140, 148))
     end = run(tmp_path / "spikes", poison=poison)

@@ -148,7 +148,8 @@ def test_dropout_is_a_function_of_its_key_and_right_on_average():
     assert np.abs(error).max() < 6  # standard errors, of 1280 means
 
 
-@pytest.mark.parametrize("rate", [0.0, pytest.param(0.4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.0, 0.4])
 def test_gradients_equal_finite_differences(rate):
     with jax.enable_x64(True):
         q, k, v, g = (jnp.asarray(x) for x in arrays(2, T=140, dtype=np.float64))

@@ -172,6 +172,7 @@ def test_what_is_not_finite_is_named_and_the_report_is_whole(tiny: Config, tmp_p
     assert headings(text)[2:] == HEADINGS
 
 
+@pytest.mark.slow
 def test_a_section_that_fails_leaves_the_others(tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise MemoryError("out of\nmemory")
