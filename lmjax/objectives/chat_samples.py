@@ -4,6 +4,7 @@ Shapes: B rows, T positions.
 """
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,9 +71,9 @@ class ChatSamples(Samples):
         """Return rows of zeros with the names, shapes and types of `arrays`."""
         return chat.blank(rows, self.config.model.context, packed=_data(self.config).packed)
 
+    @abstractmethod
     def rows_of(self, ids: np.ndarray) -> Rows:
         """Return the training conversations of each sample."""
-        raise NotImplementedError
 
     @cached_property
     def control(self) -> ChatTokens:
