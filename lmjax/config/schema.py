@@ -211,7 +211,7 @@ class GuardConfig:
     #: Suspects among the last `among` batches that trigger a rollback.
     several: Annotated[int, size(1)] = 4
     #: Number of last batches in which `several` counts suspects.
-    among: Annotated[int, size(0)] = 8
+    among: Annotated[int, size(1)] = 8
     #: Number of last losses whose median is compared with the best such median.
     divergence_window: Annotated[int, size(2)] = 32
     #: MADs (each at least `loss_floor_nats`) by which the median must exceed the best one to trigger a rollback.
@@ -244,7 +244,7 @@ class GuardConfig:
     skip_share: Annotated[float, at_least(0)] = 0.01
     #: Number of skipped batches up to which `skip_share` is ignored.
     skip_batches: Annotated[int, size(0)] = 64
-    #: Consecutive suspects after which the guard stops a run with `policy=skip`.
+    #: Consecutive suspects after which the guard stops a run with `policy=skip` (0: it never stops the run).
     rejected_in_a_row: Annotated[int, size(0)] = 10
     #: Refuse a resume whose first loss differs from the loss in the journal.
     canary: bool = True

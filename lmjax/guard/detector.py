@@ -179,8 +179,9 @@ def onset(recent: Sequence[Tried], *, fired: str, config: GuardConfig) -> Tried:
 
 
 def remembered(config: GuardConfig) -> int:
-    """Return the number of last batches that `rule` and `onset` consider."""
-    return max(config.among, config.divergence_window)
+    """Return the number of last batches that a rule of the guard considers."""
+    in_a_row = max(config.in_a_row, config.hard_in_a_row, config.rejected_in_a_row)
+    return max(config.among, config.divergence_window, in_a_row)
 
 
 def healthy(update: int, *, suspects: Iterable[int], now: float, every: int, config: GuardConfig) -> bool:

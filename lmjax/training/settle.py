@@ -137,7 +137,7 @@ def _give_up_skipping(inputs: LoopInputs, position: Position) -> None:
     """
     bound = inputs.guard.rejected_in_a_row
     last = position.recent[-bound:]
-    if inputs.guard.policy == "skip" and len(last) == bound and all(batch.suspect for batch in last):
+    if inputs.guard.policy == "skip" and 0 < bound == len(last) and all(batch.suspect for batch in last):
         write(inputs, position, "end", status="gave up", why=f"{bound} suspects in a row")
         raise GaveUp(f"{bound} batches in a row were suspect; guard.policy=rollback would go back", position)
 

@@ -1,5 +1,7 @@
 """The guard outside the update: which suspects make a spike, where it began, which checkpoint is healthy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,6 +59,16 @@ def test_the_rules_against_string_matching(marks: str) -> None:
     expected = marks.endswith("hh") or last.endswith("sss") or (last.endswith("s") and last.count("s") >= 4)
     assert bool(fired) == expected
     assert fired == detector.rule(batches(marks)[-detector.remembered(GUARD) :], config=GUARD)
+
+
+@fast
+@given(st.text("..sssh", max_size=90), st.integers(1, 50), st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
+def test_no_rule_needs_more_batches_than_are_remembered(
+    marks: str, in_a_row: int, hard_in_a_row: int, several: int, among: int
+) -> None:
+    guard = replace(GUARD, in_a_row=in_a_row, hard_in_a_row=hard_in_a_row, several=several, among=among)
+    tried = batches(marks)
+    assert detector.rule(tried[-detector.remembered(guard) :], config=guard) == detector.rule(tried, config=guard)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from lmjax.training.metrics import read
 from lmjax.training.signals import StopRequest
 from lmjax.training.state import State
 from tests.training import miniature
-from tests.training.miniature import data, events, fresh, parts, weight
+from tests.training.miniature import SKIP, data, events, fresh, parts, weight
 
 
 @pytest.fixture(
@@ -153,6 +153,13 @@ def test_data_that_stay_poisoned_end_the_run(tmp_path: Path) -> None:
         train(made, fresh(), stop=StopRequest())
     assert events(tmp_path)[-1] == "end"
     assert events(tmp_path).count("suspect") == 10
+
+
+def test_the_bound_of_suspects_in_a_row_may_exceed_the_window(tmp_path: Path) -> None:
+    guard = replace(SKIP, rejected_in_a_row=SKIP.divergence_window + 8)
+    with parts(tmp_path, poison=tuple(range(8, 1000)), guard=guard) as made, pytest.raises(GaveUp):
+        train(made, fresh(guard), stop=StopRequest())
+    assert events(tmp_path).count("suspect") == guard.rejected_in_a_row
 
 
 def test_saving_comes_before_an_evaluation_that_fails(tmp_path: Path) -> None:
