@@ -203,6 +203,7 @@ class Worker:
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=environment, text=True
         )
         assert "ready" in self.answer(1800), f"the examples are not valid: see {folder / 'worker.txt'}"
+        self.begun_with = self.size()
 
     def answer(self, seconds: float) -> dict[str, Any]:
         """The next outcome; a finding if the process ended or takes too long."""
@@ -225,6 +226,14 @@ class Worker:
         except OSError:
             return 0.0
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def size(self) -> int:
+        """Bytes of address space of the process."""
+        return int(re.findall(r"VmSize:\s+(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())[0]) << 10
+
+    def grown(self) -> int:
+        """Bytes by which the process has grown since it began to answer; the rest of MEMORY is for the next case."""
+        return self.size() - self.begun_with
 
     def ask(self, case: int) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -277,7 +286,7 @@ def supervise(options: argparse.Namespace, folder: Path) -> int:
         if outcome["kind"] == "finding" and signature(outcome) not in seen:
             seen.add(signature(outcome))
             keep(outcome, options, folder)
-        if worker.process.poll() is not None:
+        if worker.process.poll() is not None or worker.grown() > MEMORY / 2:  # caches grow with the cases
             worker.close()
             worker = Worker(options.seed, folder)
         case += 1

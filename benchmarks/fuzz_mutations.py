@@ -94,7 +94,9 @@ def edit_tree(tree: Any, rng: random.Random) -> Any:
     elif kind == 3 and isinstance(node, list):
         node[:] = node * rng.choice([0, 2, 50])
     elif kind == 4 and isinstance(node[key], int | float):
-        node[key] = node[key] * rng.choice([-1, 2, 0.5, 1000]) + rng.choice([-1, 0, 1])
+        factor = rng.choice([-1, 2, 0.5, 1000])
+        number = node[key] if abs(node[key]) < 1e300 else int(node[key] > 0)  # half of a long integer is no float
+        node[key] = number * factor + rng.choice([-1, 0, 1])
     elif kind == 5 and isinstance(node[key], str):
         text = node[key]
         at = rng.randint(0, len(text))

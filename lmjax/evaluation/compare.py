@@ -241,8 +241,8 @@ def _rows(a: Result, b: Result, pairing: Pairing) -> list[Row]:
 
 def _row(name: str, statistic: Statistic, pairs: Sequence[tuple[Sample, Sample]], pairing: Pairing) -> Row:
     a_KD, b_KD = (columns([both[side] for both in pairs], statistic) for side in (0, 1))
-    value_a, value_b = (float(statistic.of(*x_KD.sum(1))) for x_KD in (a_KD, b_KD))
-    with np.errstate(invalid="ignore"):  # NaN for infinite perplexities
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN for infinite perplexities
+        value_a, value_b = (float(statistic.of(*x_KD.sum(1))) for x_KD in (a_KD, b_KD))
         moved_D = statistic.influences(*b_KD) - statistic.influences(*a_KD)
     single, first = len({sample.seed for sample, _ in pairs}) == 1, pairs[0][0]
     return Row(
@@ -276,14 +276,14 @@ def permutation(statistic: Statistic, a_KD: np.ndarray, *, b_KD: np.ndarray) -> 
         a_KD: K measures of D documents of the first result.
         b_KD: The same for the second result.
     """
-    with np.errstate(invalid="ignore"):  # of infinite measures
+    with np.errstate(invalid="ignore", over="ignore"):  # of infinite measures, and sums that become infinite
         sum_K, half_KD = (a_KD + b_KD).sum(1) / 2, (b_KD - a_KD) / 2
     half_KD = half_KD[:, np.any(half_KD != 0, axis=0)]
     count = half_KD.shape[1]
 
     def distances(signs_PD: np.ndarray) -> np.ndarray:
         moved_KP = half_KD @ signs_PD.T
-        with np.errstate(invalid="ignore"):  # of infinite perplexities
+        with np.errstate(invalid="ignore", over="ignore"):  # of infinite perplexities
             return np.abs(statistic.of(*(sum_K[:, None] + moved_KP)) - statistic.of(*(sum_K[:, None] - moved_KP)))
 
     true = distances(np.ones((1, count)))[0]

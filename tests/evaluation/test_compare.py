@@ -185,6 +185,8 @@ def test_numbers_that_are_not_finite_have_no_p_value() -> None:
     assert math.isnan(row.p_value)
     infinite = np.array([[-1e6, -1e6], [1.0, 1.0]])
     assert math.isnan(permutation(Statistic("logprob", "tokens", "perplexity"), infinite, b_KD=infinite / 2))
+    huge = np.array([[1e308, 1e308], [1.0, 1.0]])  # the sum is infinite
+    assert math.isnan(permutation(Statistic("acc"), huge, b_KD=huge / 2))
     opposite = np.array([[math.inf, 0.0], [1.0, 1.0]])
     assert math.isnan(permutation(Statistic("logprob", "tokens", "perplexity"), opposite, b_KD=opposite))
 
