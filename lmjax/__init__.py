@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lmjax.config.extensions import register_metric as register_metric
     from lmjax.config.extensions import register_objective as register_objective
     from lmjax.config.extensions import register_optimizer as register_optimizer
+    from lmjax.config.extensions import register_reward as register_reward
     from lmjax.config.extensions import register_schedule as register_schedule
     from lmjax.config.extensions import register_source as register_source
 
@@ -32,6 +33,7 @@ __all__ = [
     "register_metric",
     "register_objective",
     "register_optimizer",
+    "register_reward",
     "register_schedule",
     "register_source",
     "resume",

@@ -20,12 +20,16 @@ from lmjax.config import (
     ClassificationConfig,
     Config,
     DataConfig,
+    DirectConfig,
     GPTConfig,
+    GRPOConfig,
     GuardConfig,
     MaskedConfig,
     ModelConfig,
     NNLMConfig,
+    PreferenceConfig,
     RecordsConfig,
+    RewardConfig,
     RNNConfig,
     ScheduleConfig,
     SFTConfig,
@@ -35,6 +39,7 @@ from lmjax.config import (
     TranslationConfig,
 )
 from lmjax.config.codec import apply_overrides
+from lmjax.config.objectives import ObjectiveConfig
 from lmjax.data.store import preparation
 from lmjax.objectives.objective import Objective
 from lmjax.objectives.samples import Samples
@@ -51,9 +56,11 @@ MODELS: dict[str, ModelConfig] = {
     "gpt labels": GPTConfig(layers=1, width=16, heads=2, context=24, dropout=0.1, scan=False),
     "chat": GPTConfig(layers=1, width=16, heads=2, context=64, dropout=0.1, scan=False),
     "packed chat": GPTConfig(layers=1, width=16, heads=2, context=96, dropout=0.1, scan=False),
+    "reward": GPTConfig(layers=1, width=16, heads=2, context=256, scan=False),
+    "dpo": GPTConfig(layers=1, width=16, heads=2, context=256, scan=False),
 }
 TEXT, RECORDS = ("nnlm", "lstm", "gru", "tanh", "masked"), ("translation", "bert labels", "gpt labels")
-CHAT = ("chat", "packed chat")
+CHAT, PAIRS = ("chat", "packed chat"), ("reward", "dpo")
 PIECES, BYTES = TokenizerConfig(kind="wordpiece", vocab_size=80), TokenizerConfig(kind="bytes")
 
 
@@ -78,7 +85,9 @@ def config(name: str, corpus: Path) -> Config:
     )
 
 
-def _objective(name: str) -> CausalConfig | MaskedConfig | TranslationConfig | ClassificationConfig | SFTConfig:
+def _objective(name: str) -> ObjectiveConfig:
+    if name in PAIRS:
+        return RewardConfig() if name == "reward" else DirectConfig(answer_tokens=8)
     if name in CHAT:
         return SFTConfig(scored=4, answer_tokens=8)
     if name in ("masked", "translation"):
@@ -97,6 +106,9 @@ def _data(name: str, corpus: Path) -> AnyDataConfig:
         return ChatConfig(
             limit=300, tokenizer=reserved, validation_fraction=0.02, buckets=2, packed=packed, cache=cache
         )
+    if name in PAIRS:
+        reserved = replace(BYTES, reserved=8)
+        return PreferenceConfig(limit=200, tokenizer=reserved, validation_fraction=0.1, buckets=2, cache=cache)
     some = RecordsConfig(tokenizer=tokenizer, validation_fraction=0.1, buckets=1, cache=cache)
     if name == "translation":
         # Into the longer form: a fault that spoils the largest array then meets the weights of the targets.
@@ -115,6 +127,14 @@ def labelled(corpus: Path) -> Path:
     if not path.exists():  # it counts by its time of change
         path.write_text("\n".join(map(json.dumps, rows)))
     return path
+
+
+def policy(config: Config, objective: GRPOConfig) -> Config:
+    """Reinforcement learning of the model of "chat" in float32: eight prompts, two in a microbatch."""
+    assert isinstance(config.model, GPTConfig)
+    model = replace(config.model, dropout=0.0, dtype="float32")
+    tokens = 8 * objective.group * model.context
+    return replace(config, model=model, objective=objective, batch=BatchConfig(((0, tokens),), microbatch=2))
 
 
 def build(name: str, corpus: Path, *changes: str) -> run_build.Run:

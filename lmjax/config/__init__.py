@@ -20,9 +20,14 @@ from lmjax.config.models import small_llama as small_llama
 from lmjax.config.objectives import CausalConfig as CausalConfig
 from lmjax.config.objectives import ClassificationConfig as ClassificationConfig
 from lmjax.config.objectives import CustomObjectiveConfig as CustomObjectiveConfig
+from lmjax.config.objectives import DirectConfig as DirectConfig
 from lmjax.config.objectives import MaskedConfig as MaskedConfig
+from lmjax.config.objectives import RewardConfig as RewardConfig
 from lmjax.config.objectives import SFTConfig as SFTConfig
 from lmjax.config.objectives import TranslationConfig as TranslationConfig
+from lmjax.config.policies import GRPOConfig as GRPOConfig
+from lmjax.config.policies import PPOConfig as PPOConfig
+from lmjax.config.preferences import PreferenceConfig as PreferenceConfig
 from lmjax.config.schema import BatchConfig as BatchConfig
 from lmjax.config.schema import CheckpointConfig as CheckpointConfig
 from lmjax.config.schema import Config as Config

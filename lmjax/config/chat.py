@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from lmjax.config.data import DataConfig, RecordsConfig, TokenizerConfig
 from lmjax.config.encodings import text_encoding
+from lmjax.config.preferences import PreferenceConfig
 from lmjax.config.ranges import id_ranges, interval, size
 
 
@@ -15,8 +16,8 @@ class ChatConfig:
     #: Selects this member of the union.
     family: Literal["chat"] = "chat"
     #: Conversations to generate when `files` is empty: `numbers_and_dates` (number words, digits and ISO dates, asked
-    #: in several wordings), or a registered source.
-    source: Literal["numbers_and_dates"] | str = "numbers_and_dates"
+    #: in several wordings), `reviews` (requests and reviews of dishes), or a registered source.
+    source: Literal["numbers_and_dates", "reviews"] | str = "numbers_and_dates"
     #: Tables of conversations: jsonl, json, csv, tsv, parquet or arrow, also folders, globs and compressed files, as in
     #: `DataConfig`.
     files: tuple[str, ...] = ()
@@ -58,4 +59,4 @@ class ChatConfig:
 
 
 #: What a run reads; `data.family` selects the member.
-AnyDataConfig = DataConfig | RecordsConfig | ChatConfig
+AnyDataConfig = DataConfig | RecordsConfig | ChatConfig | PreferenceConfig

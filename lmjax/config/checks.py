@@ -6,7 +6,8 @@ from lmjax.config import extensions
 from lmjax.config.chat import AnyDataConfig
 from lmjax.config.data import DataConfig, RecordsConfig
 from lmjax.config.errors import UserError
-from lmjax.config.objectives import CausalConfig, MaskedConfig, SFTConfig
+from lmjax.config.objectives import CausalConfig, DirectConfig, MaskedConfig, RewardConfig, SFTConfig
+from lmjax.config.policies import PolicyConfig
 from lmjax.config.ranges import check_ranges
 from lmjax.config.schema import Config, GuardConfig
 
@@ -38,7 +39,9 @@ def _check_names(config: Config) -> None:
             "text": extensions.OWN_TEXT_SOURCES,
             "records": extensions.OWN_RECORD_SOURCES,
             "chat": extensions.OWN_CHAT_SOURCES,
+            "preferences": extensions.OWN_PREFERENCE_SOURCES,
         }[config.data.family],
+        "reward": (),
         "metric": (),
         "callback": (),
     }
@@ -85,6 +88,10 @@ _LEARNS = {
     ("gpt", "classification"): "records",
     ("bert", "classification"): "records",
     ("gpt", "sft"): "chat",
+    ("gpt", "grpo"): "chat",
+    ("gpt", "ppo"): "chat",
+    ("gpt", "reward"): "preferences",
+    ("gpt", "dpo"): "preferences",
 }
 
 
@@ -119,7 +126,50 @@ def _check_families(config: Config) -> None:
                 f"data.texts = {config.data.texts}, data.label = '{config.data.label}': translation needs two columns "
                 "in data.texts, and an empty data.label"
             )
+    _check_preferences(config)
+    _check_policy(config)
     if isinstance(config.objective, MaskedConfig) and not config.objective.rate:
         raise UserError("objective.rate = 0 predicts no token; set it above 0 (BERT: 0.15)")
     if isinstance(config.objective, MaskedConfig) and config.objective.masked + config.objective.random > 1:
         raise UserError("the sum of objective.masked and objective.random is above 1; lower one of them")
+
+
+def _check_preferences(config: Config) -> None:
+    """Raise UserError if settings of a reward model or of DPO contradict each other."""
+    objective, family = config.objective, config.objective.family
+    if not isinstance(objective, RewardConfig | DirectConfig):
+        return
+    if config.model.dropout:
+        raise UserError(
+            f"model.dropout = {config.model.dropout} makes the two answers of a pair incomparable in "
+            f"objective.family = {family}; set it to 0"
+        )
+    if isinstance(objective, DirectConfig):
+        if not config.init_from:
+            raise UserError("objective.family = dpo needs a reference; set init_from to a fine-tuned model")
+        if objective.label_smoothing and objective.loss not in ("sigmoid", "robust"):
+            raise UserError(
+                f"objective.label_smoothing = {objective.label_smoothing} is for objective.loss = sigmoid or robust, "
+                f"not {objective.loss}; set it to 0"
+            )
+
+
+def _check_policy(config: Config) -> None:
+    """Raise UserError if the settings of reinforcement learning contradict each other."""
+    objective, context = config.objective, getattr(config.model, "context", 0)
+    if not isinstance(objective, PolicyConfig):
+        return
+    if config.model.dropout:
+        raise UserError(
+            f"model.dropout = {config.model.dropout} makes the policy that learns differ from the one that sampled; "
+            f"objective.family = {objective.family} needs 0"
+        )
+    if objective.answer_tokens >= context:
+        raise UserError(
+            f"objective.answer_tokens = {objective.answer_tokens} leaves no room for a prompt in model.context = "
+            f"{context}; lower it"
+        )
+    if config.parallel.form == "pmap":
+        raise UserError("parallel.form = pmap cannot sample answers; set parallel.form = mesh")
+    if len({tokens for _, tokens in config.batch.tokens}) > 1:
+        raise UserError("batch.tokens grows, but the answers of all updates have one shape; give one size")

@@ -17,11 +17,20 @@ from lmjax.config.data import RecordsConfig
 from lmjax.config.errors import UserError, nearest
 from lmjax.config.models import CustomModelConfig, ModelConfig
 from lmjax.config.objectives import CustomObjectiveConfig, ObjectiveConfig
+from lmjax.config.preferences import PreferenceConfig
+from lmjax.config.rewards import FunctionConfig, RewardFunction
 from lmjax.config.schema import OptimizerConfig, ScheduleConfig
 from lmjax.config.user_files import Entry, digest_of, imports_of, parse_entry, preserved, remember
 
 Kind = Literal[
-    "model.family", "objective.family", "optimizer.name", "schedule.shape", "data.source", "metric", "callback"
+    "model.family",
+    "objective.family",
+    "optimizer.name",
+    "schedule.shape",
+    "data.source",
+    "metric",
+    "callback",
+    "reward",
 ]
 
 
@@ -138,7 +147,7 @@ def check_name(key: Kind, name: str, own: Sequence[str]) -> None:
     known = [*own, *names(key)]
     if name in known:
         return
-    shown = {"metric": "train.metrics", "callback": "train.callbacks"}.get(key, key)
+    shown = {"metric": "train.metrics", "callback": "train.callbacks", "reward": "objective.reward.name"}.get(key, key)
     if not known:
         raise UserError(f"{shown}: '{name}' is not registered; name its file in extensions=[FILE.py]")
     raise UserError(f"{shown}: '{name}' is unknown{nearest(name, known)}; or name its file in extensions=[FILE.py]")
@@ -160,7 +169,11 @@ def register_family(config: type, family: Any, *, objectives: Sequence[str] = ("
 
 
 def register_objective(
-    config: type, objective: Any, *, models: Sequence[str], data: Literal["text", "records", "chat"] = "text"
+    config: type,
+    objective: Any,
+    *,
+    models: Sequence[str],
+    data: Literal["text", "records", "chat", "preferences"] = "text",
 ) -> None:
     """Add an objective.
 
@@ -209,8 +222,8 @@ def register_source(
 ) -> None:
     """Add a data source: `read(config.data)` yields the documents.
 
-    A document is a text for `data.family=text`, and a dict of columns for `data.family=records` and `chat`. Every
-    call must yield the same documents in the same order.
+    A document is a text for `data.family=text`, and a dict of columns for `data.family=records`, `chat` and
+    `preferences`. Every call must yield the same documents in the same order.
 
     Args:
         name: The value of `data.source`.
@@ -221,7 +234,7 @@ def register_source(
     Raises:
         UserError: The name is in use, or the caller is no file.
     """
-    own = (*OWN_TEXT_SOURCES, *OWN_RECORD_SOURCES, *OWN_CHAT_SOURCES)
+    own = (*OWN_TEXT_SOURCES, *OWN_RECORD_SOURCES, *OWN_CHAT_SOURCES, *OWN_PREFERENCE_SOURCES)
     register("data.source", name, (read, fingerprint or (lambda data: None)), own=own)
 
 
@@ -236,6 +249,18 @@ def register_metric(name: str, measure: Callable[[Any], float]) -> None:
         UserError: The name is in use, or the caller is no file.
     """
     register("metric", name, measure, own=("loss", "bits_per_byte"))
+
+
+def register_reward(name: str, function: RewardFunction) -> None:
+    """Add a reward: `function(text, row)` returns a finite number.
+
+    `text` is the answer, `row` a dict of the columns of its prompt. The function must be pure: equal arguments, equal
+    reward. An answer for which it raises an error or returns no finite number gets 0 and is counted.
+
+    Raises:
+        UserError: The name is in use, or the caller is no file.
+    """
+    register("reward", name, function)
 
 
 def register_callback(name: str, call: Callable[[Any], None]) -> None:
@@ -265,6 +290,7 @@ OWN_SHAPES = _literals(ScheduleConfig, "shape")
 OWN_TEXT_SOURCES = ("docstrings", "in_context", "numbers_and_dates", "hub:NAME")
 OWN_RECORD_SOURCES = _literals(RecordsConfig, "source")
 OWN_CHAT_SOURCES = _literals(ChatConfig, "source")
+OWN_PREFERENCE_SOURCES = _literals(PreferenceConfig, "source")
 
 
 def _family(config: type, base: type) -> str:
@@ -297,6 +323,7 @@ def recorded(config: Any) -> tuple[str, ...]:
 def used(config: Any) -> list[tuple[Kind, str]]:
     """Return the kind and name of everything that an extension may have registered."""
     parts = getattr(config.data, "mixture", ()) or (config.data,)
+    reward = getattr(config.objective, "reward", None)
     sources = [part.source for part in parts if not part.files]
     return [
         ("model.family", config.model.family),
@@ -306,4 +333,5 @@ def used(config: Any) -> list[tuple[Kind, str]]:
         *(("data.source", name) for name in sources),
         *(("metric", name) for name in config.train.metrics),
         *(("callback", name) for name in config.train.callbacks),
+        *([("reward", reward.name)] if isinstance(reward, FunctionConfig) else []),
     ]

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lmjax.config.ranges import nonnegative, share, size
+from lmjax.config.policies import GRPOConfig, PPOConfig
+from lmjax.config.ranges import interval, nonnegative, positive, share, size
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,48 @@ class SFTConfig:
 
 
 @dataclass(frozen=True)
+class RewardConfig:
+    """A score of answers, learned from pairs of which one is preferred.
+
+    As in Ouyang et al. 2022, section 3.5.
+    """
+
+    #: Selects this member of the union.
+    family: Literal["reward"] = "reward"
+    #: Use the margins of the data: by how much the preferred answer should be ahead (Touvron et al. 2023, section
+    #: 3.2.2). Without, they are ignored.
+    margins: bool = True
+    #: Coefficient of (chosen + rejected)^2, which keeps the scores near 0 (Eisenstein et al. 2023: 0.01).
+    centring: Annotated[float, nonnegative()] = 0.0
+
+
+@dataclass(frozen=True)
+class DirectConfig:
+    """Direct preference optimization: a policy learned from pairs, without a reward model.
+
+    As in Rafailov et al. 2023. The reference is the model of `init_from`. A log-probability is the sum over the tokens
+    of an answer, except for `ipo`, which takes the mean.
+    """
+
+    #: Selects this member of the union.
+    family: Literal["dpo"] = "dpo"
+    #: The loss: `sigmoid` (DPO), `ipo` (Azar et al. 2023), `hinge` (Zhao et al. 2023), or `robust`, which is unbiased
+    #: if a share `label_smoothing` of the labels is wrong (Chowdhury et al. 2024).
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    #: Coefficient of the KL divergence to the reference: the smaller, the further the policy moves.
+    beta: Annotated[float, positive()] = 0.1
+    #: Assumed share of wrong labels, for `sigmoid` and `robust`.
+    label_smoothing: Annotated[float, interval("[0, 0.5)")] = 0.0
+    #: Coefficient of the mean negative log-probability of the tokens of preferred answers, which keeps them likely
+    #: (Pang et al. 2024).
+    sft: Annotated[float, nonnegative()] = 0.0
+    #: Number of tokens whose logits are materialized at a time, as in `CausalConfig`.
+    chunk: Annotated[int, size(0)] = 0
+    #: Length in tokens at which an answer of the sample is stopped.
+    answer_tokens: Annotated[int, size(1)] = 256
+
+
+@dataclass(frozen=True)
 class CustomObjectiveConfig:
     """Base class of the configuration of a registered objective.
 
@@ -103,5 +146,14 @@ class CustomObjectiveConfig:
 
 
 ObjectiveConfig = (
-    CausalConfig | MaskedConfig | TranslationConfig | ClassificationConfig | SFTConfig | CustomObjectiveConfig
+    CausalConfig
+    | MaskedConfig
+    | TranslationConfig
+    | ClassificationConfig
+    | SFTConfig
+    | RewardConfig
+    | DirectConfig
+    | GRPOConfig
+    | PPOConfig
+    | CustomObjectiveConfig
 )

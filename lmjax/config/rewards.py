@@ -4,10 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from lmjax.config import extensions
 from lmjax.config.ranges import nonnegative
-
-KIND: Any = "reward"  # the kind of extension
 
 #: (text of the answer, columns of the row) -> the reward.
 RewardFunction = Callable[[str, Mapping[str, Any]], float]
@@ -87,15 +84,3 @@ class FunctionConfig:
 
 
 VerifiableConfig = ExactMatchConfig | NumberConfig | RegexConfig | JSONSchemaConfig | FunctionConfig
-
-
-def register_reward(name: str, function: RewardFunction) -> None:
-    """Add a reward: `function(text, row)` returns a finite number.
-
-    `text` is the answer, `row` a dict of the columns of its prompt. The function must be pure: equal arguments, equal
-    reward. An answer for which it raises an error or returns no finite number gets 0 and is counted.
-
-    Raises:
-        UserError: The name is in use, or the caller is no file.
-    """
-    extensions.register(KIND, name, function)

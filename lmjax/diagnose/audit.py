@@ -26,12 +26,13 @@ from lmjax.journal import journal
 from lmjax.journal.history import MEANS, Applied, History, Record, learnt, machine_of
 from lmjax.parallel import mesh
 from lmjax.pytrees import digest
-from lmjax.run import build, config_hash, identity
+from lmjax.run import build, config_hash, identity, steps
 from lmjax.run.build import Run
 from lmjax.run.feed import device_batches, regime_of, sample_ranges
 from lmjax.system.files import write_text
 from lmjax.training import checkpoint, metrics
 from lmjax.training.checkpoint import Checkpoint, CheckpointError
+from lmjax.training.loop_state import sampled
 from lmjax.training.step import fetch
 
 IN_ORDER, WRONG = 0, 1
@@ -327,6 +328,8 @@ def _difference(values: dict[str, Any], applied: Applied, *, cursor: int, tolera
         now, then = values[name], float.fromhex(value)
         if now.hex() != value and not math.isclose(now, then, rel_tol=tolerance):
             return f"the {name} is {now}, in the journal {then}"
+    if applied.sampled is not None and not tolerance and sampled(values) != applied.sampled:
+        return "its answers, their rewards or their KL divergence are not those in the journal"
     if cursor != applied.cursor:
         return f"its batch ends at cursor {cursor}, in the journal {applied.cursor}"
     return ""
@@ -341,7 +344,7 @@ def _again(
         The number of suspects that occurred again, and the first difference (empty if there is none).
     """
     suspects = {record["cursor"] for record in history.suspects}
-    step = build.step_function(run)
+    step = steps.step_function(run, intact[begin].folder.parent)
     state = checkpoint.restore(intact[begin], run.abstract_state)
     update, cursor, suspects_seen = begin, intact[begin].meta["cursor"], 0
     while update < last:

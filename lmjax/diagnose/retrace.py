@@ -19,7 +19,7 @@ from lmjax.config import GuardConfig
 from lmjax.guard import detector
 from lmjax.guard.decision import Decision, decide
 from lmjax.guard.detector import Window
-from lmjax.journal.history import ROLLED_BACK, History, Ranges, Record, Tried, advance, learnt
+from lmjax.journal.history import ROLLED_BACK, History, Ranges, Record, Tried, advance, learnt, sampled_in
 from lmjax.journal.records import check_order
 
 _MEASURED = ("loss", "grad_norm", "param_norm", "z_loss", "z_grad_norm")  # fields of a suspect's record
@@ -168,8 +168,8 @@ class Walk:
         applied = record.get("applied")
         if not applied:
             return
-        columns = (applied[name] for name in ("cursors", "losses", "grad_norms"))
-        for number, (cursor, loss, grad_norm) in enumerate(zip(*columns, strict=True), applied["first"]):
+        columns = (*(applied[name] for name in ("cursors", "losses", "grad_norms")), sampled_in(applied))
+        for number, (cursor, loss, grad_norm, sampled) in enumerate(zip(*columns, strict=True), applied["first"]):
             before = self.history.expected.get(number)
             now = (loss, grad_norm)
             # A replay compares the bits itself.
@@ -177,6 +177,8 @@ class Walk:
             if before is not None and again and (before.loss, before.grad_norm) != now:
                 was, is_ = float.fromhex(before.loss), float.fromhex(loss)
                 self.findings.add("journal", f"update {number}: the loss was {was}, and {is_} when it was repeated")
+            elif before is not None and again and before.sampled != sampled:
+                self.findings.add("journal", f"update {number}: its answers were others when it was repeated")
             if self.plans:
                 values = (*(np.float32(float.fromhex(text)) for text in now), np.float32(1))
                 self._try(number - 1, cursor, values, None)

@@ -6,7 +6,16 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from lmjax.config import BatchConfig, ChatConfig, Config, DataConfig, MeshConfig, TrackConfig, TrainConfig
+from lmjax.config import (
+    BatchConfig,
+    ChatConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    PreferenceConfig,
+    TrackConfig,
+    TrainConfig,
+)
 from lmjax.models import registry
 from lmjax.optim import batch_plan
 
@@ -33,6 +42,8 @@ def shrink(config: Config) -> Config:
     """
     plan = batch_plan.batch_plan(config.batch, config.train, registry.tokens(config.model))
     model = registry.shrink(config.model)
+    if isinstance(config.data, PreferenceConfig):  # a pair is never cut, so that a smaller context would leave few
+        model = replace(model, context=config.model.context)
     batch, grown = _batch(config, registry.tokens(model), plan.tokens)
     data = config.data
     if isinstance(data, DataConfig):

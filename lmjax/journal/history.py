@@ -36,6 +36,17 @@ class Tried:
     hard: bool = False
 
 
+class Sampled(NamedTuple):
+    """What the policy sampled in an update."""
+
+    #: Mean reward of the answers, as `float.hex`.
+    reward: str
+    #: Mean KL divergence of an answer to the reference, as `float.hex`.
+    kl: str
+    #: SHA-256 of the tokens.
+    tokens: str
+
+
 class Applied(NamedTuple):
     """An applied update."""
 
@@ -47,6 +58,8 @@ class Applied(NamedTuple):
     grad_norm: str
     #: The machine that computed it, as `machine_of` returns it.
     machine: tuple[Any, ...]
+    #: What was sampled in it; None if the run samples nothing.
+    sampled: Sampled | None = None
 
 
 class Announced(NamedTuple):
@@ -182,10 +195,19 @@ def _applied(history: History, record: Record) -> None:
     number = applied["first"]
     # A gap means that a resume is missing: after a kill, its record precedes all updates that repeat lost ones.
     assert number == len(history.path) + 1, (number, len(history.path))
-    for cursor, loss, norm in zip(applied["cursors"], applied["losses"], applied["grad_norms"], strict=True):
-        history.path.append(Applied(cursor, loss, norm, history.machine))
+    columns = (applied["cursors"], applied["losses"], applied["grad_norms"], sampled_in(applied))
+    for cursor, loss, norm, sampled in zip(*columns, strict=True):
+        history.path.append(Applied(cursor, loss, norm, history.machine, sampled))
         history.expected.pop(number, None)
         number += 1
+
+
+def sampled_in(applied: Record) -> list[Sampled | None]:
+    """Return what was sampled in each update of the field `applied` of a record."""
+    if "tokens" not in applied:
+        return [None] * len(applied["cursors"])
+    columns = (applied[name] for name in ("rewards", "kls", "tokens"))
+    return [Sampled(*values) for values in zip(*columns, strict=True)]
 
 
 def _rollback(history: History, record: Record) -> None:

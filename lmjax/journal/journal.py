@@ -2,8 +2,9 @@
 
 Each record holds the hash of the previous line. It is written and synced before the action that it announces begins.
 Every record also lists the updates applied since the previous record (`applied`: the number of the first, then the
-cursor after each, its loss and gradient norm as `float.hex`). The complete history of a run can thus be read, checked
-and replayed from this file.
+cursor after each, its loss and gradient norm as `float.hex`; of updates that sample answers also their mean reward and
+KL divergence, and the hash of their tokens). The complete history of a run can thus be read, checked and replayed from
+this file.
 
 A line truncated by a crash is dropped when the journal is opened; any other damage breaks the chain and is reported.
 The chain detects accidents. A journal that was edited with a new chain is checked record by record (`records`).
@@ -21,7 +22,7 @@ from typing import Any
 from lmjax.config.errors import RunError, UserError
 from lmjax.config.json_text import parse_json
 from lmjax.config.regular_files import read_regular
-from lmjax.journal.history import History, Record, advance
+from lmjax.journal.history import History, Record, Sampled, advance
 from lmjax.journal.records import EVENTS, check_fields, check_order
 from lmjax.system import faults
 from lmjax.system.append import AppendFile
@@ -68,7 +69,7 @@ class Journal:
         """The largest wall step written."""
         return max((record["wall_step"] for record in self._records), default=0)
 
-    def note(self, *, update: int, cursor: int, loss: float, grad_norm: float) -> None:
+    def note(self, *, update: int, cursor: int, loss: float, grad_norm: float, sampled: Sampled | None = None) -> None:
         """Note an applied update for the next record; `update` is the number of updates after it."""
         if self._applied is None:
             self._applied = {"first": update, "cursors": [], "losses": [], "grad_norms": []}
@@ -76,6 +77,9 @@ class Journal:
         self._applied["cursors"].append(cursor)
         self._applied["losses"].append(loss.hex())
         self._applied["grad_norms"].append(grad_norm.hex())
+        if sampled is not None:
+            for name, value in zip(("rewards", "kls", "tokens"), sampled, strict=True):
+                self._applied.setdefault(name, []).append(value)
 
     def behind(self, *, patience: float = PATIENCE) -> bool:
         """Whether applied updates have waited for a record longer than `patience` seconds."""

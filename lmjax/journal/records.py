@@ -83,11 +83,14 @@ def _one_of(*values: str) -> Check:
 
 def _applied(value: Any) -> bool:
     columns = {"cursors": _count, "losses": _hex, "grad_norms": _hex}
+    sampled = {"rewards": _hex, "kls": _hex, "tokens": _digest}
     if not isinstance(value, dict) or not _count(value.get("first")):
         return False
+    if any(name in value for name in sampled):
+        columns |= sampled
     if not all(_list(check)(value.get(name)) for name, check in columns.items()):
         return False
-    return 0 < len(value["cursors"]) == len(value["losses"]) == len(value["grad_norms"])
+    return len(value["cursors"]) > 0 and len({len(value[name]) for name in columns}) == 1
 
 
 # ---- Fields ---------------------------------------------------------------------------------------------------------
@@ -117,6 +120,7 @@ _FIELDS: Mapping[str, Mapping[str, Check]] = {
         "data_sha256": _text,
         "init_from": _optional(_text),
         "init_sha256": _optional(_text),
+        "reference_sha256": _optional(_text),
         **_MACHINE,
     },
     "resume": {"changed": _list(_text), **_MACHINE},

@@ -26,7 +26,14 @@ from lmjax.models.family import Family
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.parallel import axes
 
-_CLASSIFIER = {"classifier/kernel": ("embed", "classes"), "classifier/bias": ("classes",)}
+# Layers that other objectives than language modelling add to a model.
+_ADDED = {
+    "classifier/kernel": ("embed", "classes"),
+    "classifier/bias": ("classes",),
+    "score/kernel": ("embed", "classes"),
+    "calibration/gain": (),
+    "calibration/bias": (),
+}
 
 
 def family(config: ModelConfig) -> Family:
@@ -73,9 +80,12 @@ def build(config: ModelConfig) -> nn.Module:
 
 
 def logical_axes(config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
-    """The logical axes of every parameter, including a classifier (`lmjax.parallel.axes`)."""
+    """The logical axes of every parameter, with those of classifiers and scores.
+
+    See `lmjax.parallel.axes`.
+    """
     replicated = {axes.OTHERS: ()} if isinstance(config, CustomModelConfig) else {}
-    return {**family(config).axes, **_CLASSIFIER, **replicated}
+    return {**family(config).axes, **_ADDED, **replicated}
 
 
 def check_mesh(config: ModelConfig, sizes: Mapping[str, int]) -> None:

@@ -205,7 +205,7 @@ class PaddedChat(ChatSamples):
         buckets: Buckets = self.buckets
         records = np.concatenate(buckets.validation)
         classes = np.repeat(np.arange(len(buckets.widths)), list(map(len, buckets.validation)))
-        for here, is_real in _microbatches(len(records), self.config.batch.microbatch):
+        for here, is_real in microbatches(len(records), self.config.batch.microbatch):
             width = buckets.widths[classes[here[-1]]][0]
             batch = chat.arrays(self.store, "validation", packing.single(records[here]), width=width, packed=False)
             batch["weights_BT"] *= is_real[:, None]
@@ -256,7 +256,7 @@ class PackedChat(ChatSamples):
     def validation(self) -> Iterator[Batch]:
         """Yield the complete validation split as microbatches."""
         rows, width = self.rows["validation"], self.config.model.context
-        for here, is_real in _microbatches(len(rows), self.config.batch.microbatch):
+        for here, is_real in microbatches(len(rows), self.config.batch.microbatch):
             batch = chat.arrays(self.store, "validation", rows.take(here), width=width, packed=True)
             batch["weights_BT"] *= is_real[:, None]
             yield batch
@@ -273,7 +273,7 @@ class PackedChat(ChatSamples):
         return [f"packed: {len(rows):,} rows of at most {most} conversations; {padding:.1%} of all places are padding"]
 
 
-def _microbatches(count: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def microbatches(count: int, rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the rows of each microbatch, and which of them do not only fill the last one."""
     for start in range(0, count, rows):
         here = start + np.arange(rows)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jax import Array
 
@@ -47,6 +48,8 @@ class Objective(ABC):
 
     #: Class of the samples that the objective reads.
     samples_type: ClassVar[type[Samples]]
+    #: Whether an update samples answers and learns from their rewards (`lmjax.rl.episode`); `loss` is then not used.
+    episodic: ClassVar[bool] = False
     #: Example of a prompt for `answer`, shown at the end of a run.
     prompt: ClassVar[str] = "Return the"
 
@@ -107,6 +110,13 @@ class Objective(ABC):
             return sums.loss, sums.weight
 
         return jax.lax.map(one_row, dict(batch))
+
+    def critic(self, params: Any, optimizer: optax.GradientTransformation) -> Any:
+        """Return what is learned next to initial parameters: the carry of the state, or None.
+
+        `values`, a tree of parameters, is sharded as the parameters are.
+        """
+        return None
 
     def begin(self, rows: tuple[int, ...]) -> Any:
         """Return the carry of the first batch: a tree of arrays (*rows, ...), or None."""

@@ -6,9 +6,12 @@ from lmjax.config import Config, UserError, extensions
 from lmjax.data.store.store import Store
 from lmjax.objectives.causal import Causal
 from lmjax.objectives.classification import Classification
+from lmjax.objectives.direct import DirectPreference
 from lmjax.objectives.masked import Masked
 from lmjax.objectives.next_token import NextToken
 from lmjax.objectives.objective import Objective
+from lmjax.objectives.policy import Policy
+from lmjax.objectives.reward import RewardModel
 from lmjax.objectives.sft import FineTuning
 from lmjax.objectives.translation import Translation
 
@@ -18,6 +21,10 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "translation": Translation,
     "classification": Classification,
     "sft": FineTuning,
+    "reward": RewardModel,
+    "dpo": DirectPreference,
+    "grpo": Policy,
+    "ppo": Policy,
 }
 
 

@@ -1,30 +1,23 @@
 """Supervised fine-tuning: the next token of the answers in conversations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jax import Array
 
-from lmjax.config import CausalConfig, SFTConfig, UserError
-from lmjax.data.chat_tokens import ChatTokens
-from lmjax.data.sources.chat_rows import Turn
-from lmjax.data.tokenizer import Tokenizer
-from lmjax.inference.generate import continue_ids, generate
-from lmjax.inference.language_model import LanguageModel
-from lmjax.inference.sampling import Sampling
+from lmjax.config import CausalConfig, SFTConfig
 from lmjax.objectives import losses
+from lmjax.objectives.assistant import Assistant
 from lmjax.objectives.chat_samples import ChatSamples
-from lmjax.objectives.next_token import NextToken
 from lmjax.objectives.objective import Loss
 
 SHOWN = 5  # answers of the sample
-_AT_ONCE = 64  # prompts that are answered together
 
 
 @dataclass(frozen=True, eq=False)
-class FineTuning(NextToken):
+class FineTuning(Assistant):
     """Next-token prediction of the targets of conversations.
 
     The loss of an update is the sum over the targets of the complete batch, divided by their number: a target counts
@@ -40,6 +33,10 @@ class FineTuning(NextToken):
     def _options(self) -> SFTConfig:
         assert isinstance(self.config.objective, SFTConfig)
         return self.config.objective
+
+    @property
+    def _answer_tokens(self) -> int:
+        return self._options.answer_tokens
 
     def _settings(self, train: bool) -> CausalConfig:
         """Return the configuration of the loss; regularization is off for measurements."""
@@ -100,44 +97,3 @@ class FineTuning(NextToken):
         if not most or len(questions) <= most:
             return questions
         return [questions[i] for i in np.linspace(0, len(questions) - 1, most).astype(int).tolist()]
-
-    def _answers(self, params: Any, prompts: Sequence[list[int]]) -> list[tuple[list[int], bool]]:
-        """Return the greedy answer to each prompt, and whether it ended by itself.
-
-        Prompts are answered together if they have equal space, so that no prompt shortens the answer to another.
-        """
-        tokenizer, context = self.samples.store.tokenizer, self.config.model.context
-        ends = LanguageModel(self.model, params, tokenizer, stops=self.stops(tokenizer)).ends
-        spaces = [min(self._options.answer_tokens, context - len(prompt) + 1) for prompt in prompts]
-        answers: dict[int, tuple[list[int], bool]] = {}
-        for space in sorted(set(spaces)):
-            numbers = [number for number, own in enumerate(spaces) if own == space]
-            for batch in (numbers[start : start + _AT_ONCE] for start in range(0, len(numbers), _AT_ONCE)):
-                sampling = Sampling(max_tokens=space, temperature=0)
-                *_, texts = continue_ids(
-                    self.model, params, [prompts[number] for number in batch], sampling=sampling, ends=ends
-                )
-                # The end is not a part of an answer.
-                answers |= {number: (text, len(text) < space) for number, text in zip(batch, texts, strict=True)}
-        return [answers[number] for number in range(len(prompts))]
-
-    def stops(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Return the ids that end an answer, in addition to the tokenizer's `end_of_text`."""
-        return (ChatTokens(tokenizer).end,)
-
-    def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
-        """Return the answer to a prompt, which is the turn of a user.
-
-        Raises:
-            UserError: The prompt is empty, or does not fit into the context with an answer.
-        """
-        if not prompt.strip():
-            raise UserError("the prompt is empty; give a question")
-        ids = ChatTokens(tokenizer).prompt([Turn("user", prompt, False)])
-        if len(ids) > self.config.model.context:
-            raise UserError(
-                f"the prompt has {len(ids):,} tokens with its control tokens, model.context is "
-                f"{self.config.model.context:,}; shorten it"
-            )
-        lm = LanguageModel(self.model, params, tokenizer, stops=self.stops(tokenizer))
-        return generate(lm, [ids], sampling=Sampling(**settings), alone=True)[0]

@@ -21,7 +21,6 @@ from lmjax.config.errors import nearest, printable
 from lmjax.config.expressions import check_expression
 from lmjax.config.ranges import check_ranges, shown
 from lmjax.config.rewards import (
-    KIND,
     ExactMatchConfig,
     FunctionConfig,
     JSONSchemaConfig,
@@ -252,7 +251,7 @@ def _json_schema(config: JSONSchemaConfig) -> RewardFunction:
 
 
 def _function(config: FunctionConfig) -> RewardFunction:
-    function, names = extensions.get(KIND, config.name), extensions.names(KIND)
+    function, names = extensions.get("reward", config.name), extensions.names("reward")
     if function is None:
         hint = nearest(config.name, names) if names else ""
         raise UserError(

@@ -22,6 +22,7 @@ from jax import Array
 from lmjax.config import GPTConfig, UserError
 from lmjax.inference import incremental
 from lmjax.inference.sampling import Sampling, choose
+from lmjax.objectives import prompt_samples
 from lmjax.parallel import axes
 from lmjax.rl import estimates
 from lmjax.system.seeds import random_key
@@ -108,14 +109,12 @@ def flush_right(prompts: Sequence[Sequence[int]], width: int, vocab_size: int) -
     Raises:
         UserError: A prompt is empty or too long, or has an id that the model does not know.
     """
-    ids_BP, mask_BP = np.zeros((len(prompts), width), np.int32), np.zeros((len(prompts), width), bool)
     for row, ids in enumerate(prompts):
         if not 0 < len(ids) <= width:
             raise UserError(f"prompt {row} has {len(ids)} tokens; a prompt has at least 1 and at most {width}")
         if not 0 <= min(ids) <= max(ids) < vocab_size:
             raise UserError(f"prompt {row} has an id outside 0 to {vocab_size - 1}, the ids of the model")
-        ids_BP[row, width - len(ids) :], mask_BP[row, width - len(ids) :] = ids, True
-    return Prompts(ids_BP, mask_BP)
+    return Prompts(*prompt_samples.flush_right(prompts, width))
 
 
 def tokens_sha256(tokens_BN: Any, mask_BN: Any) -> str:

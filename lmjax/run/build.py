@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from lmjax.config import ChatConfig, ClassificationConfig, Config, DataConfig, InContextConfig, UserError
+from lmjax.config.policies import PolicyConfig
 from lmjax.data.batches.records import labels
 from lmjax.data.chat_tokens import completed
 from lmjax.data.control_tokens import CONTROL
@@ -72,8 +73,13 @@ class Run:
 
     @cached_property
     def flops_per_token(self) -> float:
-        """Training FLOPs of a token (closed form)."""
-        return registry.flops_per_token(self.config.model)
+        """Training FLOPs of a token (closed form).
+
+        A policy that learns from its answers also reads each token three times without a gradient, which costs as much
+        as one pass with it: to sample it, and with the parameters of the policy and of the reference.
+        """
+        objective, flops = self.config.objective, registry.flops_per_token(self.config.model)
+        return flops * (1 + objective.epochs) if isinstance(objective, PolicyConfig) else flops
 
     @cached_property
     def peak_flops(self) -> float:
@@ -88,6 +94,8 @@ class Run:
     @cached_property
     def dispatch(self) -> Dispatch:
         """How the updates are dispatched to the devices."""
+        if self.objective.episodic:  # the answers of an update need the parameters after the previous one
+            return Dispatch(serialize=True)
         return choose_dispatch(
             self.config,
             self.plan,
@@ -102,7 +110,10 @@ class Run:
         shapes = jax.eval_shape(partial(initial, self.config, self.objective, self.optimizer))
         table = registry.logical_axes(self.config.model)
         shardings = axes.shardings(shapes, shapes.params, mesh=self.mesh, table=table)
-        carry = jax.tree.map(lambda _: row_sharding(self.mesh, leading=1), shapes.carry)
+        if self.objective.episodic and shapes.carry is not None:
+            carry = axes.shardings(shapes.carry, shapes.carry["values"], mesh=self.mesh, table=table)
+        else:
+            carry = jax.tree.map(lambda _: row_sharding(self.mesh, leading=1), shapes.carry)
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -175,7 +186,8 @@ def _parts(config: Config, devices: Sequence[Any] | None = None) -> dict[str, An
 
 
 def _plan(config: Config) -> BatchPlan:
-    return batch_plan(config.batch, config.train, registry.tokens(config.model))
+    answers = config.objective.group if isinstance(config.objective, PolicyConfig) else 1
+    return batch_plan(config.batch, config.train, answers * registry.tokens(config.model))
 
 
 def check(config: Config) -> None:
@@ -266,7 +278,7 @@ def initial(config: Config, objective: Objective, optimizer: optax.GradientTrans
     """Return the state before the first update, to be traced."""
     inputs, named = objective.example()
     microbatches = int(_plan(config).microbatches.max())
-    return init_state(
+    state = init_state(
         objective.model,
         optimizer,
         seed=config.seed,
@@ -276,6 +288,19 @@ def initial(config: Config, objective: Objective, optimizer: optax.GradientTrans
         named=named,
         carry=objective.begin((microbatches, config.batch.microbatch)),
     )
+    critic = objective.critic(state.params, optimizer)
+    return state if critic is None else state.replace(carry=critic)
+
+
+def with_critic(run: Run, state: State) -> State:
+    """Return an initial state whose parameters changed, with what is learned next to them."""
+
+    def critic(params: Any) -> Any:
+        return run.objective.critic(params, run.optimizer)
+
+    if jax.eval_shape(critic, state.params) is None:
+        return state
+    return state.replace(carry=jax.jit(critic, out_shardings=run.shardings.carry)(state.params))
 
 
 def averaged(state: State) -> Any:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax.config import ClassificationConfig, Config, UserError
+from lmjax.config.policies import PolicyConfig
 from lmjax.display.format import duration, quantity
 from lmjax.models import classifier, registry
 from lmjax.parallel import processes
@@ -59,11 +60,14 @@ def _parameters(config: Config) -> dict[str, int]:
 
 def _memory(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
     data, fsdp, tensor, sequence = (mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor", "sequence"))
-    rows = config.batch.microbatch // (data * fsdp)
+    answers = config.objective.group if isinstance(config.objective, PolicyConfig) else 1
+    rows = config.batch.microbatch * answers // (data * fsdp)
     chunk = -(-getattr(config.objective, "chunk", 0) // (data * fsdp))
     sizes = registry.memory(
         config.model, rows, optimizer=config.optimizer, accumulate=_accumulates(config), chunk=chunk
     )
+    if isinstance(config.objective, PolicyConfig):
+        sizes["reference"] = sizes["parameters"]
     divisors = {"activations": tensor * sequence, "logits": tensor * sequence}
     parts = {name: size / divisors.get(name, fsdp * tensor) for name, size in sizes.items() if name != "total"}
     return parts | {"total": sum(parts.values())}
@@ -94,7 +98,10 @@ def check_memory(config: Config) -> None:
 
 
 def _accumulates(config: Config) -> bool:
-    return max(tokens for _, tokens in config.batch.tokens) > config.batch.microbatch * registry.tokens(config.model)
+    objective, microbatch = config.objective, config.batch.microbatch * registry.tokens(config.model)
+    if isinstance(objective, PolicyConfig):  # the microbatches of one optimizer step
+        microbatch *= objective.group * objective.minibatches
+    return max(tokens for _, tokens in config.batch.tokens) > microbatch
 
 
 def _run(run: Run) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from lmjax.display.console import Console
 from lmjax.journal.history import last, machine_of
 from lmjax.journal.journal import Journal
 from lmjax.parallel import mesh, processes
-from lmjax.run import build, feed, plan, validation
+from lmjax.run import build, feed, plan, policy_evaluation, steps, validation
 from lmjax.run.build import Run
 from lmjax.run.callbacks import notifier
 from lmjax.run.identity import fingerprints, tolerance, versions
@@ -31,6 +31,7 @@ from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.dispatch import with_faults
 from lmjax.training.inputs import GaveUp, LoopInputs, Position, write
 from lmjax.training.signals import StopRequest
+from lmjax.training.state import State
 from lmjax.training.trackers import open_trackers
 
 FINISHED, GAVE_UP = 0, 3
@@ -126,7 +127,7 @@ def _loop_inputs(
     `guard` raises an error if the files of the run are no longer those of this process.
     """
     config, update, main = run.config, position.update, processes.is_main()
-    step, dispatch = with_faults(build.step_function(run), run.dispatch)
+    step, dispatch = with_faults(steps.step_function(run, run_dir / "checkpoints", position.state), run.dispatch)
     trackers = open_trackers(
         config.track if main else TrackConfig(),
         run_dir,
@@ -157,7 +158,7 @@ def _loop_inputs(
             step=step,
             batches=partial(feed.device_batches, run),
             samples=partial(feed.sample_ranges, run),
-            evaluate=validation.evaluator(run, stop=stop, report=console.event),
+            evaluate=_evaluator(run, run_dir, stop, console),
             autopsy=partial(report.write_report, run, run_dir),
             conclude=partial(report.conclude_report, run_dir),
             machine=machine_of(versions(run)),
@@ -170,6 +171,14 @@ def _loop_inputs(
             console=console,
         )
     processes.barrier("the end")  # process 0 ends later than the others
+
+
+def _evaluator(
+    run: Run, run_dir: Path, stop: StopRequest, console: Console
+) -> Callable[[State, bool], dict[str, float]]:
+    if run.objective.episodic:
+        return policy_evaluation.evaluator(run, run_dir, say=console.event)
+    return validation.evaluator(run, stop=stop, report=console.event)
 
 
 def _seconds_before(run_dir: Path) -> float:

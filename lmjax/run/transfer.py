@@ -154,7 +154,8 @@ def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, 
         if names:
             report(f"  {description}: {', '.join(sorted(names))}")
     average = None if state.ema is None else jax.tree.map(lambda x: x.copy(), params)
-    return state.replace(params=params, ema=average), {"init_from": str(source), "init_sha256": digest(params)}
+    origin = {"init_from": str(source), "init_sha256": digest(params)}
+    return build.with_critic(run, state.replace(params=params, ema=average)), origin
 
 
 def _parameters(run: Run, source: Path) -> dict[str, np.ndarray]:

@@ -1,12 +1,13 @@
 """What changes from one iteration of the training loop to the next."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 
 from lmjax.config.errors import RunError
-from lmjax.journal.history import History
+from lmjax.journal.history import History, Sampled
 from lmjax.training.inputs import LoopInputs, Position, ScheduledBatch
 from lmjax.training.saver import Saver
 
@@ -20,14 +21,17 @@ class Watch:
         self._expected = history.expected
         self._resumed_at = resumed_at
 
-    def compare(self, inputs: LoopInputs, update: int, loss: float) -> None:
-        """Compare the loss of an applied update.
+    def compare(self, inputs: LoopInputs, update: int, loss: float, now: Sampled | None = None) -> None:
+        """Compare the loss of an applied update, and what was sampled in it.
 
         Raises:
-            RunError: The first loss after a resume is different.
+            RunError: The first loss after a resume is different, or the first answers on the same machine.
         """
         expected = self._expected.pop(update, None)
         if expected is None or self.differs is not None:
+            return
+        if now is not None and expected.sampled is not None and now.tokens != expected.sampled.tokens:
+            self._other_answers(inputs, update, same_machine=expected.machine == inputs.machine)
             return
         before = float.fromhex(expected.loss)
         tolerance = 0.0 if expected.machine == inputs.machine else inputs.tolerance
@@ -41,6 +45,28 @@ class Watch:
                 "state is not the saved one, or this machine computes something else; to continue nevertheless: "
                 "guard.canary=false --allow-change guard.canary"
             )
+
+    def _other_answers(self, inputs: LoopInputs, update: int, *, same_machine: bool) -> None:
+        """Report that an update sampled other answers: losses can be compared no more.
+
+        On another machine this is expected, since a different last digit of a logit may select another token.
+        """
+        self.differs = update
+        reason = "" if same_machine else ", as is to be expected on another machine"
+        inputs.console.event(f"update {update}: the answers are not those in the journal{reason}")
+        if same_machine and self._resumed_at == update - 1 and inputs.guard.canary:
+            raise RunError(
+                f"update {update}: the first answers after the resume are not those in the journal: the restored "
+                "state is not the saved one, or this machine computes something else; to continue nevertheless: "
+                "guard.canary=false --allow-change guard.canary"
+            )
+
+
+def sampled(values: Mapping[str, Any]) -> Sampled | None:
+    """Return what an update sampled, from its metrics; None if it samples nothing."""
+    if "tokens_sha256" not in values:
+        return None
+    return Sampled(values["reward"].hex(), values["kl"].hex(), values["tokens_sha256"])
 
 
 @dataclass

@@ -11,12 +11,13 @@ from lmjax.pytrees import all_finite
 from lmjax.system import faults
 from lmjax.training import rollback
 from lmjax.training.inputs import GaveUp, LoopInputs, Position, ScheduledBatch, every, write
-from lmjax.training.loop_state import LoopState
+from lmjax.training.loop_state import LoopState, sampled
 from lmjax.training.profiling import stop_profile
 from lmjax.training.signals import StopRequest
 from lmjax.training.step import fetch
 
-_NOT_RECORDED = ("loss", "grad_norm", "suspect", "hard", "diverged", "skipped")  # in metrics.jsonl under these names
+# In metrics.jsonl under these names; the hash of the tokens is in the journal.
+_NOT_RECORDED = ("loss", "grad_norm", "suspect", "hard", "diverged", "skipped", "tokens_sha256")
 
 
 class Outcome(NamedTuple):
@@ -78,7 +79,7 @@ def _settle_batch(
         loop.in_flight = []
         _give_up_skipping(inputs, loop.position)
         return Outcome(trigger, restart=True)
-    loop.watch.compare(inputs, loop.position.update, values["loss"])
+    loop.watch.compare(inputs, loop.position.update, values["loss"], sampled(values))
     _record(inputs, loop.position, batch, values, seconds=seconds, steady=loop.steady)
     replay = loop.history.replay
     if not trigger and replay is not None and loop.position.cursor >= replay["trigger"]["cursor"]:
@@ -156,7 +157,8 @@ def _record(
     The first update has no speed: most of its time is compilation.
     """
     loss, grad_norm = values["loss"], values["grad_norm"]
-    inputs.journal.note(update=position.update, cursor=batch.cursor, loss=loss, grad_norm=grad_norm)
+    journaled = {"loss": loss, "grad_norm": grad_norm, "sampled": sampled(values)}
+    inputs.journal.note(update=position.update, cursor=batch.cursor, **journaled)
     tokens = inputs.tokens(position.update)
     computed = (tokens - inputs.tokens(position.update - 1)) * batch.share
     speed = computed / max(seconds, 1e-9) if steady else math.nan

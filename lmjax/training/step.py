@@ -36,7 +36,7 @@ Update = Callable[[State, dict[str, Any]], tuple[State, dict[str, Array]]]
 Step = Callable[[State, Sequence[dict[str, Any]]], tuple[State, dict[str, Array]]]
 
 
-class _Proposal(NamedTuple):
+class Proposal(NamedTuple):
     """The update that the optimizer proposes, before the guard accepts it."""
 
     #: Difference of the parameters.
@@ -72,7 +72,7 @@ def make_update(
         optimizer: the optimizer; the learning rate of the batch multiplies its result.
         guard: settings of the guard.
         ema: decay of the running average of the parameters.
-        ema_warmup: limit the decay at the start, as in `_decay`.
+        ema_warmup: limit the decay at the start, as in `decay_of`.
         seed: seed of the run.
         place: lays out the gradients on the devices that hold the parameters of the same shape.
         axis: name of the axis over which the update is mapped (`pmap`). Each device has a part of the rows: sums are
@@ -84,17 +84,17 @@ def make_update(
         if axis is not None:
             key = jax.random.fold_in(key, lax.axis_index(axis))
         with jax.named_scope("gradients"):
-            total, carry = _accumulate(loss, state.params, batch, key, state.carry, place)
+            total, carry = accumulate(loss, state.params, batch, key, state.carry, place)
             gradients, (loss_sum, weight, sums) = total if axis is None else lax.psum(total, axis)
             scale = 1 / jnp.where(weight > 0, weight, 1)
             gradients = jax.tree.map(lambda g: g * scale, gradients)
             norm = optax.tree.norm(gradients)
         with jax.named_scope("optimizer"):
-            decay = _decay(ema, state.update, warmup=ema_warmup)
+            decay = decay_of(ema, state.update, warmup=ema_warmup)
             proposal = _propose(optimizer, state, gradients, batch["learning_rate"], ema=decay)
         with jax.named_scope("guard"):
             mean = loss_sum * scale
-            next_state, applied, verdict = _accept(state, batch, proposal, guard, loss=mean, norm=norm, carry=carry)
+            next_state, applied, verdict = accept(state, batch, proposal, guard, loss=mean, norm=norm, carry=carry)
         metrics = {
             "loss": mean,
             **{name: value * scale for name, value in sums.items()},
@@ -112,7 +112,7 @@ def make_update(
 
 def _propose(
     optimizer: optax.GradientTransformation, state: State, gradients: Any, learning_rate: Array, *, ema: float | Array
-) -> _Proposal:
+) -> Proposal:
     """Compute the parameters and the optimizer state after an update."""
     arguments = gradients, state.opt_state, state.params
     direction, _ = optimizer.update(*arguments)
@@ -124,10 +124,10 @@ def _propose(
     average = state.ema
     if average is not None:
         average = optax.incremental_update(params, average, 1 - ema)
-    return _Proposal(step, params, optax.tree.norm(params), opt_state, average)
+    return Proposal(step, params, optax.tree.norm(params), opt_state, average)
 
 
-def _decay(ema: float, update: Array, *, warmup: bool) -> float | Array:
+def decay_of(ema: float, update: Array, *, warmup: bool) -> float | Array:
     """Return the decay of the average: with `warmup` at most (1 + n) / (10 + n) at update n.
 
     With a constant decay d, the initial parameters have the weight d^n after n updates. While the limit holds, their
@@ -136,10 +136,10 @@ def _decay(ema: float, update: Array, *, warmup: bool) -> float | Array:
     return jnp.minimum(jnp.float32(ema), (1 + update) / (10 + update)) if warmup else ema
 
 
-def _accept(
+def accept(
     state: State,
     batch: dict[str, Any],
-    proposal: _Proposal,
+    proposal: Proposal,
     guard: GuardConfig,
     *,
     loss: Array,
@@ -198,12 +198,13 @@ def fetch(metrics: dict[str, jax.Array], count: int) -> list[dict[str, Any]]:
     """
     if jax.default_backend() != "cpu":
         for value in metrics.values():
-            value.copy_to_host_async()  # all copies at the same time
+            if isinstance(value, jax.Array):  # an episode also has values of the host
+                value.copy_to_host_async()  # all copies at the same time
     columns = [np.ravel(np.asarray(value)).tolist()[:count] for value in metrics.values()]
     return [dict(zip(metrics, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _accumulate(
+def accumulate(
     loss: Loss, params: Any, batch: dict[str, Any], key: Array, carry: Any, place: Callable[[Any], Any]
 ) -> tuple[tuple[Any, tuple[Array, Array, dict[str, Array]]], Any]:
     """Sum over the first k microbatches.

@@ -55,3 +55,56 @@ def test_the_default_passes() -> None:
 
 def test_conversations_pass() -> None:
     check(apply_overrides(Config(), ["objective.family=sft", "data.family=chat", "evaluate.tasks=[copying]"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("objective.family=reward data.family=chat", "reward needs data.family = preferences, not chat"),
+        ("objective.family=reward model.dropout=0.1", "model.dropout = 0.1 makes the two answers"),
+        ("objective.family=reward data.source=numbers", "data.source: 'numbers' is unknown"),
+        ("objective.family=reward objective.centring=-1", "objective.centring"),
+        ("objective.family=reward evaluate.tasks=[copying]", "evaluate.tasks needs objective.family = causal or sft"),
+        ("objective.family=dpo", "objective.family = dpo needs a reference; set init_from"),
+        ("objective.family=dpo init_from=runs/a objective.beta=0", "objective.beta"),
+        ("objective.family=dpo init_from=runs/a objective.label_smoothing=0.5", "objective.label_smoothing"),
+        (
+            "objective.family=dpo init_from=runs/a objective.loss=ipo objective.label_smoothing=0.1",
+            "objective.label_smoothing = 0.1 is for objective.loss = sigmoid or robust, not ipo",
+        ),
+    ],
+)
+def test_preferences_that_cannot_be_learned_are_refused(overrides: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(apply_overrides(Config(), ["data.family=preferences", "model.dropout=0", *overrides.split()]))
+
+
+@pytest.mark.parametrize("overrides", ["objective.family=reward", "objective.family=dpo init_from=runs/a"])
+def test_preferences_pass(overrides: str) -> None:
+    check(apply_overrides(Config(), ["data.family=preferences", "model.dropout=0", *overrides.split()]))
+
+
+POLICY = "objective.family=grpo data.family=chat model.dropout=0"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("model.dropout=0.1", "model.dropout = 0.1 makes the policy that learns differ"),
+        ("objective.answer_tokens=1000000", "objective.answer_tokens = 1000000 leaves no room for a prompt"),
+        ("parallel.form=pmap", "parallel.form = pmap cannot sample answers"),
+        ("batch.tokens=((0,32768),(1000,65536))", "batch.tokens grows"),
+        ("objective.group=1", "objective.group"),
+        ("objective.temperature=0", "objective.temperature"),
+        ("objective.reward.family=number objective.reward.tolerance=-1", "objective.reward.tolerance"),
+        (
+            "objective.reward.family=function objective.reward.name=mine",
+            "objective.reward.name: 'mine' is not registered",
+        ),
+        ("evaluate.tasks=[copying]", "evaluate.tasks needs"),
+    ],
+)
+def test_settings_of_a_policy_that_cannot_work_are_refused(overrides: str, message: str) -> None:
+    check(apply_overrides(Config(), POLICY.split()))
+    with pytest.raises(UserError, match=message):
+        check(apply_overrides(Config(), [*POLICY.split(), *overrides.split()]))

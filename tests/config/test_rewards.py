@@ -42,12 +42,12 @@ def test_a_reward_is_selected_on_the_command_line() -> None:
 def test_a_file_registers_a_reward(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
-        "from lmjax.config.rewards import register_reward\nregister_reward('short', lambda text, row: -len(text))\n"
+        "from lmjax.config.extensions import register_reward\nregister_reward('short', lambda text, row: -len(text))\n"
     )
     with extensions.foreign():
         user_files.load([str(path)])
-        assert extensions.get(rewards.KIND, "short")("abc", {}) == -3
-        extension = extensions.find(rewards.KIND, "short")
+        assert extensions.get("reward", "short")("abc", {}) == -3
+        extension = extensions.find("reward", "short")
         assert extension is not None
         assert extension.path == path
-    assert extensions.get(rewards.KIND, "short") is None
+    assert extensions.get("reward", "short") is None

@@ -21,3 +21,10 @@ def test_conversations_that_a_small_context_cannot_hold_are_cut(corpus: Path) ->
     same = shrink(small.config("chat", corpus))
     assert isinstance(same.data, ChatConfig)
     assert same.data.too_long == "drop"  # the context is small already
+
+
+def test_pairs_keep_their_context(corpus: Path) -> None:
+    copy = shrink(small.config("reward", corpus))
+    assert copy.model.context == 256
+    run = build.build(copy, preparation.prepare(copy.data))
+    assert run.samples.lost()["dropped"]["too_long"] == 0

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from lmjax.config import UserError
 from lmjax.config.errors import RunError
 from lmjax.journal import journal
-from lmjax.journal.history import fold
+from lmjax.journal.history import Sampled, fold
 from lmjax.journal.journal import Journal
 from tests.journal import forged
 from tests.journal.forged import Record, edited, journals
-from tests.journal.records import MACHINE, START
+from tests.journal.records import DIGEST, MACHINE, START
 
 
 @pytest.mark.parametrize("run", [0, 1])
@@ -126,3 +126,33 @@ def test_a_record_that_would_contradict_the_journal_is_not_written(tmp_path: Pat
     with pytest.raises(RunError, match=f"{path}: the next record would contradict the journal .*is 5, but 0 updates"):
         book.write("signal", wall_step=5, update=5, cursor=40, name="SIGTERM")
     assert path.read_bytes() == before
+
+
+SAMPLED = Sampled("0x1.0p-1", "0x1.0p+1", DIGEST)
+
+
+def test_what_was_sampled_is_in_the_history(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    book = Journal(path)
+    book.write("start", wall_step=0, update=0, cursor=0, **START)
+    for update in (1, 2):
+        book.note(update=update, cursor=8 * update, loss=-0.5, grad_norm=1.0, sampled=SAMPLED)
+    book.write("boundary", wall_step=2, update=2, cursor=16, reason="progress")
+    assert [applied.sampled for applied in fold(journal.read(path)).path] == [SAMPLED, SAMPLED]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("tokens", None), ("tokens", [DIGEST, DIGEST]), ("tokens", ["text"]), ("rewards", ["1.0"]), ("kls", [1.0])],
+)
+def test_columns_of_what_was_sampled_are_checked(tmp_path: Path, name: str, value: Any) -> None:
+    columns: dict[str, Any] = {"rewards": ["0x1.0p-1"], "kls": ["0x0.0p+0"], "tokens": [DIGEST]}
+    columns = {key: values for key, values in (columns | {name: value}).items() if values is not None}
+    applied = {"first": 1, "cursors": [8], "losses": ["0x1.0p+0"], "grad_norms": ["0x1.0p+0"], **columns}
+    counters = {"wall_step": 1, "update": 1, "cursor": 8}
+    start = {"wall_step": 0, "update": 0, "cursor": 0, "event": "start", **START}
+    forged.write(
+        tmp_path / "journal.jsonl", [start, {**counters, "event": "boundary", "reason": "progress", "applied": applied}]
+    )
+    with pytest.raises(UserError, match=r":2: boundary: applied is a dict"):
+        journal.read(tmp_path / "journal.jsonl")

@@ -9,7 +9,7 @@ import pytest
 from lmjax.objectives import registry
 from tests import all_slow_but, small
 
-ONE_EACH = ("nnlm", "lstm", "masked", "translation", "bert labels", "gpt labels", "chat", "packed chat")
+ONE_EACH = ("nnlm", "lstm", "masked", "translation", "bert labels", "gpt labels", "chat", "packed chat", "reward")
 
 
 @pytest.mark.parametrize("name", all_slow_but({0, 1}, ONE_EACH))

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmjax.config import UserError, extensions
+from lmjax.config.extensions import register_reward
 from lmjax.config.rewards import (
     ExactMatchConfig,
     FunctionConfig,
     JSONSchemaConfig,
     NumberConfig,
     RegexConfig,
-    register_reward,
 )
 from lmjax.rl import rewards
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.config import ChatConfig, RecordsConfig, UserError
+from lmjax.config import ChatConfig, PreferenceConfig, RecordsConfig, UserError
 from lmjax.data.order.order import Order
 from lmjax.data.sources.tables import Side
 from lmjax.data.store.store import Store, Tokens
@@ -91,7 +91,9 @@ def divide(full_lengths: np.ndarray, held_out_full: np.ndarray, *, classes: int,
     )
 
 
-def bucket_order(plan: Buckets, config: RecordsConfig | ChatConfig, *, seed: int, group: int) -> Order:
+def bucket_order(
+    plan: Buckets, config: RecordsConfig | ChatConfig | PreferenceConfig, *, seed: int, group: int
+) -> Order:
     """Return the order of all records, in blocks of `group` samples of one class.
 
     A class occurs in proportion to its number of records. With N records, any N consecutive samples contain each

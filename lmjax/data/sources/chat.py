@@ -1,7 +1,7 @@
 """Conversations: rows of tables, or generated questions with answers, as turns.
 
-The side of the split of a conversation depends only on its prompt, what precedes the first answer, so that answers to
-equal prompts are always on the same side.
+The side of the split of a row of a table depends only on its prompt, what precedes the first answer, so that answers
+to equal prompts are always on the same side. Generated conversations have keys of their own.
 """
 
 from collections import Counter
@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lmjax.config import ChatConfig, UserError, extensions
-from lmjax.config.ranges import check_ranges
-from lmjax.data.sources import facts, streams, tables
+from lmjax.config import ChatConfig, UserError
+from lmjax.data.sources import facts, reviews, row_files, streams, tables
 from lmjax.data.sources.chat_rows import Role, Turn, turns
 from lmjax.data.sources.streams import Dropped
 from lmjax.data.sources.tables import Side
-from lmjax.system import paths, readers
+from lmjax.system import readers
 
+_KIND = "conversation"  # what a row is, in messages
 FORMAT = 1  # part of the fingerprint: raise it when a row becomes other turns
 
 
@@ -71,21 +71,8 @@ def fingerprint(config: ChatConfig) -> dict[str, Any]:
     Raises:
         UserError: The settings are invalid.
     """
-    check_ranges(config, "data")
-    if config.validation_files and not config.files:
-        raise UserError(
-            f"data.validation_files need data.files: the source '{config.source}' has validation conversations"
-        )
-    if config.files:
-        content: Any = [tables.stamps(listing) for listing in _listings(config)]
-    elif registered := extensions.find("data.source", config.source):
-        _, identity = registered.value
-        value = streams.registered_identity(f"data.source={config.source}", identity, config)
-        content = [config.source, registered.sha256, value]
-    else:
-        content = [facts.fingerprint()]
     return {
-        "chat": content,
+        "chat": row_files.content(config, lambda: _generated(config).fingerprint(), kind=_KIND),
         "turns": FORMAT,
         "columns": config.format,
         "targets": config.targets,
@@ -97,32 +84,22 @@ def fingerprint(config: ChatConfig) -> dict[str, Any]:
 
 def name(config: ChatConfig) -> str:
     """Return the name of the conversations, for messages."""
-    return ", ".join((*config.files, *config.validation_files)) or config.source
+    return row_files.name(config)
 
 
 def notes(config: ChatConfig) -> list[str]:
     """Return what the names of the files leave out, a line for each reason."""
-    return [note for listing in _listings(config) for note in listing.notes()]
+    return row_files.notes(config, kind=_KIND)
 
 
 def repeated(config: ChatConfig) -> list[str]:
     """Return a line for each validation file whose conversations are trained on."""
-    return tables.repeated(*_listings(config))
+    return tables.repeated(*row_files.listings(config, kind=_KIND))
 
 
-def _listings(config: ChatConfig) -> tuple[paths.Listing, paths.Listing]:
-    return _files(config.files, "data.files"), _files(config.validation_files, "data.validation_files")
-
-
-def _files(names: tuple[str, ...], key: str) -> paths.Listing:
-    if not names:
-        return paths.Listing()
-    listing = tables.listing(names, key=key)
-    if not listing.files:
-        raise UserError(
-            f"{key}: '{names[0]}' holds no conversations: give files that end in {readers.endings(readers.TABLES)}"
-        )
-    return listing
+def _generated(config: ChatConfig) -> Any:
+    """Return the module that generates the conversations of an own source."""
+    return reviews if config.source == "reviews" else facts
 
 
 # ---- From rows to conversations -----------------------------------------------------------------------------------
@@ -132,7 +109,8 @@ def _read(
     config: ChatConfig, names: tuple[str, ...], dropped: Dropped | None, left_out: Counter[Reason]
 ) -> Iterator[Conversation]:
     skip = None if config.on_bad_record == "error" else dropped or Dropped()
-    for where, row, key in _rows(config, names, skip):
+    rows = row_files.rows(config, names, lambda: _generated(config).conversations(), kind=_KIND, skip=skip)
+    for where, row, key in rows:
         try:
             conversation = _conversation(row, config, where, key)
         except UserError as error:
@@ -147,25 +125,6 @@ def _read(
             left_out["empty"] += 1
         else:
             yield conversation
-
-
-def _rows(config: ChatConfig, names: tuple[str, ...], skip: Dropped | None) -> Iterator[tuple[str, Any, str]]:
-    """Yield location, row and key of the side (empty: its prompt) of each conversation."""
-    if names:
-        key = "data.files" if names == config.files else "data.validation_files"
-        for file in _files(names, key).files:
-            for where, row in readers.rows(file.path, encoding=config.encoding, skip=skip):
-                yield where, row, ""
-        return
-    if registered := extensions.find("data.source", config.source):
-        read, _ = registered.value
-        rows: Iterator[tuple[Any, str]] = (
-            (row, "") for row in streams.registered_rows(f"data.source={config.source}", read, config)
-        )
-    else:
-        rows = facts.conversations()
-    for number, (row, key) in enumerate(rows, 1):
-        yield f"{config.source}: conversation {number}", row, key
 
 
 def _conversation(row: Any, config: ChatConfig, where: str, key: str) -> Conversation | None:

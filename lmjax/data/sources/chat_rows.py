@@ -97,33 +97,37 @@ def _messages(row: Mapping[str, Any], where: str) -> list[Turn]:
 
 def _sharegpt(row: Mapping[str, Any], where: str) -> list[Turn]:
     system = row.get("system")
-    lead = [Turn("system", _text(system, f"{where}: the column 'system'"), False)] if system else []
+    lead = [Turn("system", text_of(system, f"{where}: the column 'system'"), False)] if system else []
     return lead + _list(row["conversations"], f"{where}: the column 'conversations'")
 
 
 def _prompt_completion(row: Mapping[str, Any], where: str) -> list[Turn]:
-    prompt = _part(row["prompt"], "user", f"{where}: the column 'prompt'")
-    completion = _part(row["completion"], "assistant", f"{where}: the column 'completion'")
+    prompt = part(row["prompt"], "user", f"{where}: the column 'prompt'")
+    completion = part(row["completion"], "assistant", f"{where}: the column 'completion'")
     return [Turn(turn.role, turn.text, False) for turn in prompt] + completion
 
 
 def _alpaca(row: Mapping[str, Any], where: str) -> list[Turn]:
     question, context, answer = (
-        _text(row.get(name), f"{where}: the column '{name}'") for name in ("instruction", "input", "output")
+        text_of(row.get(name), f"{where}: the column '{name}'") for name in ("instruction", "input", "output")
     )
     text = f"{question}\n\n{context}" if question and context else question or context
     return [Turn("user", text, False), Turn("assistant", answer, True)]
 
 
 def _plain(row: Mapping[str, Any], where: str) -> list[Turn]:
-    return [Turn("text", _text(row["text"], f"{where}: the column 'text'"), True)]
+    return [Turn("text", text_of(row["text"], f"{where}: the column 'text'"), True)]
 
 
-def _part(value: Any, role: Role, where: str) -> list[Turn]:
-    """Return the turns of a text, which is one turn, or of a list of messages."""
+def part(value: Any, role: Role, where: str) -> list[Turn]:
+    """Return the turns of a text, which is one turn, or of a list of messages.
+
+    Raises:
+        UserError: The value is neither, or a message is malformed.
+    """
     if isinstance(value, list):
         return _list(value, where)
-    return [Turn(role, _text(value, where), role == "assistant")]
+    return [Turn(role, text_of(value, where), role == "assistant")]
 
 
 def _list(value: Any, where: str) -> list[Turn]:
@@ -153,17 +157,22 @@ def _turn(item: Any, where: str) -> Turn:
 def _content(content: Any, where: str) -> str:
     """Return the text of a message, also of one in parts of type text."""
     if not isinstance(content, list):
-        return _text(content, where)
+        return text_of(content, where)
     texts = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    for item in content:
+        if not isinstance(item, dict) or item.get("type") != "text":
+            kind = item.get("type") if isinstance(item, dict) else type(item).__name__
             raise UserError(f"{where} has a part of type {str(kind)[:40]!r}; only text is supported")
-        texts.append(_text(part.get("text"), where))
+        texts.append(text_of(item.get("text"), where))
     return "".join(texts)
 
 
-def _text(value: Any, where: str) -> str:
+def text_of(value: Any, where: str) -> str:
+    """Return a text; None is an empty one.
+
+    Raises:
+        UserError: The value is no text.
+    """
     if value is None:
         return ""
     if not isinstance(value, str):

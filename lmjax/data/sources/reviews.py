@@ -117,6 +117,18 @@ def prompts() -> list[dict[str, str]]:
     return [{"prompt": request.format(dish=dish), "dish": dish} for request in _REQUESTS for dish in DISHES]
 
 
+def dish_of(prompt: str) -> str:
+    """Return the dish that a prompt is about.
+
+    Raises:
+        ValueError: It is about none.
+    """
+    match = re.search(rf"\b({'|'.join(DISHES)})\b", prompt)
+    if match is None:
+        raise ValueError(f"no dish in {prompt!r}")
+    return match[1]
+
+
 def review(choices: Choices, dish: str) -> str:
     """Write a review of three to six sentences about different subjects; the dish comes first."""
     lengths, weights = list(_LENGTHS), list(accumulate(_LENGTHS.values()))

@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from lmjax import __version__
-from lmjax.config import AnyDataConfig, ChatConfig, DataConfig, RecordsConfig, SourceConfig, TokenizerConfig, UserError
+from lmjax.config import (
+    AnyDataConfig,
+    ChatConfig,
+    DataConfig,
+    PreferenceConfig,
+    RecordsConfig,
+    SourceConfig,
+    TokenizerConfig,
+    UserError,
+)
 from lmjax.config.ranges import check_ranges
 from lmjax.data.chat_tokens import completed
 from lmjax.data.order.mixture import check_weights
-from lmjax.data.sources import chat, rows, streams
-from lmjax.data.store import ingest_chat, ingest_records
+from lmjax.data.sources import chat, preferences, rows, streams
+from lmjax.data.store import ingest_chat, ingest_preferences, ingest_records
 from lmjax.data.store.ingest import Split, StaleProgress, Text, ingest
 from lmjax.data.store.manifest import FORMAT, Report, content_fingerprint, dtype, file_sha256, read_manifest, silent
 from lmjax.data.store.store import Store, count, holds_text, mapped
@@ -130,6 +139,8 @@ def _identity(config: AnyDataConfig) -> dict[str, Any]:
             content = rows.fingerprint(config)
         case ChatConfig():
             content = chat.fingerprint(config)
+        case PreferenceConfig():
+            content = preferences.fingerprint(config)
         case _:
             content = _text_identity(config)
     return {"format": FORMAT, "tokenizer": choice, **content}
@@ -217,17 +228,21 @@ def _repeated(lines: list[str]) -> dict[str, list[str]]:
     return {"repeated": lines} if lines else {}
 
 
-def _records(work: Path, config: RecordsConfig | ChatConfig, report: Report) -> _Ingested:
+def _records(work: Path, config: RecordsConfig | ChatConfig | PreferenceConfig, report: Report) -> _Ingested:
     if work.exists():
         shutil.rmtree(work)
     work.mkdir()
     trained = _tokenizer(work / "tokenizer.json", config, report)
-    if isinstance(config, ChatConfig):
-        sizes, details = ingest_chat.ingest_chat(work, config, tokenizer=trained, report=report)
-        repeated = chat.repeated(config)
-    else:
-        sizes, details = ingest_records.ingest_records(work, config, tokenizer=trained, report=report)
-        repeated = rows.repeated(config)
+    match config:
+        case RecordsConfig():
+            sizes, details = ingest_records.ingest_records(work, config, tokenizer=trained, report=report)
+            repeated = rows.repeated(config)
+        case ChatConfig():
+            sizes, details = ingest_chat.ingest_chat(work, config, tokenizer=trained, report=report)
+            repeated = chat.repeated(config)
+        case PreferenceConfig():
+            sizes, details = ingest_preferences.ingest_preferences(work, config, tokenizer=trained, report=report)
+            repeated = preferences.repeated(config)
     details["sources"][0] |= _left_out(file_notes(config))
     return _Ingested(trained, sizes, details | _repeated(repeated))
 
@@ -252,7 +267,7 @@ def _tokenizer(path: Path, config: AnyDataConfig, report: Report) -> Tokenizer:
             report(done, None, "training the tokenizer")
 
     trained = build_tokenizer(config.tokenizer, texts)
-    if isinstance(config, ChatConfig):
+    if isinstance(config, ChatConfig | PreferenceConfig):
         trained = completed(trained)
     write_text(path, trained.json)
     return trained
@@ -268,6 +283,8 @@ def tokenizer_texts(config: AnyDataConfig, *, dropped: streams.Dropped | None = 
             return ingest_records.texts(config, dropped=dropped)
         case ChatConfig():
             return ingest_chat.texts(config, dropped=dropped)
+        case PreferenceConfig():
+            return ingest_preferences.texts(config, dropped=dropped)
         case _:
             return streams.texts(config, dropped=dropped)
 
@@ -279,6 +296,8 @@ def file_notes(config: AnyDataConfig) -> list[str]:
             return rows.notes(config)
         case ChatConfig():
             return chat.notes(config)
+        case PreferenceConfig():
+            return preferences.notes(config)
         case _:
             return [note for source in streams.sources(config) for note in streams.notes(source)]
 

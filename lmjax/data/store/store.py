@@ -148,7 +148,7 @@ class Store:
         loaded = load_tokenizer(folder / "tokenizer.json")
         vocab_size: int = manifest["tokenizer"]["vocab_size"]
         labels = len(manifest.get("labels") or ())
-        sizes: dict[str, int] = {"label": labels, "mask": 2}  # of streams without text
+        sizes: dict[str, int] = {"label": labels, "mask": 2, "margin": 0}  # of streams without text
         streams = {
             name: Tokens(
                 ids=mapped(folder / f"{name}.ids", dtype(vocab_size)),
@@ -166,8 +166,8 @@ class Store:
 
 
 def holds_text(stream: str) -> bool:
-    """Whether a stream holds token ids, not labels or marks of targets."""
-    return not stream.endswith(("-label", "-mask"))
+    """Whether a stream holds token ids, not labels, marks of targets or numbers."""
+    return not stream.endswith(("-label", "-mask", "-margin"))
 
 
 def count(ids: np.ndarray, id: int) -> int:

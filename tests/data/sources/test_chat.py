@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from lmjax.config import ChatConfig, UserError
-from lmjax.data.sources import chat
+from lmjax.data.sources import chat, reviews
 from lmjax.data.sources.chat import Conversation, Reason
 from lmjax.data.sources.streams import Dropped
 
@@ -113,3 +113,12 @@ def test_the_fingerprint_follows_what_changes_the_conversations(tmp_path: Path) 
     assert len({json.dumps(value) for value in prints}) == len(prints)
     for same in ({"packed": True}, {"buckets": 2}, {"shuffle": False}, {"too_long": "cut"}):
         assert chat.fingerprint(ChatConfig(**{"files": files, **same})) == chat.fingerprint(base)
+
+
+def test_reviews_are_conversations_of_their_own() -> None:
+    found = read(source="reviews")
+    expected = [(row["prompt"], row["completion"]) for row, _ in reviews.conversations()]
+    assert [tuple(turn.text for turn in conversation.turns) for _, conversation in found] == expected
+    assert {side for side, _ in found} == {"train", "validation"}
+    prints = [chat.fingerprint(ChatConfig(source=name))["chat"] for name in ("reviews", "numbers_and_dates")]
+    assert prints[0] != prints[1]

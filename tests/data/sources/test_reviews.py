@@ -80,6 +80,12 @@ def test_texts_do_not_change() -> None:
     assert (reviews.FORMAT, digest[:16]) == (1, "aab750033dffa39f")
 
 
+def test_the_dish_of_a_prompt_is_found() -> None:
+    assert all(reviews.dish_of(f"<|user|>{row['prompt']}<|assistant|>") == row["dish"] for row in reviews.prompts())
+    with pytest.raises(ValueError, match="no dish"):
+        reviews.dish_of("How was the teapot?")
+
+
 def test_prompts_name_each_dish() -> None:
     assert len({row["prompt"] for row in reviews.prompts()}) == 32
     assert all(row["dish"] in row["prompt"] for row in reviews.prompts())
