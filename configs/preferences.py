@@ -28,7 +28,8 @@ def _model() -> GPTConfig:
 def reviews() -> Config:
     """A small GPT that writes reviews of dishes: the first stage of `reward` and `dpo`; needs no download.
 
-    Hardware: any CPU. It is fine-tuning from random parameters, since the reviews have a small grammar.
+    Hardware: any CPU; 80 seconds of CPU time. Expect: a validation loss of 0.495 to 0.499 nats (seeds 0 to 2). It is
+    fine-tuning from random parameters, since the reviews have a small grammar.
     """
     return Config(
         name="reviews",
@@ -38,7 +39,7 @@ def reviews() -> Config:
         optimizer=OptimizerConfig(weight_decay=0.0),
         schedule=ScheduleConfig(peak=2e-3, shape="cosine", final=0.0, unit="updates"),
         batch=BatchConfig(tokens=((0, 64 * 64),), microbatch=64),
-        train=TrainConfig(updates=300, evaluate_every=100, log_every=10),
+        train=TrainConfig(updates=300, evaluate_every=100, log_every=10, expect=(("val_loss", 0.48, 0.52),)),
         checkpoint=CheckpointConfig(every=100),
     )
 
@@ -46,8 +47,8 @@ def reviews() -> Config:
 def reward() -> Config:
     """A reward model of reviews from runs/reviews, or from another model (`init_from=MODEL data.files=[...]`).
 
-    Hardware: any CPU. The preferences are drawn from the true reward, so that accuracy and calibration can be compared
-    with the best possible ones.
+    Hardware: any CPU; 75 seconds of CPU time. Expect, with seeds 0 to 2 of both stages: 0.867 to 0.880 of the held-out
+    pairs in the right order (best possible: 0.882), 0.939 to 0.950 against the true reward; slope 1.06 to 1.17.
     """
     return Config(
         name="reward",
@@ -58,7 +59,12 @@ def reward() -> Config:
         optimizer=OptimizerConfig(weight_decay=0.0),
         schedule=ScheduleConfig(peak=1e-3, warmup=0.05, shape="linear", final=0.0, unit="updates"),
         batch=BatchConfig(tokens=((0, 64 * 64),), microbatch=64),
-        train=TrainConfig(updates=80, evaluate_every=20, log_every=10),
+        train=TrainConfig(
+            updates=80,
+            evaluate_every=20,
+            log_every=10,
+            expect=(("val_accuracy", 0.84, 0.9), ("val_truth_accuracy", 0.9, 1.0), ("val_slope", 0.8, 1.25)),
+        ),
         checkpoint=CheckpointConfig(every=40),
     )
 

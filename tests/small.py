@@ -22,7 +22,6 @@ from lmjax.config import (
     DataConfig,
     DirectConfig,
     GPTConfig,
-    GRPOConfig,
     GuardConfig,
     MaskedConfig,
     ModelConfig,
@@ -40,6 +39,7 @@ from lmjax.config import (
 )
 from lmjax.config.codec import apply_overrides
 from lmjax.config.objectives import ObjectiveConfig
+from lmjax.config.policies import PolicyConfig
 from lmjax.data.store import preparation
 from lmjax.objectives.objective import Objective
 from lmjax.objectives.samples import Samples
@@ -129,7 +129,7 @@ def labelled(corpus: Path) -> Path:
     return path
 
 
-def policy(config: Config, objective: GRPOConfig) -> Config:
+def policy(config: Config, objective: PolicyConfig) -> Config:
     """Reinforcement learning of the model of "chat" in float32: eight prompts, two in a microbatch."""
     assert isinstance(config.model, GPTConfig)
     model = replace(config.model, dropout=0.0, dtype="float32")

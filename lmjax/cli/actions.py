@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.chat_tokens import ChatTokens
+from lmjax.data.chat_tokens import chat_form
 from lmjax.display.console import Console
 from lmjax.inference import generation_settings
 from lmjax.inference.generate import generate, unread
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
 from lmjax.interop.huggingface.folder import export_model, is_model
+from lmjax.objectives.assistant import Assistant
 from lmjax.objectives.next_token import NextToken
-from lmjax.objectives.sft import FineTuning
 from lmjax.run import build, pretrained, saved
 
 
@@ -49,7 +49,7 @@ def generate_texts(
     lm = pretrained.foreign(path, dtype=dtype)
     if lm is None:
         run = pretrained.trained(path, checkpoint=checkpoint)
-        if not isinstance(run.objective, NextToken) or isinstance(run.objective, FineTuning):
+        if not isinstance(run.objective, NextToken) or isinstance(run.objective, Assistant):
             if special_tokens:
                 raise UserError(f"--special-tokens is for models that continue a text; {path} is none")
             for prompt in prompts:
@@ -221,9 +221,10 @@ def export_run(path: Path, folder: Path, *, checkpoint: str = "newest") -> int:
         run = pretrained.trained(path, checkpoint=checkpoint)
         known = run.tokenizer
         stops = run.objective.stops(known) if isinstance(run.objective, NextToken) else ()
-        if isinstance(run.objective, FineTuning):
-            known = ChatTokens(known).with_template()
-        lm = LanguageModel(run.model, run.params, known, name=str(path), stops=stops)
+        if isinstance(run.objective, Assistant):
+            known = chat_form(known).with_template()
+        bos, eos = (known.id_of_token(known.config.get(name, "")) for name in ("bos_token", "eos_token"))
+        lm = LanguageModel(run.model, run.params, known, name=str(path), stops=stops, bos=bos, eos=eos)
     export_model(lm, folder)
     print(f"{folder}: config.json, model.safetensors and the tokenizer")
     return 0

@@ -144,19 +144,29 @@ def ladder_arguments(parser: argparse.ArgumentParser) -> None:
         "words", nargs="*", metavar="key.path=value", help="changes to every rung (the presets ladder_NAME)"
     )
     parser.add_argument("--compute", type=float, metavar="FLOPS", help="training FLOPs of each rung (default: 2e13)")
-    parser.add_argument("--out", type=Path, default=Path("runs/ladder"), metavar="DIR", help="default: runs/ladder")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ladder; with --post runs/post_ladder")
     parser.add_argument("--rungs", metavar="A,B", help="only these rungs of ngram,nnlm,rnn,lstm,gpt")
     parser.add_argument("--bert", type=Path, metavar="RUN", help="also show the pseudo-likelihood of this BERT run")
+    parser.add_argument(
+        "--post",
+        action="store_true",
+        help="the ladder of post-training: fine-tuning, reward model, PPO, DPO, best of n",
+    )
     parser.set_defaults(function=_ladder)
 
 
 def _ladder(options: argparse.Namespace) -> int:
+    unused = [name for name in ("compute", "rungs", "bert") if options.post and getattr(options, name) is not None]
+    if unused:
+        raise UserError(f"--{unused[0]} does not apply to --post, whose stages are presets; leave it out")
     start_jax()
-    from lmjax.studies import ladder
+    from lmjax.studies import ladder, post_ladder
 
+    if options.post:
+        return post_ladder.show(options.out or Path("runs/post_ladder"), changes=options.words)
     return ladder.show(
         options.rungs.split(",") if options.rungs is not None else ladder.ALL,
-        options.out,
+        options.out or Path("runs/ladder"),
         compute=ladder.COMPUTE if options.compute is None else options.compute,
         changes=options.words,
         bert=options.bert,

@@ -16,8 +16,9 @@ class ChatConfig:
     #: Selects this member of the union.
     family: Literal["chat"] = "chat"
     #: Conversations to generate when `files` is empty: `numbers_and_dates` (number words, digits and ISO dates, asked
-    #: in several wordings), `reviews` (requests and reviews of dishes), or a registered source.
-    source: Literal["numbers_and_dates", "reviews"] | str = "numbers_and_dates"
+    #: in several wordings), `reviews` (requests and reviews of dishes), `sorting` (seven digits to sort), or a
+    #: registered source.
+    source: Literal["numbers_and_dates", "reviews", "sorting"] | str = "numbers_and_dates"
     #: Tables of conversations: jsonl, json, csv, tsv, parquet or arrow, also folders, globs and compressed files, as in
     #: `DataConfig`.
     files: tuple[str, ...] = ()
@@ -33,6 +34,10 @@ class ChatConfig:
     #: `sharegpt` (`conversations` of from and value), `alpaca` (`instruction`, `input`, `output`), `text` (plain text),
     #: or `auto`: the first of these whose columns a row has.
     format: Literal["auto", "messages", "prompt_completion", "sharegpt", "alpaca", "text"] = "auto"
+    #: Chat template that writes turns: a file in the language of Jinja, as `chat_template.jinja` of a model folder.
+    #: `ids`: control tokens mark turns. Empty: with `init_from`, the chat template of that model; control tokens if it
+    #: has none.
+    template: str = ""
     #: Turns that are learned: every answer of the assistant, the last one, or all tokens. Of a row of `text`, all
     #: tokens are learned.
     targets: Literal["assistant", "last", "all"] = "assistant"
@@ -60,3 +65,6 @@ class ChatConfig:
 
 #: What a run reads; `data.family` selects the member.
 AnyDataConfig = DataConfig | RecordsConfig | ChatConfig | PreferenceConfig
+
+#: Data with turns, whose tokenizer has control tokens.
+ConversationConfig = ChatConfig | PreferenceConfig

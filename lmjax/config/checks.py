@@ -9,6 +9,7 @@ from lmjax.config.errors import UserError
 from lmjax.config.objectives import CausalConfig, DirectConfig, MaskedConfig, RewardConfig, SFTConfig
 from lmjax.config.policies import PolicyConfig
 from lmjax.config.ranges import check_ranges
+from lmjax.config.rewards import LearnedRewardConfig
 from lmjax.config.schema import Config, GuardConfig
 
 
@@ -169,6 +170,8 @@ def _check_policy(config: Config) -> None:
             f"objective.answer_tokens = {objective.answer_tokens} leaves no room for a prompt in model.context = "
             f"{context}; lower it"
         )
+    if isinstance(objective.reward, LearnedRewardConfig) and not objective.reward.run:
+        raise UserError("objective.reward.family = model needs a reward model; set objective.reward.run to its run")
     if config.parallel.form == "pmap":
         raise UserError("parallel.form = pmap cannot sample answers; set parallel.form = mesh")
     if len({tokens for _, tokens in config.batch.tokens}) > 1:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from lmjax.config.ranges import nonnegative, positive, share, size
-from lmjax.config.rewards import ExactMatchConfig, VerifiableConfig
+from lmjax.config.rewards import AnyRewardConfig, ExactMatchConfig
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class GRPOConfig:
     #: Selects this member of the union.
     family: Literal["grpo"] = "grpo"
     #: What an answer is rewarded for.
-    reward: VerifiableConfig = field(default_factory=ExactMatchConfig)
+    reward: AnyRewardConfig = field(default_factory=ExactMatchConfig)
     #: Answers to each prompt.
     group: Annotated[int, size(2)] = 8
     #: Maximum number of tokens of an answer. Prompts have the rest of the context.
@@ -48,6 +48,9 @@ class GRPOConfig:
     unfinished_penalty: Annotated[float, nonnegative()] = 0.0
     #: Number of validation prompts that are answered at each evaluation (0: all).
     scored: Annotated[int, size(0)] = 200
+    #: Smallest mean reward of sampled answers with which a run begins, for rewards of 0 or 1 (0: any). With less, there
+    #: is too little to reinforce.
+    least_reward: Annotated[float, share()] = 0.1
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class PPOConfig:
     #: Selects this member of the union.
     family: Literal["ppo"] = "ppo"
     #: What an answer is rewarded for.
-    reward: VerifiableConfig = field(default_factory=ExactMatchConfig)
+    reward: AnyRewardConfig = field(default_factory=ExactMatchConfig)
     #: Answers to each prompt.
     group: Annotated[int, size(1)] = 1
     #: Maximum number of tokens of an answer. Prompts have the rest of the context.
@@ -95,6 +98,9 @@ class PPOConfig:
     unfinished_penalty: Annotated[float, nonnegative()] = 0.0
     #: Number of validation prompts that are answered at each evaluation (0: all).
     scored: Annotated[int, size(0)] = 200
+    #: Smallest mean reward of sampled answers with which a run begins, for rewards of 0 or 1 (0: any). With less, there
+    #: is too little to reinforce.
+    least_reward: Annotated[float, share()] = 0.1
 
 
 #: An objective whose updates sample answers and learn from their rewards.

@@ -1,4 +1,4 @@
-"""The schema of verifiable rewards: what an answer is compared with. Imports no JAX."""
+"""The schema of rewards: what an answer is compared with, or who scores it. No JAX."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -84,3 +84,21 @@ class FunctionConfig:
 
 
 VerifiableConfig = ExactMatchConfig | NumberConfig | RegexConfig | JSONSchemaConfig | FunctionConfig
+
+
+@dataclass(frozen=True)
+class LearnedRewardConfig:
+    """The score of a reward model, which `objective.family=reward` trains.
+
+    The model reads prompt, answer and end. An answer without its end within `objective.answer_tokens` is scored as if
+    it ended in its last token.
+    """
+
+    #: Selects this member of the union.
+    family: Literal["model"] = "model"
+    #: Directory of the run of the reward model; it has the tokenizer of the policy.
+    run: str = ""
+
+
+#: What an answer of a policy is rewarded for.
+AnyRewardConfig = VerifiableConfig | LearnedRewardConfig

@@ -16,6 +16,9 @@ from functools import cached_property
 from tokenizers import Tokenizer as Backend
 
 from lmjax.config import UserError
+from lmjax.data import chat_template
+from lmjax.data.batches.chat import last_answer
+from lmjax.data.chat_form import ChatForm, Rendered
 from lmjax.data.control_tokens import CONTROL, special
 from lmjax.data.sources.chat_rows import Role, Turn
 from lmjax.data.tokenizer import Tokenizer
@@ -25,25 +28,20 @@ _CHATML = ("<|im_start|>", "<|im_end|>")
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """A conversation as token ids."""
-
-    ids: list[int]
-    #: 1 for a target, else 0; the first id is never a target.
-    mask: list[int]
-
-
-@dataclass(frozen=True)
-class ChatTokens:
+class ChatTokens(ChatForm):
     """How turns become token ids with a tokenizer that has the control tokens.
 
     Raises:
-        UserError: The tokenizer has neither lmjax's control tokens nor those of ChatML.
+        UserError: The tokenizer has neither lmjax's control tokens nor those of ChatML, or writes conversations by a
+            chat template.
     """
 
-    tokenizer: Tokenizer
-
     def __post_init__(self) -> None:
+        if chat_template.recorded(self.tokenizer) is not None:
+            raise UserError(
+                "conversations are written by the chat template of the model that was fine-tuned, which only "
+                "supervised fine-tuning supports; fine-tune that model with data.template=ids for this stage"
+            )
         if not (_has(self.tokenizer, CONTROL) or self.is_chatml):
             raise UserError(
                 "the tokenizer has no control tokens for the turns of a conversation (such as <|user|>): this model "
@@ -122,10 +120,24 @@ class ChatTokens:
         mask[:1] = [0] * len(mask[:1])
         return Rendered(ids, mask)
 
+    def rendered(self, turns: Sequence[Turn]) -> Rendered:
+        """Return the ids and the targets of a conversation."""
+        return self.render(turns, self.tokenizer.encode_batch([turn.text for turn in turns]))
+
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids of turns and of the beginning of an answer."""
-        texts = self.tokenizer.encode_batch([turn.text for turn in turns])
-        return self.render(turns, texts).ids + self.before("assistant")
+        return self.rendered(turns).ids + self.before("assistant")
+
+    def last_answer(self, ids: Sequence[int], mask: Sequence[int]) -> tuple[list[int], list[int]] | None:
+        """Return the ids before the last answer, and those of the answer without its end.
+
+        None if the conversation has no answer.
+
+        Args:
+            ids: The conversation.
+            mask: Its targets, which may be more than the answers.
+        """
+        return last_answer(ids, header=self.before("assistant"), end=self.end)
 
     def _id(self, name: str) -> int:
         token = self.tokenizer.id_of_token(name)
@@ -133,12 +145,35 @@ class ChatTokens:
         return token
 
 
+def chat_form(tokenizer: Tokenizer) -> ChatForm:
+    """Return the form of conversations: by the recorded chat template, or by control tokens.
+
+    Raises:
+        UserError: The tokenizer has neither, or the chat template cannot be used.
+    """
+    template = chat_template.recorded(tokenizer)
+    if template is None:
+        return ChatTokens(tokenizer)
+    try:
+        from lmjax.data.template_tokens import TemplateTokens  # needs an optional package
+    except ModuleNotFoundError:
+        raise UserError(
+            "the chat template of a model needs the package jinja2: pip install 'lmjax[chat]', or mark turns by "
+            "control tokens with data.template=ids"
+        ) from None
+    return TemplateTokens(tokenizer, template)
+
+
 def completed(tokenizer: Tokenizer) -> Tokenizer:
     """Return the tokenizer with control tokens: lmjax's are appended if it has none.
+
+    A tokenizer with a recorded chat template needs none.
 
     Raises:
         UserError: They cannot be appended.
     """
+    if chat_template.recorded(tokenizer) is not None:
+        return tokenizer
     if _has(tokenizer, CONTROL) or _has(tokenizer, _CHATML):
         return tokenizer
     return _with_tokens(tokenizer, CONTROL)

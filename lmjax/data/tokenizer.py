@@ -216,11 +216,11 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
         """Encode several texts in parallel; see `encode`."""
-        backend = self._recognizing if special else self.backend
+        backend = self.recognizing if special else self.backend
         what = "the tokenizer cannot encode this text"
         try:
-            with library_errors(what, quiet=bool(self._budget.patterns)):
-                self._budget.check(texts)
+            with library_errors(what, quiet=bool(self.budget.patterns)):
+                self.budget.check(texts)
                 encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
                 batch = [encoding.ids for encoding in encodings]
         except UserError as error:
@@ -237,14 +237,14 @@ class Tokenizer:
         return batch
 
     @cached_property
-    def _budget(self) -> tokenizer_budget.Budget:
+    def budget(self) -> tokenizer_budget.Budget:
         """The budget of unusual expressions of its steps, whose search may fail or take long."""
         parts = [*steps(self.backend.pre_tokenizer), *steps(self.backend.normalizer)]
         patterns = [step["pattern"].get("Regex", "") for step in parts if "pattern" in step]
         return tokenizer_budget.Budget(set(patterns) - vocabularies.EXPRESSIONS)
 
     @cached_property
-    def _recognizing(self) -> Backend:
+    def recognizing(self) -> Backend:
         """A copy of the backend that recognizes special tokens in text."""
         backend = Backend.from_str(self.json)
         backend.encode_special_tokens = False

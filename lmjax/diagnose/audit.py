@@ -26,7 +26,7 @@ from lmjax.journal import journal
 from lmjax.journal.history import MEANS, Applied, History, Record, learnt, machine_of
 from lmjax.parallel import mesh
 from lmjax.pytrees import digest
-from lmjax.run import build, config_hash, identity, steps
+from lmjax.run import build, config_hash, identity, reference_file, steps
 from lmjax.run.build import Run
 from lmjax.run.feed import device_batches, regime_of, sample_ranges
 from lmjax.system.files import write_text
@@ -124,17 +124,20 @@ def _sessions(
         size = quantity(sum(entry["bytes"] for entry in store.manifest["files"].values()), "B")
         console.event(f"data: all {size} of the prepared tokens match their hashes; the text itself is not read")
         sessions = [build.build(config, store)]
+        if records:
+            sessions = [reference_file.recorded(sessions[0], run_dir, records[0], console, write=False)]
         for record in reversed([record for record in records if record["event"] == "resume"]):
             before = _before(config, record["changed"])
             sessions.append(build.build(before, store) if before != config else sessions[-1])
             config = before
+        known = identity.fingerprints(sessions[-1])
         tokenizer_sha256 = tokenizer.load_tokenizer(run_dir / "tokenizer.json").sha256
     except (ValueError, SyntaxError, TypeError, OSError, RecursionError, MemoryError) as error:  # and UserError
         findings.add("inputs", f"data plan and guard cannot be checked: {one_line(error)}")
         return []
     start = records[0] if records else {}
     inputs = [
-        *identity.fingerprints(sessions[-1]).items(),
+        *known.items(),
         ("tokenizer_sha256", tokenizer_sha256),
         ("seed", config.seed),
     ]
@@ -162,6 +165,7 @@ def _plan(run: Run) -> Plan:
         order=lambda left_out: run.order.excluding(left_out).take,
         regime=partial(regime_of, run),
         samples=partial(sample_ranges, run),
+        two_sided=run.objective.episodic,
     )
 
 

@@ -65,16 +65,18 @@ class Plan:
     regime: Callable[[int, int], int]
     #: (first position, end, history) -> ids of the samples at these positions that are not left out yet.
     samples: Callable[[int, int, History], Ranges]
+    #: A loss that is far too low is suspect, too (`detector.assess`).
+    two_sided: bool = False
 
 
-@partial(jax.jit, static_argnames="config")
+@partial(jax.jit, static_argnames=("config", "two_sided"))
 def _judge(
-    window: Window, values: Any, regime: Any, *, config: GuardConfig
+    window: Window, values: Any, regime: Any, *, config: GuardConfig, two_sided: bool
 ) -> tuple[detector.Signs, Window, jax.Array]:
     """Judge (loss, gradient norm, parameter norm) as `step.make_update` does."""
     loss, norm, _ = values
     finite, log_norm = jnp.isfinite(jnp.stack(values)).all(), detector.log_norm(norm)
-    signs = detector.assess(window, loss, log_norm, finite, regime, config)
+    signs = detector.assess(window, loss, log_norm, finite, regime, config, two_sided=two_sided)
     return signs, *detector.accept(window, loss, log_norm, regime, config)
 
 
@@ -214,7 +216,8 @@ class Walk:
         if self.fired:
             self._missed(update)
         regime = np.int32(self._plan.regime(update, planned))
-        signs, window, diverged = _judge(self._window, values, regime, config=config)
+        two_sided = self._plan.two_sided
+        signs, window, diverged = _judge(self._window, values, regime, config=config, two_sided=two_sided)
         if config.policy != "off" and bool(signs.suspect) != (suspect is not None):
             action = "applied a batch that is suspect" if suspect is None else "left out a batch that is not suspect"
             text = f"the run {action}: loss {values[0]:.4g}, z {signs.z_loss:.3g}; gradient norm {values[1]:.4g}"

@@ -16,8 +16,9 @@ from lmjax.config import (
     TrackConfig,
     TrainConfig,
 )
+from lmjax.config.policies import PolicyConfig
 from lmjax.models import registry
-from lmjax.optim import batch_plan
+from lmjax.run import build
 
 #: Updates of the small copy, and updates between its checkpoints; the guard is armed after 64.
 UPDATES, EVERY = 240, 20
@@ -40,11 +41,11 @@ def shrink(config: Config) -> Config:
     Raises:
         UserError: `config` has no length of the run, or its batches do not fit.
     """
-    plan = batch_plan.batch_plan(config.batch, config.train, registry.tokens(config.model))
+    plan, is_policy = build.plan_batches(config), isinstance(config.objective, PolicyConfig)
     model = registry.shrink(config.model)
-    if isinstance(config.data, PreferenceConfig):  # a pair is never cut, so that a smaller context would leave few
+    if is_policy or isinstance(config.data, PreferenceConfig):  # they are never cut: a smaller context leaves few
         model = replace(model, context=config.model.context)
-    batch, grown = _batch(config, registry.tokens(model), plan.tokens)
+    batch, grown = _batch(config, build.tokens_of_sequence(replace(config, model=model)), plan.tokens)
     data = config.data
     if isinstance(data, DataConfig):
         changes = data.mixture_changes
@@ -59,7 +60,7 @@ def shrink(config: Config) -> Config:
         config,
         data=data,
         model=model,
-        schedule=replace(config.schedule, peak=max(config.schedule.peak, PEAK), cuts=cuts),
+        schedule=replace(config.schedule, peak=max(config.schedule.peak, 0 if is_policy else PEAK), cuts=cuts),
         batch=batch,
         train=TrainConfig(
             UPDATES, evaluate_every=MIDDLE, evaluate_batches=2, final_batches=50, sample_tokens=8, baselines=False
@@ -83,8 +84,10 @@ def _batch(config: Config, context: int, tokens: int) -> tuple[BatchConfig, int]
     microbatch = max(fitting, default=1) * devices
     unit = microbatch * context
     sizes = [size for _, size in batch.tokens]
-    several = len(set(sizes)) > 1 or sizes[0] > batch.microbatch * registry.tokens(config.model)
+    several = len(set(sizes)) > 1 or sizes[0] > batch.microbatch * build.tokens_of_sequence(config)
     counts = [1 + (several and 2 * size >= min(sizes) + max(sizes)) for size in sizes]
+    if isinstance(config.objective, PolicyConfig):  # which divides its microbatches into minibatches
+        counts = [max(config.objective.minibatches, *counts)] * len(counts)
     grown = UPDATES * unit * max(counts)
     starts = _scaled([start for start, _ in batch.tokens], grown / tokens, 1)
     points = tuple((start, count * unit) for start, count in zip(starts, counts, strict=True))
@@ -98,7 +101,7 @@ def _scaled(numbers: Sequence[int], factor: float, step: int) -> list[int]:
 
 def spike_update(config: Config) -> int:
     """Return an update (from 1) with an armed guard and `ROOM` updates after it; 0 if none."""
-    plan = batch_plan.batch_plan(config.batch, config.train, registry.tokens(config.model))
+    plan = build.plan_batches(config)
     announced = config.data.mixture_changes if isinstance(config.data, DataConfig) else ()
     changes = np.searchsorted(plan.tokens_before, [token for token, _ in announced])
     turns = sorted({0, plan.updates, *plan.jumps.tolist(), *changes.tolist()})

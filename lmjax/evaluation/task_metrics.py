@@ -15,7 +15,7 @@ import numpy as np
 
 from lmjax.config import UserError
 from lmjax.evaluation import text_metrics
-from lmjax.evaluation.time_limit import search
+from lmjax.system.time_limit import search
 
 PRIMARY = {  # the main metric of each kind of task
     "choose": "acc",

@@ -65,7 +65,16 @@ def empty(config: GuardConfig) -> Window:
     return Window(zeros_W, jnp.zeros_like(zeros_W), jnp.int32(0), jnp.float32(_NONE), jnp.int32(0))
 
 
-def assess(window: Window, loss: Array, log_norm: Array, finite: Array, stretch: Array, config: GuardConfig) -> Signs:
+def assess(
+    window: Window,
+    loss: Array,
+    log_norm: Array,
+    finite: Array,
+    stretch: Array,
+    config: GuardConfig,
+    *,
+    two_sided: bool = False,
+) -> Signs:
     """Assess a batch by the accepted values of its regime.
 
     Right after an announced change, the regime has no accepted value.
@@ -77,6 +86,8 @@ def assess(window: Window, loss: Array, log_norm: Array, finite: Array, stretch:
         finite: Whether loss, gradient and the updated parameters are finite.
         stretch: The batch's regime.
         config: The guard's settings.
+        two_sided: A loss that is far too low is a hard suspect, too: the loss is minus a reward, and a reward that
+            leaps is an error of the reward.
     """
     count = jnp.where(stretch == window.stretch, window.count, 0)
     z_loss, z_norm = _z(
@@ -88,6 +99,8 @@ def assess(window: Window, loss: Array, log_norm: Array, finite: Array, stretch:
     )
     hard = (z_loss > config.hard_z) | ((z_norm > config.hard_z) & (z_loss > config.grad_loss_z))
     soft = (z_loss > config.loss_z) | ((z_norm > config.grad_z) & (z_loss > config.grad_loss_z))
+    if two_sided:
+        hard |= z_loss < -config.hard_z
     hard = ~finite | (hard & (count >= config.armed_hard))
     return Signs(z_loss, z_norm, hard | (soft & (count >= config.armed)), hard)
 
@@ -219,4 +232,5 @@ def reason(values: dict[str, float], config: GuardConfig) -> str:
     """Return why a batch is suspect, from its metrics."""
     if not all(math.isfinite(values[name]) for name in ("loss", "grad_norm", "param_norm")):
         return NOT_FINITE
-    return LOSS if values["z_loss"] > config.loss_z else GRADIENT
+    # A gradient norm is suspect only with a loss above the median; far below it, the loss itself is (`two_sided`).
+    return LOSS if values["z_loss"] > config.loss_z or values["z_loss"] < 0 else GRADIENT

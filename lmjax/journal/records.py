@@ -121,6 +121,7 @@ _FIELDS: Mapping[str, Mapping[str, Check]] = {
         "init_from": _optional(_text),
         "init_sha256": _optional(_text),
         "reference_sha256": _optional(_text),
+        "reward_sha256": _optional(_digest),
         **_MACHINE,
     },
     "resume": {"changed": _list(_text), **_MACHINE},

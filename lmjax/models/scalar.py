@@ -86,7 +86,7 @@ class Scalar(nn.Module):
         return calibration(raw) if calibrated or self.is_initializing() else raw
 
 
-def calibrated(params: Any, *, mean: float, deviation: float) -> Any:
+def calibrated(params: Any, *, mean: float | Array, deviation: float | Array) -> Any:
     """Return parameters whose scores have mean 0 and standard deviation 1 on given texts.
 
     The score becomes (raw - mean) / deviation (Ziegler et al. 2019: on samples of the reference policy). No other

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmjax.config import UserError
-from lmjax.data.chat_tokens import ChatTokens
+from lmjax.data.chat_tokens import chat_form
 from lmjax.data.sources.chat_rows import Turn
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.inference.generate import continue_ids, generate
@@ -48,7 +48,7 @@ class Assistant(NextToken):
 
     def stops(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Return the ids that end an answer, in addition to the tokenizer's `end_of_text`."""
-        return (ChatTokens(tokenizer).end,)
+        return (chat_form(tokenizer).end,)
 
     def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
         """Return the answer to a prompt, which is the turn of a user.
@@ -58,7 +58,7 @@ class Assistant(NextToken):
         """
         if not prompt.strip():
             raise UserError("the prompt is empty; give a question")
-        ids = ChatTokens(tokenizer).prompt([Turn("user", prompt, False)])
+        ids = chat_form(tokenizer).prompt([Turn("user", prompt, False)])
         if len(ids) > self.config.model.context:
             raise UserError(
                 f"the prompt has {len(ids):,} tokens with its control tokens, model.context is "

@@ -18,7 +18,8 @@ from lmjax.data.batches.buckets import Buckets, bucket_order, divide
 from lmjax.data.batches.chat import Fitting
 from lmjax.data.batches.packing import Rows
 from lmjax.data.batches.records import spans
-from lmjax.data.chat_tokens import ChatTokens
+from lmjax.data.chat_form import ChatForm
+from lmjax.data.chat_tokens import chat_form
 from lmjax.data.order.order import Order
 from lmjax.data.sources.tables import SIDES, Side
 from lmjax.data.store.facts import notes
@@ -76,9 +77,9 @@ class ChatSamples(Samples):
         """Return the training conversations of each sample."""
 
     @cached_property
-    def control(self) -> ChatTokens:
-        """The control tokens of the tokenizer."""
-        return ChatTokens(self.store.tokenizer)
+    def control(self) -> ChatForm:
+        """How the tokenizer writes conversations."""
+        return chat_form(self.store.tokenizer)
 
     # ---- The data as a set -------------------------------------------------------------------------------------
 
@@ -160,10 +161,10 @@ class ChatSamples(Samples):
 
         Conversations without an answer (plain text), and those that the context cuts, are left out.
         """
-        context, header = self.config.model.context, self.control.before("assistant")
+        context = self.config.model.context
         for record in self.fitting["validation"].records.tolist():
-            ids = self.conversation("validation", record).tolist()
-            parts = chat.last_answer(ids, header=header, end=self.control.end)
+            ids, mask = chat.conversation(self.store, "validation", record)
+            parts = self.control.last_answer(ids, mask)
             if parts is not None and len(ids) - 1 <= context:
                 yield parts
 

@@ -6,9 +6,9 @@ Shapes: B pairs, 2 answers (the preferred one first), T positions.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from lmjax.objectives import losses, preference_losses, reference
 from lmjax.objectives.assistant import Assistant
 from lmjax.objectives.objective import Loss
 from lmjax.objectives.preference_samples import PreferenceSamples
+from lmjax.objectives.samples import Batch
 
 SHOWN = 4  # answers of the sample
 
@@ -38,6 +39,7 @@ class DirectPreference(Assistant):
 
     samples_type = PreferenceSamples
     prompt = "Write a review of the soup."
+    reference_name: ClassVar[str] = reference.LOGPROBS
 
     @property
     def _options(self) -> DirectConfig:
@@ -121,29 +123,39 @@ class DirectPreference(Assistant):
 
     # ---- The reference -----------------------------------------------------------------------------------------
 
-    def reference_logprobs(self, params: Any) -> dict[Side, np.ndarray]:
-        """Return the log-probabilities (pairs, 2) of all used pairs of each side under a model.
+    def reference_logprobs(self, logprobs: Callable[[Batch], np.ndarray]) -> dict[Side, np.ndarray]:
+        """Return the log-probabilities (pairs, 2) of all used pairs of each side.
 
-        The program is that of the loss, in the widths of the training: at the parameters of the reference, policy and
-        reference differ only by rounding.
+        The rows have the widths of the training, so that at the parameters of the reference, policy and reference
+        differ only by rounding.
 
         Args:
-            params: Parameters of the reference, which has the shapes of the policy.
+            logprobs: Log-probabilities (B, 2) of the rows of a microbatch under the reference.
         """
-        samples, logprobs = self.samples, jax.jit(lambda params, batch: self.logprobs(params, batch)[0])
-        rows, table = self.config.batch.microbatch, {}
-        for side in SIDES:
-            table[side] = np.zeros((len(samples.store.streams[f"{side}-prompt"].starts), 2), np.float32)
+        samples, rows, table = self.samples, self.config.batch.microbatch, dict[Side, np.ndarray]()
+        for side, count in self._counts.items():
+            table[side] = np.zeros((count, 2), np.float32)
             parts = samples.buckets.members if side == "train" else samples.buckets.validation
             for members, (width,) in zip(parts, samples.buckets.widths, strict=False):
                 for start in range(0, len(members), rows):
                     here = members[np.minimum(start + np.arange(rows), len(members) - 1)]
-                    batch = preferences.arrays(samples.store, side, here, width=width)
-                    table[side][here] = np.asarray(logprobs(params, batch))
+                    table[side][here] = logprobs(preferences.arrays(samples.store, side, here, width=width))
         return table
 
-    def with_reference(self, table: reference.Table) -> Self:
-        """Return the objective whose samples have the log-probabilities of the reference."""
+    @property
+    def _counts(self) -> dict[Side, int]:
+        return {side: len(self.samples.store.streams[f"{side}-prompt"].starts) for side in SIDES}
+
+    def with_reference(self, content: bytes) -> Self:
+        """Return the objective whose samples have the log-probabilities of the reference.
+
+        Args:
+            content: The content of their file.
+
+        Raises:
+            ValueError: It is that of other pairs.
+        """
+        table = reference.to_table(content, self._counts)
         return dataclasses.replace(self, samples=dataclasses.replace(self.samples, reference=table))
 
     # ---- Using -------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 What an update does is in `lmjax.rl.episode`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -13,7 +13,7 @@ import optax
 from flax import linen as nn
 from jax import Array
 
-from lmjax.config import CausalConfig, Config, PPOConfig, UserError
+from lmjax.config import CausalConfig, Config, GPTConfig, PPOConfig, UserError
 from lmjax.config.policies import PolicyConfig
 from lmjax.data.store.store import Store
 from lmjax.models.scalar import Scalar
@@ -68,11 +68,17 @@ class Policy(FineTuning):
         """Raise UserError: prompts alone have no loss."""
         raise UserError(f"objective.family={self.config.objective.family} has a loss only for answers that it samples")
 
+    def greedy(self, params: Any, prompts: Sequence[list[int]]) -> list[str]:
+        """Return the texts of the greedy answers to prompts."""
+        decode = self.samples.store.tokenizer.decode
+        return [decode(answer) for answer, _ in self._answers(params, prompts)]
+
     def critic(self, params: Any, optimizer: optax.GradientTransformation) -> Any:
         """Return the value model of PPO, a copy of the policy with values of 0."""
         options = self._options
         if not isinstance(options, PPOConfig):
             return None
+        assert isinstance(self.config.model, GPTConfig)
         model = Scalar(self.config.model, zero=True)
         known = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
         ids_BT, last_B = jnp.zeros((1, 1), jnp.int32), jnp.zeros(1, jnp.int32)

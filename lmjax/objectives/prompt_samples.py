@@ -16,8 +16,7 @@ from lmjax.config.policies import PolicyConfig
 from lmjax.data.batches import chat, packing
 from lmjax.data.batches.chat import Fitting
 from lmjax.data.batches.packing import Rows
-from lmjax.data.batches.records import spans
-from lmjax.data.chat_tokens import ChatTokens
+from lmjax.data.chat_tokens import chat_form
 from lmjax.data.order.order import Order
 from lmjax.data.sources.tables import SIDES, Side
 from lmjax.data.store.facts import notes
@@ -94,7 +93,7 @@ class PromptSamples(ChatSamples):
 
     def question(self, side: Side, record: int) -> Question:
         """Return the ids of the prompt and of the answer of a conversation."""
-        parts = _question(self.conversation(side, record), self.control)
+        parts = self.control.last_answer(*chat.conversation(self.store, side, record))
         assert parts is not None
         return parts
 
@@ -153,21 +152,16 @@ def flush_right(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarra
 
 def _fitting(store: Store, side: Side, *, width: int) -> Fitting:
     """Select the conversations that have an answer and whose prompt has room."""
-    tokens, control = store.streams[f"{side}-0"], ChatTokens(store.tokenizer)
-    start_B, size_B = spans(tokens, np.arange(len(tokens.starts)))
+    form, count = chat_form(store.tokenizer), len(store.streams[f"{side}-0"].starts)
     records, lengths, too_long = [], [], 0
-    for record, (start, size) in enumerate(zip(start_B.tolist(), size_B.tolist(), strict=True)):
-        parts = _question(np.asarray(tokens.ids[start : start + size]), control)
+    for record in range(count):
+        parts = form.last_answer(*chat.conversation(store, side, record))
         if parts is not None and len(parts[0]) <= width:
             records.append(record)
             lengths.append(len(parts[0]))
         too_long += parts is not None and len(parts[0]) > width
-    no_target = len(size_B) - len(records) - too_long
+    no_target = count - len(records) - too_long
     return Fitting(np.asarray(records, np.int64), np.asarray(lengths, np.int64), too_long=too_long, no_target=no_target)
-
-
-def _question(ids: np.ndarray, control: ChatTokens) -> Question | None:
-    return chat.last_answer(ids.tolist(), header=control.before("assistant"), end=control.end)
 
 
 def _options(config: Config) -> PolicyConfig:

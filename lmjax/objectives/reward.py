@@ -3,10 +3,11 @@
 Shapes: B pairs, 2 answers (the preferred one first), N pairs or texts of a split, T positions.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,10 @@ from lmjax.data.sources.chat_rows import Turn
 from lmjax.data.sources.tables import Side
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.models.scalar import Scalar
-from lmjax.objectives import losses, preference_losses, reward_measures
+from lmjax.objectives import losses, preference_losses, reference, reward_measures
 from lmjax.objectives.objective import Loss, Objective
 from lmjax.objectives.preference_samples import PreferenceSamples
+from lmjax.objectives.reference import ReferenceSamples
 
 SHOWN = 4  # pairs of the sample
 _AT_ONCE = 64  # texts that are scored together
@@ -38,9 +40,12 @@ class RewardModel(Objective):
     """
 
     samples: PreferenceSamples
+    #: Answers of the reference policy, whose scores get mean 0 and standard deviation 1 at the end.
+    answers: ReferenceSamples | None = None
 
     samples_type = PreferenceSamples
     prompt = "Write a review of the soup.\tThe soup was perfect and tasty."
+    reference_name: ClassVar[str] = reference.SAMPLES
 
     @classmethod
     def model_of(cls, config: Config) -> Scalar:
@@ -150,15 +155,21 @@ class RewardModel(Objective):
     @cached_property
     def _raw(self) -> Any:
         def raw(params: Any, ids_BT: Array, last_B: Array) -> Array:
-            return self.model.apply({"params": params}, ids_BT, last_B=last_B, calibrated=False)
+            scores_B: Any = self.model.apply({"params": params}, ids_BT, last_B=last_B, calibrated=False)
+            return scores_B
 
         return jax.jit(raw)
 
-    def truth(self, records: np.ndarray) -> np.ndarray | None:
-        """Return the true rewards (N, 2) of validation pairs, or None if they are not known."""
+    @property
+    def has_truth(self) -> bool:
+        """Whether the data are reviews, whose true rewards are known."""
         data = self.config.data
         assert isinstance(data, PreferenceConfig)
-        if data.files or data.source != "reviews":
+        return not data.files and data.source == "reviews"
+
+    def truth(self, records: np.ndarray) -> np.ndarray | None:
+        """Return the true rewards (N, 2) of validation pairs, or None if they are not known."""
+        if not self.has_truth:
             return None
         decode, rewards = self.samples.store.tokenizer.decode, []
         for record in records.tolist():
@@ -169,6 +180,22 @@ class RewardModel(Objective):
 
     def _lengths(self, side: Side, records: np.ndarray) -> np.ndarray:
         return preferences.answer_lengths(self.samples.store, side)[records]
+
+    # ---- The reference -----------------------------------------------------------------------------------------
+
+    def with_reference(self, content: bytes) -> Self:
+        """Return the objective with answers of the reference policy.
+
+        Args:
+            content: The content of their file.
+
+        Raises:
+            ValueError: It has other rows than this model reads.
+        """
+        model = self.config.model
+        return dataclasses.replace(
+            self, answers=reference.to_samples(content, context=model.context, vocab_size=model.vocab_size)
+        )
 
     # ---- Using -------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ Shapes: N pairs, 2 answers (the preferred one first). The names are those of the
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -70,10 +69,27 @@ def calibration_error(margin_N: np.ndarray) -> float:
     As in Guo et al. 2017, it is the mean distance of the accuracy of a bin from its mean confidence, weighted
     by pairs.
     """
-    confidence_N, right_N = 1 / (1 + np.exp(-np.abs(margin_N))), margin_N > 0
-    bin_N = np.minimum((confidence_N - 0.5) * 2 * BINS, BINS - 1).astype(int)
+    confidence_N, right_N, bin_N = _binned(margin_N)
     gaps = [abs(np.sum(right_N[bin_N == i]) - np.sum(confidence_N[bin_N == i])) for i in range(BINS)]
     return float(np.sum(gaps) / len(margin_N))
+
+
+def reliability(margin_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean confidence, accuracy and its standard error in each bin.
+
+    The bins are those of `calibration_error` that have pairs.
+    """
+    confidence_N, right_N, bin_N = _binned(margin_N)
+    parts = [bin_N == i for i in range(BINS) if (bin_N == i).any()]
+    confidence, accuracy = (np.asarray([x_N[part].mean() for part in parts]) for x_N in (confidence_N, right_N))
+    counts = np.asarray([np.count_nonzero(part) for part in parts])
+    return confidence, accuracy, np.sqrt(accuracy * (1 - accuracy) / counts)
+
+
+def _binned(margin_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the confidence of each pair, whether its order is right, and its bin."""
+    confidence_N = 1 / (1 + np.exp(-np.abs(margin_N)))
+    return confidence_N, margin_N > 0, np.minimum((confidence_N - 0.5) * 2 * BINS, BINS - 1).astype(int)
 
 
 def label_slope(margin_N: np.ndarray) -> float:
@@ -115,16 +131,3 @@ def length_matched(lengths_N2: np.ndarray) -> np.ndarray:
     """
     longest_N = lengths_N2.max(axis=1)
     return np.ptp(lengths_N2, axis=1) <= np.maximum(2, longest_N / 10)
-
-
-def normalization(raw: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Return mean and standard deviation of raw scores, for `scalar.calibrated`.
-
-    Raises:
-        ValueError: The scores have no spread: the model gives every text the same score.
-    """
-    raw = np.asarray(raw, np.float64)
-    mean, deviation = float(raw.mean()), float(raw.std())
-    if not (math.isfinite(mean) and deviation > 1e-6):
-        raise ValueError(f"the scores of {len(raw)} texts have mean {mean:.3g} and standard deviation {deviation:.3g}")
-    return mean, deviation

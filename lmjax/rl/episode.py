@@ -108,7 +108,8 @@ class Episode(ABC):
         """Apply the optimizer steps of an episode; jit it with `donate_argnums=0`.
 
         Unless the guard's policy is `off`, a suspect episode leaves every leaf of the state unchanged. Its loss, as the
-        guard and the journal have it, is minus the mean score; its gradient norm is the mean over the steps.
+        guard and the journal have it, is minus the mean score, which is suspect if it falls or leaps up; its gradient
+        norm is the mean over the steps.
 
         Args:
             state: The training state.
@@ -119,7 +120,7 @@ class Episode(ABC):
         """
         config, rollout = self.objective, answers.rollout
         chunks = batch["arrays"]["record_B"].shape[0]
-        measured = self._measure(state.params, reference, answers, chunks)
+        measured = self.measure(state.params, reference, answers, chunks)
         scores_R = advantages.penalize_unfinished(rewards_R, rollout.finished_B, penalty=config.unfinished_penalty)
         targets, own_metrics = self._targets(state, answers, measured, scores_R, chunks)
         rows = targets | {
@@ -140,7 +141,9 @@ class Episode(ABC):
         loss, norm = jnp.where(jnp.all(rollout.finite_B), 0 - jnp.mean(scores_R), jnp.nan), jnp.mean(steps["grad_norm"])
         with jax.named_scope("guard"):
             carry = self._carry(state, trees, moments, measured)
-            next_state, applied, verdict = accept(state, batch, proposal, self.guard, loss=loss, norm=norm, carry=carry)
+            next_state, applied, verdict = accept(
+                state, batch, proposal, self.guard, loss=loss, norm=norm, carry=carry, two_sided=True
+            )
         metrics = {
             "loss": loss,
             **_of_answers(rollout, measured, rewards_R),
@@ -154,7 +157,7 @@ class Episode(ABC):
         }
         return next_state, metrics | ({"vote": jnp.max(batch["votes"])} if "votes" in batch else {})
 
-    def _measure(self, params: Any, reference: Any, answers: Answers, chunks: int) -> Measured:
+    def measure(self, params: Any, reference: Any, answers: Answers, chunks: int) -> Measured:
         """Compute the forward passes of policy and reference, m G rows at a time."""
         temperature = self.objective.temperature
 
@@ -300,14 +303,16 @@ def _of_answers(rollout: Rollout, measured: Measured, rewards_R: Array) -> Metri
 
 
 def _of_steps(steps: Metrics) -> Metrics:
-    """Return the metrics of the optimizer steps of an episode."""
+    """Return the metrics of the optimizer steps of an episode.
+
+    In the first step the policy is the one that sampled: with one step, only the canaries say something.
+    """
     tokens = jnp.maximum(steps["tokens"], 1)
     total = jnp.sum(tokens)
+    sums = {"approximate_kl": "approximate_kl", "clip_fraction": "clipped", "mean_ratio": "ratio"}
     return {
         **{name: jnp.mean(values) for name, values in steps.items() if name.endswith("_loss")},
-        "approximate_kl": jnp.sum(steps["approximate_kl"]) / total,
-        "clip_fraction": jnp.sum(steps["clipped"]) / total,
-        "mean_ratio": jnp.sum(steps["ratio"]) / total,
+        **{name: jnp.sum(steps[key]) / total for name, key in sums.items() if len(tokens) > 1},
         "ratio_error": jnp.abs(steps["ratio"][0] / tokens[0] - 1),
         "first_clip_fraction": steps["clipped"][0] / tokens[0],
     }

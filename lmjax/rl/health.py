@@ -72,7 +72,13 @@ class Trend:
         return self.start - self.end > LIMITS.deviations * self.error
 
 
-def verdict(series: Series, *, progress: float = 1.0, table: Mapping[str, Measure] = POLICY) -> Verdict:
+def verdict(
+    series: Series,
+    *,
+    probes: Series | None = None,
+    progress: float = 1.0,
+    table: Mapping[str, Measure] = POLICY,
+) -> Verdict:
     """Judge a run from its series.
 
     The verdict is the first of these that has evidence:
@@ -88,6 +94,8 @@ def verdict(series: Series, *, progress: float = 1.0, table: Mapping[str, Measur
 
     Args:
         series: The measurements; all are optional.
+        probes: Measurements of `update`, `reward` and `probe` at other updates, such as those of the evaluations; None:
+            those of `series`.
         progress: Share of the run that is done.
         table: The measures.
     """
@@ -98,7 +106,8 @@ def verdict(series: Series, *, progress: float = 1.0, table: Mapping[str, Measur
     if evidence:
         return _verdict("broken", evidence, found)
     collapse = tuple(_collapse(reward, alarms))
-    evidence = tuple(_hacking(series, reward, alarms))
+    probes = series if probes is None else probes
+    evidence = tuple(_hacking(probes, reward, alarms))
     if evidence:
         return _verdict("hacking", (*evidence, *collapse), found)
     if collapse:
@@ -107,7 +116,7 @@ def verdict(series: Series, *, progress: float = 1.0, table: Mapping[str, Measur
         return _verdict("undecided", (f"fewer than {LIMITS.least} measurements of the reward",), found)
     change = f"the reward went from {reward.start:.3g} to {reward.end:.3g} (standard error {reward.error:.2g})"
     if reward.rises:
-        return _verdict("learning", (change, *_further(series)), found)
+        return _verdict("learning", (change, *_further(series, probes)), found)
     if progress < LIMITS.progress:
         return _verdict("undecided", (change, f"{progress:.0%} of the run is done"), found)
     return _verdict("stalled", (change, *_reasons(series, reward, alarms)), found)
@@ -198,11 +207,11 @@ def _collapse(reward: Trend | None, alarms: Mapping[str, Finding]) -> Iterator[s
             yield f"the reward fell from {reward.start:.3g} to {reward.end:.3g}"
 
 
-def _hacking(series: Series, reward: Trend | None, alarms: Mapping[str, Finding]) -> Iterator[str]:
+def _hacking(probes: Series, reward: Trend | None, alarms: Mapping[str, Finding]) -> Iterator[str]:
     """Yield what shows that the reward rises and quality does not."""
     if reward is None or not reward.rises:
         return
-    yield from _probe_falls(series)
+    yield from _probe_falls(probes)
     for name in ("length", "kl"):
         if name in alarms and alarms[name].value > alarms[name].measure.tolerable[1]:
             yield f"the reward rises, and {alarms[name].measure.title} is {alarms[name].value:.3g}"
@@ -230,9 +239,9 @@ def _probe_falls(series: Series) -> Iterator[str]:
         )
 
 
-def _further(series: Series) -> Iterator[str]:
+def _further(series: Series, probes: Series) -> Iterator[str]:
     """Yield what accompanies a rising reward."""
-    probe = trend(series.get("probe", ()))
+    probe = trend(probes.get("probe", ()))
     if probe is not None:
         direction = "rises too" if probe.rises else "does not rise: watch it"
         yield f"the probe {direction}, from {probe.start:.3g} to {probe.end:.3g}"

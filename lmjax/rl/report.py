@@ -19,6 +19,8 @@ class Rewarded:
     prompt: str
     answer: str
     reward: float
+    #: True reward, if it is known.
+    truth: float | None = None
 
 
 def text(verdict: Verdict, series: Series, answers: Sequence[Rewarded], *, best: float | None) -> str:
@@ -43,11 +45,23 @@ def text(verdict: Verdict, series: Series, answers: Sequence[Rewarded], *, best:
         lines += ["", "## Answers to held-out prompts", "", f"Mean reward of {len(answers)} answers: {mean:.3f}."]
         if best is not None:
             lines.append(f"The best answer of each group has {best:.3f} on average.")
+        truths = [answer.truth for answer in answers if answer.truth is not None]
+        if truths:
+            lines.append(f"Their mean true reward, which the policy never sees, is {sum(truths) / len(truths):.3f}.")
         ranked = sorted(answers, key=lambda answer: -answer.reward)
         for title, part in (("Most reward", ranked[:SHOWN]), ("Least reward", ranked[-SHOWN:])):
-            lines += ["", f"### {title}", "", "| reward | prompt | answer |", "|---|---|---|"]
-            lines += [f"| {one.reward:.3g} | {_cell(one.prompt)} | {_cell(one.answer)} |" for one in part]
+            lines += ["", f"### {title}", "", *_table(part, with_truth=bool(truths))]
     return "\n".join(lines) + "\n"
+
+
+def _table(answers: Sequence[Rewarded], *, with_truth: bool) -> list[str]:
+    names = ["reward", *["truth"] * with_truth, "prompt", "answer"]
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    for answer in answers:
+        truth = "" if answer.truth is None else f"{answer.truth:.3g}"
+        cells = [f"{answer.reward:.3g}", *[truth] * with_truth, _cell(answer.prompt), _cell(answer.answer)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _over_updates(series: Series) -> list[str]:

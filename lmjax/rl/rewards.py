@@ -29,8 +29,8 @@ from lmjax.config.rewards import (
     RewardFunction,
     VerifiableConfig,
 )
-from lmjax.evaluation.time_limit import limited
 from lmjax.rl import json_schema
+from lmjax.system.time_limit import limited
 
 LONGEST = 4_000  # characters at the end of an answer that are searched for a number or an expression
 SECONDS = 10.0  # of one call of a user's function

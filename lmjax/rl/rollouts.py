@@ -241,7 +241,7 @@ def _decode(model: Any, params: Any, logits_BV: Array, state: Any, keys_B: Array
 # ---- The trainer's forward pass -------------------------------------------------------------------------------------
 
 
-def sequences(prompts: Prompts, tokens_BN: Array) -> dict[str, Array]:
+def sequences(prompts: Prompts, tokens_BN: Array) -> dict[str, Any]:
     """Return the arguments of `GPT.__call__` for [prompt | response], all (B, T).
 
     The padding of the prompts is a segment of its own, and position 0 is that of the first token of a prompt. A model

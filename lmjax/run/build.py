@@ -13,8 +13,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lmjax.config import ChatConfig, ClassificationConfig, Config, DataConfig, InContextConfig, UserError
-from lmjax.config.policies import PolicyConfig
+from lmjax.config import ClassificationConfig, Config, DataConfig, InContextConfig, UserError
+from lmjax.config.chat import ConversationConfig
+from lmjax.config.policies import PolicyConfig, PPOConfig
 from lmjax.data.batches.records import labels
 from lmjax.data.chat_tokens import completed
 from lmjax.data.control_tokens import CONTROL
@@ -76,9 +77,12 @@ class Run:
         """Training FLOPs of a token (closed form).
 
         A policy that learns from its answers also reads each token three times without a gradient, which costs as much
-        as one pass with it: to sample it, and with the parameters of the policy and of the reference.
+        as one pass with it: to sample it, and with the parameters of the policy and of the reference. The value model
+        of PPO reads it once without a gradient.
         """
         objective, flops = self.config.objective, registry.flops_per_token(self.config.model)
+        if isinstance(objective, PPOConfig):
+            return flops * (1 + objective.epochs + 1 / 3 + objective.epochs)
         return flops * (1 + objective.epochs) if isinstance(objective, PolicyConfig) else flops
 
     @cached_property
@@ -178,16 +182,25 @@ _NO_STORE: Any = None
 
 def _parts(config: Config, devices: Sequence[Any] | None = None) -> dict[str, Any]:
     """Return the parts of a run that depend on neither its data nor its vocabulary."""
-    plan = _plan(config)
+    plan = plan_batches(config)
     rates, optimizer = learning_rates(config.schedule, plan), make_optimizer(config.optimizer)
     mesh = make_mesh(config.parallel, microbatch=config.batch.microbatch, devices=devices)
     registry.check_mesh(config.model, mesh.shape)
     return {"plan": plan, "rates": rates, "optimizer": optimizer, "mesh": mesh}
 
 
-def _plan(config: Config) -> BatchPlan:
+def plan_batches(config: Config) -> BatchPlan:
+    """Return the plan of the batches.
+
+    A sequence of a policy is a prompt with all of its answers.
+    """
+    return batch_plan(config.batch, config.train, tokens_of_sequence(config))
+
+
+def tokens_of_sequence(config: Config) -> int:
+    """Return the number of tokens that a sequence of the batch size counts."""
     answers = config.objective.group if isinstance(config.objective, PolicyConfig) else 1
-    return batch_plan(config.batch, config.train, answers * registry.tokens(config.model))
+    return answers * registry.tokens(config.model)
 
 
 def check(config: Config) -> None:
@@ -224,14 +237,14 @@ def resolve(config: Config, vocab_size: int) -> Config:
 
 def expected_vocabulary(config: Config) -> int:
     """Return the size of the vocabulary before text is read (an estimate for characters)."""
-    choice, is_chat = config.data.tokenizer, isinstance(config.data, ChatConfig)
+    choice, has_turns = config.data.tokenizer, isinstance(config.data, ConversationConfig)
     if config.model.vocab_size:
         return config.model.vocab_size
     if choice.kind == "file":
         loaded = load_tokenizer(Path(choice.path))
-        return completed(loaded).vocab_size if is_chat else loaded.vocab_size
+        return completed(loaded).vocab_size if has_turns else loaded.vocab_size
     size = {"bytes": 257 + choice.reserved, "characters": 100 + choice.reserved}.get(choice.kind, choice.vocab_size)
-    return size + is_chat * max(0, len(CONTROL) - choice.reserved)
+    return size + has_turns * max(0, len(CONTROL) - choice.reserved)
 
 
 def _with_labels(config: Config, store: Store) -> Config:
@@ -277,7 +290,7 @@ def init_function(run: Run) -> Any:
 def initial(config: Config, objective: Objective, optimizer: optax.GradientTransformation) -> State:
     """Return the state before the first update, to be traced."""
     inputs, named = objective.example()
-    microbatches = int(_plan(config).microbatches.max())
+    microbatches = int(plan_batches(config).microbatches.max())
     state = init_state(
         objective.model,
         optimizer,
@@ -289,7 +302,7 @@ def initial(config: Config, objective: Objective, optimizer: optax.GradientTrans
         carry=objective.begin((microbatches, config.batch.microbatch)),
     )
     critic = objective.critic(state.params, optimizer)
-    return state if critic is None else state.replace(carry=critic)
+    return state if critic is None else dataclasses.replace(state, carry=critic)
 
 
 def with_critic(run: Run, state: State) -> State:
@@ -300,7 +313,7 @@ def with_critic(run: Run, state: State) -> State:
 
     if jax.eval_shape(critic, state.params) is None:
         return state
-    return state.replace(carry=jax.jit(critic, out_shardings=run.shardings.carry)(state.params))
+    return dataclasses.replace(state, carry=jax.jit(critic, out_shardings=run.shardings.carry)(state.params))
 
 
 def averaged(state: State) -> Any:

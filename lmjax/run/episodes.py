@@ -13,6 +13,7 @@ import numpy as np
 from lmjax.config import Config, PPOConfig
 from lmjax.config.errors import RunError
 from lmjax.config.policies import PolicyConfig
+from lmjax.config.rewards import LearnedRewardConfig
 from lmjax.data.sources.tables import Side
 from lmjax.inference.language_model import LanguageModel
 from lmjax.objectives.policy import Policy
@@ -22,6 +23,7 @@ from lmjax.rl.episode import Answers, Episode
 from lmjax.rl.grpo import GroupEpisode
 from lmjax.rl.ppo import CriticEpisode
 from lmjax.rl.rewards import Scores
+from lmjax.run import reward_model
 from lmjax.run.build import Run, on_mesh
 from lmjax.system import faults
 from lmjax.training import checkpoint
@@ -45,6 +47,8 @@ class Episodes:
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """The ids that end an answer."""
+        if self.run.store is None:  # a run that is only compiled: which ids end an answer has no effect on sizes
+            return ()
         tokenizer = self.run.store.tokenizer
         stops = self.objective.stops(tokenizer)
         return tuple(sorted(LanguageModel(self.run.model, None, tokenizer, stops=stops).ends))
@@ -82,7 +86,7 @@ class Episodes:
         return jax.jit(sample, out_shardings=mesh.replicated(self.run.mesh))
 
     @cached_property
-    def learn(self) -> Callable[..., tuple[State, dict[str, Any]]]:
+    def learn(self) -> jax.stages.Wrapped:
         """The compiled `Episode.learn`; it donates the state."""
 
         def learn(state: State, reference: Any, batch: Any, answers: Answers, rewards_R: Any) -> Any:
@@ -93,8 +97,15 @@ class Episodes:
 
     @cached_property
     def reward(self) -> rewards.RewardFunction:
-        """The reward of an answer."""
-        return rewards.build(self.episode.objective.reward)
+        """The verifiable reward of an answer."""
+        config = self.episode.objective.reward
+        assert not isinstance(config, LearnedRewardConfig)
+        return rewards.build(config)
+
+    @cached_property
+    def learned_scores(self) -> Callable[[Answers, int], Any] | None:
+        """The scores of the reward model; None: the reward is verifiable."""
+        return reward_model.scorer(self.run)
 
     def texts(self, answers: Answers) -> list[str]:
         """Return the texts of answers, without the end token."""
@@ -105,6 +116,9 @@ class Episodes:
 
     def scores(self, side: Side, answers: Answers, texts: Sequence[str]) -> Scores:
         """Return the rewards of answers to prompts of a side of the split."""
+        if self.learned_scores is not None:
+            rows = self.run.config.batch.microbatch * self.episode.objective.group
+            return Scores(np.asarray(self.learned_scores(answers, len(texts) // rows), np.float64))
         records = jax.device_get(answers.record_R).tolist()
         columns = {record: self.objective.samples.columns(side, record) for record in set(records)}
         return rewards.score(self.reward, texts, [columns[record] for record in records])
@@ -123,12 +137,15 @@ def make_step(run: Run, reference: Any) -> Step:
         (batch,) = batches
         number = int(jax.device_get(batch["update"])) + 1
         answers = parts.sample(state.params, batch["arrays"], state.update)
+        logprobs_RN = faults.change("logprobs", answers.rollout.logprobs_BN, at=number)
+        answers = answers._replace(rollout=answers.rollout._replace(logprobs_BN=logprobs_RN))
         texts, tokens = parts.texts(answers), jax.device_get(answers.rollout[:2])
         faults.reach("episode.sampled", at=number)
         scores = parts.scores("train", answers, texts)
         values_R = faults.change("rewards", scores.values_B.astype(np.float32), at=number)
         faults.reach("episode.rewarded", at=number)
-        rewards_R = mesh.put_tree(values_R, mesh.replicated(run.mesh))
+        with jax.transfer_guard("allow"):  # the loop forbids implicit transfers; this one is intended
+            rewards_R = mesh.put_tree(values_R, mesh.replicated(run.mesh))
         state, step_metrics = parts.learn(state, reference, batch, answers, rewards_R)
         check_canaries(jax.device_get(step_metrics), run.config, number)
         return state, step_metrics | {
@@ -138,6 +155,21 @@ def make_step(run: Run, reference: Any) -> Step:
         }
 
     return step
+
+
+def lower_learning(run: Run) -> Any:
+    """Lower `Episodes.learn` of a run without data; the devices may be absent."""
+    parts, state, batch = Episodes(run), run.abstract_state, run.abstract_batch
+    everywhere = mesh.replicated(run.mesh)
+
+    def sample(params: Any, arrays: Any) -> tuple[Answers, jax.Array]:
+        with on_mesh(run):
+            answers = parts.episode.sample(params, arrays, 0)
+        return answers, jnp.zeros(len(answers.record_R), jnp.float32)
+
+    shapes = jax.eval_shape(sample, state.params, batch["arrays"])
+    inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes)
+    return parts.learn.lower(state, state.params, batch, *inputs)
 
 
 def check_canaries(values: Mapping[str, Any], config: Config, number: int) -> None:

@@ -13,11 +13,13 @@ import jax
 from lmjax import __version__
 from lmjax.config import ClassificationConfig, Config, DataConfig, UserError, codec, errors, extensions
 from lmjax.config.json_text import parse_json
+from lmjax.config.policies import PolicyConfig
+from lmjax.config.rewards import LearnedRewardConfig
 from lmjax.config.user_files import parse_entry
 from lmjax.journal.history import MEANS
 from lmjax.journal.journal import Journal
 from lmjax.parallel.mesh import describe_mesh
-from lmjax.run import build
+from lmjax.run import build, reward_model
 from lmjax.run.build import Run
 from lmjax.system import machine, paths
 from lmjax.tasks import catalog
@@ -49,6 +51,10 @@ def absolute(config: Config) -> Config:
     data = dataclasses.replace(data, files=files, tokenizer=choice, cache=folder)
     runtime = dataclasses.replace(config.runtime, compilation_cache=cache if cache == "off" else _absolute(cache))
     config = dataclasses.replace(config, data=data, init_from=_absolute(config.init_from), runtime=runtime)
+    objective = config.objective
+    if isinstance(objective, PolicyConfig) and isinstance(objective.reward, LearnedRewardConfig):
+        reward = dataclasses.replace(objective.reward, run=_absolute(objective.reward.run))
+        config = dataclasses.replace(config, objective=dataclasses.replace(objective, reward=reward))
     return dataclasses.replace(located_tasks(config), extensions=extensions.recorded(config))
 
 
@@ -123,7 +129,7 @@ def recorded_data(run_dir: Path) -> str:
 
 
 def same_inputs(run: Run, journal: Journal) -> None:
-    """Check that the tokenizer and the data are those with which the run began.
+    """Check that tokenizer, data and reward model are those with which the run began.
 
     Raises:
         UserError: One of them changed.
@@ -138,8 +144,9 @@ def same_inputs(run: Run, journal: Journal) -> None:
 
 
 def fingerprints(run: Run) -> dict[str, Any]:
-    """Return the hashes of the tokenizer and the data, which must be equal for a resume."""
-    return {"tokenizer_sha256": run.store.tokenizer.sha256, "data_sha256": run.store.fingerprint}
+    """Return the hashes of tokenizer, data and reward model; a resume needs equal ones."""
+    own = {"tokenizer_sha256": run.store.tokenizer.sha256, "data_sha256": run.store.fingerprint}
+    return own | reward_model.fingerprint(run)
 
 
 def versions(run: Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lmjax.display.console import Console
 from lmjax.journal.journal import Journal
 from lmjax.parallel import processes
 from lmjax.parallel.mesh import describe_mesh
-from lmjax.run import build, config_hash, plan, transfer
+from lmjax.run import build, config_hash, plan, reference_file, transfer
 from lmjax.run.build import Run
 from lmjax.run.identity import absolute, fingerprints, versions
 from lmjax.run.session import FINISHED, train_run
@@ -74,8 +74,9 @@ def begin_run(run: Run, run_dir: Path, console: Console, lock: Lock | None) -> i
             f"process {jax.process_index()} does not see {run_dir} of process 0; choose a --run-dir that all share"
         )
     state, origin = transfer.begin(run, report=console.event)
+    run, taken = reference_file.begin(run, run_dir, state, console)
     position = Position(state, update=0, cursor=0, wall_step=0)
-    inputs = fingerprints(run) | origin | versions(run)
+    inputs = fingerprints(run) | origin | taken | versions(run)
     journal.write("start", wall_step=0, update=0, cursor=0, seed=run.config.seed, **inputs)
     return train_run(run, run_dir, position, journal, console, lock)
 

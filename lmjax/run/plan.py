@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmjax.config import ClassificationConfig, Config, UserError
+from lmjax.config import ClassificationConfig, Config, GPTConfig, PPOConfig, UserError
 from lmjax.config.policies import PolicyConfig
 from lmjax.display.format import duration, quantity
-from lmjax.models import classifier, registry
+from lmjax.models import classifier, costs, registry
 from lmjax.parallel import processes
 from lmjax.parallel.mesh import make_mesh
 from lmjax.run import build
@@ -67,10 +67,28 @@ def _memory(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
         config.model, rows, optimizer=config.optimizer, accumulate=_accumulates(config), chunk=chunk
     )
     if isinstance(config.objective, PolicyConfig):
-        sizes["reference"] = sizes["parameters"]
-    divisors = {"activations": tensor * sequence, "logits": tensor * sequence}
+        sizes |= _of_policy(config, config.objective, rows, sizes)
+    divisors = dict.fromkeys(("activations", "logits"), tensor * sequence) | {"generation cache": tensor}
     parts = {name: size / divisors.get(name, fsdp * tensor) for name, size in sizes.items() if name != "total"}
     return parts | {"total": sum(parts.values())}
+
+
+def _of_policy(config: Config, objective: PolicyConfig, rows: int, sizes: Mapping[str, float]) -> dict[str, float]:
+    """Return the bytes that the episodes of a policy need besides an update.
+
+    `rows` answers are computed at a time. Only the tokens of answers have logits. The value model of PPO is as large as
+    the policy.
+    """
+    parts = {"logits": rows * objective.answer_tokens * 8.0 * config.model.vocab_size}
+    parts["reference"] = sizes["parameters"]
+    if isinstance(config.model, GPTConfig):
+        model, places = costs.resolve_gpt(config.model), rows * config.model.context
+        values = 2 * model.layers * model.key_heads * model.head_dim
+        parts["generation cache"] = places * values * (2.0 if model.dtype == "bfloat16" else 4.0)
+    if isinstance(objective, PPOConfig):
+        parts["value model"] = sum(sizes[name] for name in ("parameters", "gradients", "optimizer"))
+        parts["activations"] = 2 * sizes["activations"]
+    return parts
 
 
 def check_memory(config: Config) -> None:

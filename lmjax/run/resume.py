@@ -13,7 +13,7 @@ from lmjax.guard import detector
 from lmjax.journal.history import History, fold, learnt
 from lmjax.journal.journal import Journal
 from lmjax.parallel import processes
-from lmjax.run import config_hash, feed, transfer
+from lmjax.run import config_hash, feed, reference_file, transfer
 from lmjax.run.build import Run
 from lmjax.run.identity import (
     absolute,
@@ -68,6 +68,7 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
             console.event("the run was stopped before its first update: starting it")
             return begin_run(run, run_dir, console, lock)
         same_inputs(run, journal)
+        run = reference_file.recorded(run, run_dir, journal.records[0], console)
         if processes.is_main():
             _restore_tokenizer(run, run_dir / "tokenizer.json", console)
         position = _restored(run, run_dir, journal, console)
@@ -106,9 +107,7 @@ def _restored(run: Run, run_dir: Path, journal: Journal, console: Console) -> Po
         rollback.finish(journal, root, past.pending, samples=partial(feed.sample_ranges, run, past=past))
     if not past.saved and not checkpoint.folders(root):
         console.event("no checkpoint was saved yet: starting again at update 0")
-        state, origin = transfer.begin(run, report=console.event)
-        if origin.get("init_sha256") != journal.records[0].get("init_sha256"):
-            raise UserError(f"{origin.get('init_from')} has other parameters than when the run began; start a new run")
+        state = transfer.begin_again(run, journal.records[0], report=console.event)
         return Position(state, update=0, cursor=0, wall_step=0)
     _know_a_checkpoint(past, root)
     restored, state, problems = checkpoint.load(root, run.abstract_state, announced=past.announced)

@@ -95,6 +95,18 @@ def saved_config(run_dir: Path) -> Config:
     return presets.read(run_dir / "config.json")
 
 
+def earlier_stage(run_dir: Path, *, otherwise: str) -> str:
+    """Return the command that trains a missing run, if its name is that of a preset.
+
+    Args:
+        run_dir: Directory of the run.
+        otherwise: Setting that names another one.
+    """
+    if run_dir.exists() or run_dir.parent.name != "runs" or run_dir.name not in presets.names():
+        return ""
+    return f"; train this stage first with `python train.py {run_dir.name}`, or give {otherwise}"
+
+
 def best(run_dir: Path) -> tuple[int, float] | None:
     """Return (update, loss) of the checkpoint with the lowest validation loss, or None."""
     saved = {int(folder.name) for folder in checkpoint.folders(run_dir / "checkpoints")}

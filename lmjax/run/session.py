@@ -15,7 +15,7 @@ from lmjax.display.console import Console
 from lmjax.journal.history import last, machine_of
 from lmjax.journal.journal import Journal
 from lmjax.parallel import mesh, processes
-from lmjax.run import build, feed, plan, policy_evaluation, steps, validation
+from lmjax.run import build, feed, plan, policy_evaluation, policy_progress, steps, validation
 from lmjax.run.build import Run
 from lmjax.run.callbacks import notifier
 from lmjax.run.identity import fingerprints, tolerance, versions
@@ -65,6 +65,7 @@ def train_run(
         console.start(run.plan.updates, tokens=tokens, context=context, update=position.update)
         try:
             faults.reach("prepared")
+            policy_progress.begin(run, position, inputs)
             position = loop.train(inputs, position, stop=stop)
         except GaveUp as error:
             seconds = before + time.perf_counter() - begun
@@ -74,6 +75,7 @@ def train_run(
             console.event(f"given up: {error}; the newest checkpoint is a healthy one; lmjax audit {run_dir} explains")
             return GAVE_UP
         measured = {} if stop.name else loop.evaluate(inputs, position, whole=True)
+        policy_progress.conclude(run, measured, inputs)
         stopped = stop.name  # read once: a later signal finds the run finished
         status = "stopped" if stopped else "finished"
         seconds = before + time.perf_counter() - begun

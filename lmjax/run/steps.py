@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lmjax.run import build, episodes
 from lmjax.run.build import Run
+from lmjax.run.calibration import with_calibration
 from lmjax.training.state import State
 from lmjax.training.step import Step
 
@@ -17,5 +18,5 @@ def step_function(run: Run, folder: Path, state: State | None = None) -> Step:
         state: The current state; that of update 0 need not be saved.
     """
     if not run.objective.episodic:
-        return build.step_function(run)
+        return with_calibration(run, build.step_function(run))
     return episodes.make_step(run, episodes.reference_of(run, folder, state))

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 from lmjax.config.errors import one_line
 from lmjax.display.console import Console
 from lmjax.display.format import digits, duration, known, number, quantity
+from lmjax.objectives.reward import RewardModel
 from lmjax.pytrees import count, digest
+from lmjax.rl import reward_report
 from lmjax.run import saved
 from lmjax.run.build import Run
 from lmjax.system import machine
@@ -74,6 +76,8 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, con
     if best := attempt("finding the best checkpoint", lambda: saved.best(run_dir), None):
         summary["best"] = {"update": best[0], "val_loss": best[1]}
     pictures = attempt("drawing", lambda: _draw(run_dir), [])
+    if isinstance(run.objective, RewardModel):
+        pictures += attempt("reporting", lambda: _report(run, run_dir, params, console), [])
     write_json(run_dir / "summary.json", summary | ({"failed": failed} if failed else {}))
     config = run.config
     commands = next_commands(run_dir, prompt=run.objective.prompt, tasks=config.evaluate.tasks, seed=config.seed)
@@ -84,6 +88,18 @@ def _draw(run_dir: Path) -> list[Path]:
     from lmjax.run import curves  # imports matplotlib, which is slow
 
     return curves.draw([run_dir], run_dir / "plots")
+
+
+def _report(run: Run, run_dir: Path, params: Any, console: Console) -> list[Path]:
+    """Write the report of a reward model with its picture, and say its verdict."""
+    from lmjax.display import figures  # these import matplotlib, which is slow
+    from lmjax.rl import reward_pictures
+
+    assert isinstance(run.objective, RewardModel)
+    found = reward_report.measure(run.objective, params)
+    console.event(f"health: {reward_report.verdict(found)}")
+    picture = figures.save(reward_pictures.figure(found), run_dir / reward_report.PICTURE)
+    return [reward_report.write(run_dir, found), picture]
 
 
 def print_summary(

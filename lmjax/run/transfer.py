@@ -2,15 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lmjax.config import (
-    ChatConfig,
     Config,
     CustomModelConfig,
     GPTConfig,
@@ -20,12 +20,14 @@ from lmjax.config import (
     extensions,
     presets,
 )
-from lmjax.data import chat_tokens, tokenizer
+from lmjax.config.chat import ConversationConfig
+from lmjax.data import chat_template, chat_tokens, tokenizer
 from lmjax.interop.huggingface import folder, weights
+from lmjax.journal.history import Record
 from lmjax.models import registry
 from lmjax.parallel import mesh
 from lmjax.pytrees import digest, path_name
-from lmjax.run import build, config_hash, growth, pretrained, saved
+from lmjax.run import build, config_hash, growth, pretrained, saved, template_choice
 from lmjax.run.build import Run
 from lmjax.system.files import cache_folder, write_text
 from lmjax.training.state import State
@@ -52,7 +54,9 @@ def adopt(config: Config) -> Config:
         if isinstance(source_model, GPTConfig) and source_model.positions == "rotary":
             own["context"] = min(model.context, source_model.context)
         source_model = dataclasses.replace(source_model, **own)
-    if isinstance(config.data, ChatConfig) and source_model.vocab_size:  # for the control tokens that it lacks
+    if isinstance(config.data, ConversationConfig):
+        path = template_choice.adopted(source, path, getattr(config.data, "template", ""))
+    if isinstance(config.data, ConversationConfig) and source_model.vocab_size:  # for the control tokens that it lacks
         size = chat_tokens.completed(tokenizer.load_tokenizer(path)).vocab_size
         source_model = dataclasses.replace(source_model, vocab_size=max(source_model.vocab_size, size))
     choice = TokenizerConfig(kind="file", path=str(path))
@@ -75,7 +79,8 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
     if not (source / "config.json").is_file():
         raise UserError(
             f"init_from={source} is not a run or a Hugging Face model (it has no config.json), and not a .gguf or "
-            f".safetensors file: {pretrained.problem(source)}{_earlier_stage(source)}"
+            f".safetensors file: {pretrained.problem(source)}"
+            f"{saved.earlier_stage(source, otherwise='init_from=MODEL')}"
         )
     config_hash.check(source)
     with extensions.foreign():
@@ -87,13 +92,6 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
             "the same file: name it in extensions=[FILE.py]"
         )
     return model, source / "tokenizer.json"
-
-
-def _earlier_stage(source: Path) -> str:
-    """Return the command that trains a missing run, if its name is that of a preset."""
-    if source.exists() or source.parent.name != "runs" or source.name not in presets.names():
-        return ""
-    return f"; train this stage first with `python train.py {source.name}`, or give init_from=MODEL"
 
 
 def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, Any]]:
@@ -116,12 +114,8 @@ def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, 
     source = Path(run.config.init_from)
     if not run.config.init_from:
         return state, {}
-    source_params = _parameters(run, source)
-    named = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
-    lines: list[str] = []
-    if isinstance(run.config.data, ChatConfig):
-        table = registry.logical_axes(run.config.model)
-        source_params, lines = growth.grown(source_params, named, table, seed=run.config.seed)
+    named = _by_name(state.params)
+    source_params, lines = _grown(run, _parameters(run, source), named)
     mismatched = [name for name in named if name in source_params and source_params[name].shape != named[name].shape]
     if mismatched:
         sizes = ", ".join(
@@ -158,6 +152,61 @@ def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, 
     return build.with_critic(run, state.replace(params=params, ema=average)), origin
 
 
+def begin_again(run: Run, start: Record, *, report: Callable[[str], None]) -> State:
+    """Initialize the state of a run that began before.
+
+    Args:
+        run: The run.
+        start: The first record of its journal.
+        report: Receives lines, as in `begin`.
+
+    Raises:
+        UserError: The parameters of `init_from` are others than when the run began.
+    """
+    state, origin = begin(run, report=report)
+    if origin.get("init_sha256") != start.get("init_sha256"):
+        raise UserError(f"{origin.get('init_from')} has other parameters than when the run began; start a new run")
+    return state
+
+
+def policy(run: Run, params: Any) -> Any:
+    """Return the parameters of the decoder that a reward model starts as.
+
+    They are those of the run; an output layer, which a reward model does not have, is that of `init_from`.
+
+    Args:
+        run: The run.
+        params: Its parameters before the first update.
+
+    Raises:
+        UserError: `init_from` has no such parameter.
+    """
+    decoder, source = registry.build(run.config.model), run.config.init_from
+    shapes: Any = jax.eval_shape(decoder.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    named, own = _by_name(shapes), _by_name(params)
+    if named.keys() - own.keys() and source:
+        own = {**_grown(run, _parameters(run, Path(source)), named)[0], **own}
+    if missing := sorted(named.keys() - own.keys()):
+        raise UserError(f"init_from={source} has no {', '.join(missing)}, without which it can write no answers")
+    return jax.tree_util.tree_map_with_path(lambda path, _: own[path_name(path)], shapes)
+
+
+def _by_name(params: Any) -> dict[str, Any]:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _grown(
+    run: Run, leaves: dict[str, np.ndarray], named: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Append rows of control tokens to the parameters of a source.
+
+    Returns the parameters, and lines about those that have grown.
+    """
+    if not isinstance(run.config.data, ConversationConfig):
+        return leaves, []
+    return growth.grown(leaves, named, registry.logical_axes(run.config.model), seed=run.config.seed)
+
+
 def _parameters(run: Run, source: Path) -> dict[str, np.ndarray]:
     """Return the source's leaves by name in the layout of this run's model.
 
@@ -169,9 +218,7 @@ def _parameters(run: Run, source: Path) -> dict[str, np.ndarray]:
         except UserError as error:
             raise UserError(f"init_from={error}") from None
     else:
-        leaves = {
-            path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(_params(run, source))
-        }
+        leaves = {name: np.asarray(leaf) for name, leaf in _by_name(_params(run, source)).items()}
     model: Any = run.config.model
     return _stacked(leaves) if getattr(model, "scan", False) else _unstacked(leaves)
 
@@ -184,8 +231,9 @@ def _params(run: Run, source: Path) -> Any:
     """
     foreign = pretrained.foreign(source)
     source_tokenizer = foreign.tokenizer if foreign else tokenizer.load_tokenizer(source / "tokenizer.json")
-    if isinstance(run.config.data, ChatConfig):
-        source_tokenizer = chat_tokens.completed(source_tokenizer)
+    if isinstance(run.config.data, ConversationConfig):
+        template = chat_template.recorded(run.store.tokenizer)
+        source_tokenizer = chat_tokens.completed(chat_template.with_template(source_tokenizer, template))
     if source_tokenizer.sha256 != run.store.tokenizer.sha256:
         raise UserError(
             f"init_from={source} was trained with another tokenizer; set data.tokenizer.kind=file "

@@ -26,6 +26,7 @@ from lmjax.inference import incremental
 from lmjax.inference.generate import generate
 from lmjax.inference.language_model import FirstToken, LanguageModel, with_first
 from lmjax.inference.sampling import Sampling
+from lmjax.interop import chat_templates
 from lmjax.pytrees import count
 from lmjax.run import pretrained
 from lmjax.serve import chat_template, generation_kwargs
@@ -76,7 +77,7 @@ class Harness(LM):
         lm = path if loaded else pretrained.load(str(path), checkpoint=str(checkpoint), dtype=dtype)
         chosen = first_token if prefix_token_id is None else _token_id(prefix_token_id)
         self.lm = replace(lm if chosen == "model" else with_first(lm, chosen), special=True)  # as HFLM, for templates
-        templates = chat_template.of_model(lm) if loaded else chat_template.of_path(Path(str(path)))
+        templates = chat_templates.of_model(lm) if loaded else chat_templates.of_path(Path(str(path)))
         # The class of the tokenizer and other files name special tokens, too.
         self._templates = replace(templates, tokens={**templates.tokens, **lm.tokenizer.named})
         self._template: str | None = None
@@ -107,7 +108,7 @@ class Harness(LM):
     @property
     def tokenizer_name(self) -> str:
         """A name of the tokenizer and the chat template, by which the harness stores prompts."""
-        template = self._templates.choose(self._template)
+        template = self._templates.choose(self._template).source
         return f"lmjax_{self.lm.tokenizer.sha256[:16]}_{hashlib.sha256(template.encode()).hexdigest()[:16]}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
@@ -117,7 +118,7 @@ class Harness(LM):
             UserError: The model has no such template.
         """
         self._template = chat_template if isinstance(chat_template, str) else None
-        return self._templates.choose(self._template) if chat_template else ""
+        return self._templates.choose(self._template).source if chat_template else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a chat with the template of the model.
@@ -125,7 +126,7 @@ class Harness(LM):
         Raises:
             UserError: The model has no template, or the template is malformed or refuses the chat.
         """
-        return self._templates.render(chat_history, reply=add_generation_prompt, name=self._template)
+        return chat_template.render(self._templates, chat_history, reply=add_generation_prompt, name=self._template)
 
     def get_model_info(self) -> dict[str, Any]:
         """Return facts for the results: what precedes a text, how many requests did not fit."""

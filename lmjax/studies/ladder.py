@@ -97,10 +97,10 @@ def climb(
             apart = [pseudo(bert)] if bert else []
     ready = {name: spend(build.resolve(c, store.tokenizer.vocab_size), compute) for name, c in rungs.items()}
     for name, config in ready.items():
-        _same(config, out / name)
+        check_same(config, out / name)
     for name, config in ready.items():
-        status = _train(config, out / name)
-        if status or not _finished(out / name):
+        status = train_rung(config, out / name)
+        if status or not is_finished(out / name):
             print(f"the ladder stops at {name}; run the same command again to continue")
             return status
     levels = sorted([*counted, *(level(out / name, name) for name in ready)], key=_rank)
@@ -143,8 +143,12 @@ def spend(config: Config, compute: float) -> Config:
     return replace(config, train=train, checkpoint=replace(config.checkpoint, every=scaled(config.checkpoint.every)))
 
 
-def _same(config: Config, run_dir: Path) -> None:
-    """Raise a UserError if the rung in `run_dir` has another configuration."""
+def check_same(config: Config, run_dir: Path) -> None:
+    """Check that a rung, if it was begun, has this configuration.
+
+    Raises:
+        UserError: The run in `run_dir` has another one.
+    """
     path = run_dir / "config.json"
     if not path.is_file():
         return
@@ -155,13 +159,15 @@ def _same(config: Config, run_dir: Path) -> None:
         )
 
 
-def _train(config: Config, run_dir: Path) -> int:
+def train_rung(config: Config, run_dir: Path) -> int:
+    """Start or resume a rung unless it is finished; return its exit status."""
     if not (run_dir / "config.json").is_file():
         return launch.start(config, run_dir)
-    return session.FINISHED if _finished(run_dir) else resume.resume(config, run_dir)
+    return session.FINISHED if is_finished(run_dir) else resume.resume(config, run_dir)
 
 
-def _finished(run_dir: Path) -> bool:
+def is_finished(run_dir: Path) -> bool:
+    """Whether the run in a directory is finished."""
     return read_summary(run_dir).get("status") == "finished"
 
 

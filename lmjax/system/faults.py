@@ -39,6 +39,7 @@ POINTS = {
     "opt_state": "value: the optimizer state, before an update (by update)",
     "episode.sampled": "the answers of an episode are sampled, no reward is known (by update)",
     "episode.rewarded": "the answers have rewards, nothing is learned from them (by update)",
+    "logprobs": "value: the sampler's log-probabilities of the answers of an episode (by update)",
     "rewards": "value: the rewards of an episode (by update)",
     "evaluate": "before an evaluation",
     "evaluate.batch": "before each batch of an evaluation",

@@ -15,7 +15,7 @@ from lmjax.display.console import Console
 from lmjax.display.format import duration, quantity
 from lmjax.models import registry
 from lmjax.parallel.mesh import describe_mesh
-from lmjax.run import build, plan
+from lmjax.run import build, episodes, plan
 from lmjax.run.build import Run
 from lmjax.run.plan import Table
 from lmjax.system import machine
@@ -55,10 +55,15 @@ class Program(NamedTuple):
 def compile_update(run: Run, target: Target) -> Program:
     """Compile the update of a run that was built for the devices of `target`.
 
+    Of an episode it is the part that learns.
+
     Raises:
         TooLarge: The update does not fit.
     """
-    lowered = build.update_function(run).lower(run.abstract_state, run.abstract_batch)
+    if run.objective.episodic:
+        lowered = episodes.lower_learning(run)
+    else:
+        lowered = build.update_function(run).lower(run.abstract_state, run.abstract_batch)
     try:
         program = lowered.compile(compiler_options=target.options or None)
     except jax.errors.JaxRuntimeError as error:
@@ -183,6 +188,7 @@ def _devices(run: Run, target: Target) -> Table:
         ("devices", f"{run.mesh.size} x {target.chip.name}{each}"),
         ("mesh", describe_mesh(run.mesh)),
         ("microbatch", f"{microbatch:,} sequences, up to {most:,} an update"),
+        *[("program", "learning from the answers; their sampling is not compiled")] * run.objective.episodic,
     ]
     return Table(f"Compiled for {target.topology}", rows)
 

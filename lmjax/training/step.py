@@ -145,12 +145,16 @@ def accept(
     loss: Array,
     norm: Array,
     carry: Any,
+    two_sided: bool = False,
 ) -> tuple[State, Array, dict[str, Array]]:
-    """Return the next state, whether it is the proposed one, and the guard's metrics."""
+    """Return the next state, whether it is the proposed one, and the guard's metrics.
+
+    `two_sided` is that of `detector.assess`.
+    """
     regime = batch.get("regime", jnp.int32(0))
     log_norm = detector.log_norm(norm)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(proposal.param_norm)
-    signs = detector.assess(state.window, loss, log_norm, finite, regime, guard)
+    signs = detector.assess(state.window, loss, log_norm, finite, regime, guard, two_sided=two_sided)
     window, diverged = detector.accept(state.window, loss, log_norm, regime, guard)
     proposed = State(proposal.params, proposal.opt_state, proposal.ema, state.update + 1, window, carry)
     applied = batch.get("update", state.update) == state.update

@@ -13,7 +13,8 @@ from lmjax.data.chat_tokens import ChatTokens, completed
 from lmjax.data.control_tokens import CONTROL
 from lmjax.data.sources.chat_rows import Role, Turn
 from lmjax.data.tokenizer import Tokenizer
-from lmjax.serve.chat_template import ChatTemplates
+from lmjax.interop.chat_templates import ChatTemplates
+from lmjax.serve.chat_template import render as render_template
 
 BYTES = tokenizer.build_tokenizer(TokenizerConfig("bytes", reserved=8), lambda: iter(()))
 SYSTEM, USER, ASSISTANT, END = (BYTES.backend.token_to_id(name) for name in CONTROL)
@@ -91,7 +92,7 @@ def test_the_template_of_an_export_renders_the_same_ids(spoken: Tokenizer) -> No
     names: list[Role] = ["system", "user", "assistant", "user"]
     messages = [{"role": role, "content": f"{role} é\n"} for role in names]
     templates = ChatTemplates({"default": control.template}, {})
-    text = templates.render(messages, reply=True)
+    text = render_template(templates, messages, reply=True)
     turns = [Turn(role, f"{role} é\n", role == "assistant") for role in names]
     assert spoken.encode(text, special=True) == control.prompt(turns)
     assert control.with_template().config["chat_template"] == control.template

@@ -11,23 +11,23 @@ import pytest
 from lmjax.config import Config, GPTConfig, MeshConfig, SourceConfig, UserError, presets
 from lmjax.config.checks import check
 from lmjax.config.codec import apply_overrides
-from lmjax.diagnose import rehearsal, small_copy
+from lmjax.diagnose import rehearsal, scenarios, small_copy
 from lmjax.diagnose.small_copy import UPDATES
 from lmjax.journal.history import Applied, History
 from lmjax.journal.journal import Journal
 from lmjax.models import costs, registry
-from lmjax.optim import batch_plan
 from lmjax.run import build
 from tests import ROOT
 from tests.journal.records import DIGEST, START
 
 SIZES = {"layers", "width", "heads", "key_heads", "head_dim", "mlp_width", "hidden", "context"}
+FAULTS = (*scenarios.SCENARIOS[2:], *scenarios.POLICY_SCENARIOS[4:8])
 SECTIONS = ("name", "seed", "data", "objective", "optimizer", "guard")
 
 
 def batches(config: Config) -> np.ndarray:
     """The batch of every update, in sequences."""
-    return batch_plan.batch_plan(config.batch, config.train, registry.tokens(config.model)).sequences
+    return build.plan_batches(config).sequences
 
 
 # ---- The small copy -------------------------------------------------------------------------------------------------
@@ -112,9 +112,15 @@ def test_the_copy_keeps_its_devices_busy(tiny: Config, microbatch: int, devices:
 )
 def test_what_a_setting_of_the_guard_excludes_is_said(tiny: Config, word: str, excluded: set[str]) -> None:
     small = small_copy.shrink(apply_overrides(tiny, word.split()))
-    why = {scenario.fault: scenario.excluded(small) for scenario in rehearsal.SCENARIOS}
+    why = {scenario.fault: scenario.excluded(small) for scenario in scenarios.SCENARIOS}
     assert {fault for fault, text in why.items() if text} == excluded
     assert all(text.startswith(f"not with {word.split()[0]}") for text in why.values() if text)
+
+
+def test_a_policy_rehearses_its_rewards_in_place_of_its_data() -> None:
+    names = [scenario.fault for scenario in scenarios.scenarios_of(small_copy.shrink(presets.load("grpo")))]
+    own = ["a reward that is NaN", "a leap of the reward", "equal rewards", "another sampler"]
+    assert names == [scenario.fault for scenario in scenarios.SCENARIOS[:4]] + own + ["disk full during a save"]
 
 
 # ---- What is noticed ------------------------------------------------------------------------------------------------
@@ -148,14 +154,14 @@ class Product:
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two scenarios: they need no more than a journal."""
-    monkeypatch.setattr(rehearsal, "SCENARIOS", rehearsal.SCENARIOS[:2])
+    monkeypatch.setattr(scenarios, "SCENARIOS", scenarios.SCENARIOS[:2])
 
 
 @pytest.mark.usefixtures("two")
 def test_equal_digests_pass_and_nothing_stays(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rehearsal, "command", Product())
+    monkeypatch.setattr(scenarios, "command", Product())
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert rehearsal.show(tiny, keep=None) == 0
     printed = capsys.readouterr().out
@@ -168,7 +174,7 @@ def test_equal_digests_pass_and_nothing_stays(
 def test_another_digest_fails_and_the_runs_stay(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rehearsal, "command", Product(digests={"stopped": "cd" * 32}))
+    monkeypatch.setattr(scenarios, "command", Product(digests={"stopped": "cd" * 32}))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert rehearsal.show(tiny, keep=None) == 1
     printed = capsys.readouterr().out
@@ -183,7 +189,7 @@ def test_another_digest_fails_and_the_runs_stay(
 def test_without_a_clean_run_nothing_else_is_tried(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rehearsal, "command", Product(statuses={"audit": 1}))
+    monkeypatch.setattr(scenarios, "command", Product(statuses={"audit": 1}))
     assert rehearsal.show(tiny, keep=tmp_path / "kept") == 1
     printed = capsys.readouterr().out
     assert "FAIL  none: `audit` ended with status 1, not 0" in printed
@@ -194,26 +200,26 @@ def test_without_a_clean_run_nothing_else_is_tried(
 def test_a_configuration_that_cannot_run_is_one_line(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsal, "command", Product(error="error: JAX sees 1 device"))
+    monkeypatch.setattr(scenarios, "command", Product(error="error: JAX sees 1 device"))
     with pytest.raises(UserError, match=r"^JAX sees 1 device$"):
         rehearsal.show(tiny, keep=tmp_path / "kept")
 
 
-@pytest.mark.parametrize("act", [scenario.act for scenario in rehearsal.SCENARIOS[2:]])
+@pytest.mark.parametrize("act", [scenario.act for scenario in FAULTS])
 def test_a_fault_that_leaves_no_trace_is_no_success(
-    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[rehearsal.Stage], str]
+    tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[scenarios.Stage], str]
 ) -> None:
     """Every run ends as the clean one does: so the fault was never there, or nobody noticed it."""
-    monkeypatch.setattr(rehearsal, "command", Product())
-    stage = rehearsal.Stage(tmp_path, small_copy.shrink(tiny))
-    rehearsal.clean(stage)
+    monkeypatch.setattr(scenarios, "command", Product())
+    stage = scenarios.Stage(tmp_path, small_copy.shrink(tiny))
+    scenarios.clean(stage)
     path = [Applied(cursor, "0x1p0", "0x1p0", ()) for cursor in range(UPDATES)]
-    monkeypatch.setattr(rehearsal, "fold", lambda _: History(path=path))
+    monkeypatch.setattr(scenarios, "fold", lambda _: History(path=path))
     whole = tmp_path / "clean" / "checkpoints" / "240"
     whole.mkdir(parents=True)
     (whole / "meta.json").write_text("{}")
     (tmp_path / "clean" / "summary.json").write_text("{}")
-    with pytest.raises(rehearsal.Failed, match=r"not noticed|not -9|was applied"):
+    with pytest.raises(scenarios.Failed, match=r"not noticed|not -9|not 1|was applied"):
         act(stage)
 
 

@@ -1,8 +1,9 @@
 """A small copy of a configuration still has data to learn from."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from lmjax.config import ChatConfig
+from lmjax.config import ChatConfig, PPOConfig
 from lmjax.config.codec import apply_overrides
 from lmjax.data.store import preparation
 from lmjax.diagnose.small_copy import shrink
@@ -28,3 +29,12 @@ def test_pairs_keep_their_context(corpus: Path) -> None:
     assert copy.model.context == 256
     run = build.build(copy, preparation.prepare(copy.data))
     assert run.samples.lost()["dropped"]["too_long"] == 0
+
+
+def test_a_policy_keeps_its_context_and_its_minibatches(corpus: Path) -> None:
+    objective = PPOConfig(group=2, answer_tokens=70, minibatches=4)
+    config = small.policy(apply_overrides(small.config("chat", corpus), ["model.context=128"]), objective)
+    copy = shrink(config)
+    assert (copy.model.context, copy.objective, copy.schedule.peak) == (128, objective, config.schedule.peak)
+    assert build.plan_batches(copy).microbatches.tolist() == [4] * 240
+    assert shrink(replace(config, schedule=replace(config.schedule, peak=1e-5))).schedule.peak == 1e-5

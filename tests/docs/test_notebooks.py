@@ -14,6 +14,7 @@ LATER = (
     "04_in_context",
     "05_a_spike",
     "06_devices",
+    "07_alignment",
 )  # run with the exhaustive tests: each trains for a while
 SHORTER = {  # and with the others all but their training
     "04_in_context": (
@@ -21,7 +22,8 @@ SHORTER = {  # and with the others all but their training
         "data.in_context.documents=500 train.updates=60",
     ),
 }
-RUNS_TO_SHOW = ("LMJAX_RUN", "LMJAX_LADDER", "LMJAX_BERT", "LMJAX_IN_CONTEXT")  # in place of new ones
+# In place of new ones.
+RUNS_TO_SHOW = ("LMJAX_RUN", "LMJAX_LADDER", "LMJAX_BERT", "LMJAX_IN_CONTEXT", "LMJAX_POST_LADDER")
 RUN = [
     pytest.param(path, ("", ""), marks=pytest.mark.exhaustive if path.stem in LATER else (), id=path.stem)
     for path in NOTEBOOKS

@@ -44,6 +44,7 @@ def no_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
             ("bert labels", BROKEN),
             ("gpt labels", BROKEN),
             ("packed chat", BAD),
+            ("reward", BAD),
         ],
     ),
 )

@@ -375,3 +375,16 @@ def test_the_spike_of_bloom_176b_fires(quiet_batches: int) -> None:
         assert not found.metrics["suspect"][: quiet_batches + 2].any()
         assert found.metrics["suspect"][[-4, -2, -1]].all()
     assert set(at) == {4, 6}
+
+
+@pytest.mark.parametrize(("seen", "jump", "suspect"), [(7, -100.0, False), (8, -100.0, True), (64, -0.5, False)])
+def test_a_loss_far_too_low_is_a_hard_suspect_of_a_policy_only(seen: int, jump: float, suspect: bool) -> None:
+    """Its loss is minus a reward: a leap of it by more than 20 deviations is no learning."""
+    losses = 3 + 0.05 * np.random.default_rng(1).standard_normal(seen)
+    window = watch(losses).state.window
+    arguments = jnp.float32(3 + jump), jnp.float32(0), jnp.bool_(True), jnp.int32(0), GUARD
+    for two_sided in (False, True):
+        signs = detector.assess(window, *arguments, two_sided=two_sided)
+        assert bool(signs.suspect) == bool(signs.hard) == (suspect and two_sided)
+    values = {"loss": 3 + jump, "grad_norm": 1.0, "param_norm": 1.0, "z_loss": float(signs.z_loss)}
+    assert detector.reason(values, GUARD) == "loss"

@@ -11,6 +11,7 @@ import pytest
 
 from lmjax.config import DirectConfig, RunError
 from lmjax.data.batches import preferences
+from lmjax.objectives import reference
 from lmjax.objectives.direct import DirectPreference
 from tests import small
 
@@ -78,7 +79,7 @@ def test_batches_need_the_log_probabilities_of_the_reference(corpus: Path) -> No
         small.rows(objective.samples)
     counts = {side: len(objective.samples.store.streams[f"{side}-prompt"].starts) for side in ("train", "validation")}
     table: Any = {side: np.arange(2 * count, dtype=np.float32).reshape(count, 2) for side, count in counts.items()}
-    samples = objective.with_reference(table).samples
+    samples = objective.with_reference(reference.from_table(table)).samples
     ids, _ = samples.order.take(0, 4)
     records = samples.buckets.find(ids, samples.order)[1]
     np.testing.assert_array_equal(samples.arrays(ids)["reference_B2"], table["train"][records])
@@ -125,10 +126,11 @@ def test_log_probabilities_are_sums_over_the_answer_whatever_the_padding(
 @pytest.mark.slow
 def test_at_the_reference_the_loss_is_that_of_guessing(corpus: Path) -> None:
     objective, params = direct(corpus)
-    table = objective.reference_logprobs(params)
+    logprobs = jax.jit(lambda batch: objective.logprobs(params, batch)[0])
+    table = objective.reference_logprobs(lambda batch: np.asarray(logprobs(batch)))
     assert all((values < 0).all() for values in table.values())  # all pairs fit into the context
-    objective = objective.with_reference(table)
-    batch = small.rows(objective.samples)
+    objective = objective.with_reference(reference.from_table(table))
+    batch: Any = small.rows(objective.samples)
     loss = jax.jit(lambda params: objective.loss(params, batch, train=True))
 
     def value(params: Any) -> Any:

@@ -1,6 +1,7 @@
 """The reward model: its loss, and what must not change a score."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lmjax.data.batches import preferences
 from lmjax.data.chat_tokens import ChatTokens
 from lmjax.data.sources.chat_rows import Turn
 from lmjax.models import scalar
-from lmjax.objectives import reward_calibration
+from lmjax.objectives import reference, reward_calibration
 from lmjax.objectives.reward import RewardModel
 from tests import small
 
@@ -102,7 +103,7 @@ def test_scores_do_not_depend_on_batch_width_or_side(corpus: Path) -> None:
 @pytest.mark.slow
 def test_gain_and_bias_have_no_part_in_the_loss(corpus: Path) -> None:
     objective, params = reward_model(corpus)
-    batch = small.rows(objective.samples)
+    batch: Any = small.rows(objective.samples)
 
     def loss(params: Any) -> Any:
         return objective.loss(params, batch, train=True).loss
@@ -114,19 +115,28 @@ def test_gain_and_bias_have_no_part_in_the_loss(corpus: Path) -> None:
 
 
 @pytest.mark.slow
-def test_calibration_is_pure_and_normalizes_the_samples_of_the_reference(corpus: Path) -> None:
+def test_calibration_is_pure_and_normalizes_the_samples_of_the_reference(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reward_calibration, "PROMPTS", 3)
+    monkeypatch.setattr(reward_calibration, "EACH", 4)
     objective, params = reward_model(corpus)
     policy = {name: leaf for name, leaf in params.items() if name not in ("score", "calibration")}
-    first, again = (reward_calibration.reference_samples(objective, policy, count=12) for _ in range(2))
-    for row, other in zip(first.rows, again.rows, strict=True):
-        np.testing.assert_array_equal(row, other)
-    assert len({tuple(row.tolist()) for row in first.rows}) == 12
-    assert (first.lengths > 0).all()
-    changed = reward_calibration.calibrate(objective, params, first)
-    raw, calibration = objective.score_rows(changed, first.rows), changed["calibration"]
+    first, again = (reference.from_samples(reward_calibration.reference_samples(objective, policy)) for _ in range(2))
+    assert first == again
+    objective = objective.with_reference(first)
+    assert objective.answers is not None
+    rows, sizes = objective.answers.rows, objective.answers.prompt_sizes
+    assert len({tuple(row[:size].tolist()) for row, size in zip(rows, sizes, strict=True)}) == 3
+    assert len({tuple(row.tolist()) for row in rows}) == 12
+    assert all(row[-1] == objective.samples.control.end for row in rows)
+    texts = reward_calibration.texts_of(objective.answers)
+    numbers = jax.jit(partial(reward_calibration.numbers, objective.model))
+    raw, calibration = objective.score_rows(params, rows), numbers(params, texts)
     scores = calibration["gain"] * raw + calibration["bias"]
     np.testing.assert_allclose([scores.mean(), scores.std()], [0, 1], atol=1e-5)
-    np.testing.assert_array_equal(raw, objective.score_rows(params, first.rows))
+    constant = params | {"score": {"kernel": np.zeros_like(params["score"]["kernel"])}}
+    assert numbers(constant, texts) == constant["calibration"]  # they stay as they are
 
 
 @pytest.mark.slow

@@ -84,8 +84,11 @@ def test_equal_true_rewards_count_for_no_accuracy() -> None:
     assert reward_measures.of_truth(np.asarray([[1.0, 0.0]] * 3), truth_N2)["truth_accuracy"] == 0.5
 
 
-def test_scores_without_spread_cannot_be_normalized() -> None:
-    assert reward_measures.normalization([1.0, 3.0]) == (2, 1)
-    for scores in ([2.0, 2.0], [1.0, math.nan]):
-        with pytest.raises(ValueError, match="standard deviation"):
-            reward_measures.normalization(scores)
+def test_reliability_has_the_calibration_error() -> None:
+    """The mean distance of its points from the diagonal, weighted by pairs, is that error."""
+    margin_N = np.random.default_rng(0).normal(0.5, 2, 400)
+    confidences, accuracies, errors = reward_measures.reliability(margin_N)
+    counts = np.histogram(1 / (1 + np.exp(-np.abs(margin_N))), reward_measures.BINS, (0.5, 1))[0]
+    expected = np.average(np.abs(accuracies - confidences), weights=counts)
+    assert reward_measures.calibration_error(margin_N) == pytest.approx(expected)
+    np.testing.assert_allclose(errors, np.sqrt(accuracies * (1 - accuracies) / counts))

@@ -10,7 +10,7 @@ import pytest
 from lmjax.config import UserError
 from lmjax.data.batches import chat, packing
 from lmjax.data.chat_tokens import ChatTokens
-from lmjax.objectives import sft
+from lmjax.objectives import assistant, sft
 from lmjax.objectives.chat_samples import ChatSamples
 from lmjax.objectives.sft import FineTuning
 from lmjax.run import build, feed
@@ -131,7 +131,7 @@ def written(monkeypatch: pytest.MonkeyPatch, objective: FineTuning, answers: dic
             store.tokenizer.encode(answers[store.tokenizer.decode(prompt)])[: sampling.max_tokens] for prompt in prompts
         ]
 
-    monkeypatch.setattr(sft, "continue_ids", continue_ids)
+    monkeypatch.setattr(assistant, "continue_ids", continue_ids)
 
 
 def test_exact_answers_are_those_that_end_with_the_reference(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +167,7 @@ def test_a_prompt_is_a_turn_of_the_user(corpus: Path, monkeypatch: pytest.Monkey
         seen.extend((lm, prompts, sampling, alone))
         return ["four"]
 
-    monkeypatch.setattr(sft, "generate", generate)
+    monkeypatch.setattr(assistant, "generate", generate)
     assert objective.answer(None, "<|end|>4?", tokenizer=tokenizer, temperature=0, seed=3) == "four"
     lm, [ids], sampling, alone = seen
     assert tokenizer.decode(ids) == "<|user|><|end|>4?<|assistant|>"

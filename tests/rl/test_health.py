@@ -229,6 +229,16 @@ def test_a_probe_that_falls_with_the_reward_is_not_hacking() -> None:
     assert health.verdict({"reward": noisy(0, 0, noise=0), "probe": falling}).word == "stalled"
 
 
+@pytest.mark.parametrize(("measured", "word"), [(NO_PENALTY, "hacking"), (PENALTY, "learning")])
+def test_probes_may_be_of_other_updates_than_the_reward(measured: dict[str, Any], word: str) -> None:
+    series = {"update": range(60), "reward": noisy(0.0, 2.3, count=60), "kl": noisy(0.0, 9.0, count=60)}
+    probes = {name: measured[name] for name in ("update", "reward", "probe")}
+    verdict = health.verdict(series, probes=probes)
+    assert verdict.word == word
+    assert ("the probe fell from" if word == "hacking" else "the probe rises too") in str(verdict)
+    assert health.verdict(series, probes={"update": [], "reward": [], "probe": []}).word == "learning"
+
+
 def test_nothing_measured_is_undecided() -> None:
     assert health.verdict({}) == Verdict("undecided", ("fewer than 6 measurements of the reward",), (), ())
     assert health.verdict({"reward": [1, 2, 3]}).word == "undecided"

@@ -34,3 +34,12 @@ def test_the_first_and_the_last_update_are_shown() -> None:
 
 def test_a_run_without_updates_has_a_report() -> None:
     assert "No update is recorded yet." in report.text(health.verdict({}), {}, [], best=None)
+
+
+def test_a_known_truth_is_shown_next_to_the_reward() -> None:
+    answers = [Rewarded("prompt", f"answer {n}", n / 10, truth=-n) for n in range(10)]
+    text = report.text(health.verdict(SERIES), SERIES, answers, best=None)
+    assert "Their mean true reward, which the policy never sees, is -4.500." in text
+    assert "| reward | truth | prompt | answer |" in text
+    assert "| 0.9 | -9 | prompt | answer 9 |" in text
+    assert "truth" not in report.text(health.verdict(SERIES), SERIES, [Rewarded("a", "b", 1.0)], best=None)

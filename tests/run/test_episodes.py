@@ -16,8 +16,10 @@ from lmjax.config.rewards import RegexConfig
 from lmjax.data.store import preparation
 from lmjax.diagnose import audit
 from lmjax.journal import journal
+from lmjax.journal.history import TRANSIENT
 from lmjax.pytrees import digest
-from lmjax.rl import rollouts
+from lmjax.rl import estimates, rollouts
+from lmjax.rl.episode import Episode
 from lmjax.run import build, episodes, feed, launch
 from lmjax.run.resume import resume
 from lmjax.system import faults
@@ -112,6 +114,15 @@ def test_rewards_that_are_no_numbers_change_nothing(corpus: Path) -> None:
     assert digest(after.params) == digest(params)
 
 
+@pytest.mark.slow
+def test_learning_is_compiled_without_data(corpus: Path) -> None:
+    """Its arguments hold the policy with two moments, the reference, and little else."""
+    run = build.without_data(config(corpus))
+    sizes = episodes.lower_learning(run).compile().memory_analysis()
+    parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state.params))
+    assert 4 * parameters <= sizes.argument_size_in_bytes <= 4 * parameters + 20_000
+
+
 # ---- Canaries ------------------------------------------------------------------------------------------------------
 
 
@@ -129,6 +140,25 @@ def test_a_canary_stops_the_run_and_what_is_not_finite_does_not(corpus: Path) ->
             episodes.check_canaries({**healthy, name: value}, exact, 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "fault", "message"),
+    [
+        (Episode, "_logprobs", "distance of the first minibatch's mean ratio from 1"),
+        (estimates, "exact_kl", "exact KL divergence of a token"),
+    ],
+)
+def test_a_wrong_program_is_stopped_by_its_canary(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, place: Any, fault: str, message: str
+) -> None:
+    """Log-probabilities of another temperature than the sampler's, and a divergence that is too small."""
+    right = getattr(place, fault)
+    change = {"_logprobs": lambda x: 1.01 * x, "exact_kl": lambda x: x - 1e-3}[fault]
+    monkeypatch.setattr(place, fault, lambda *args, **named: change(right(*args, **named)))
+    with pytest.raises(RunError, match=f"update 1: .*{message}"):
+        first_episode(config(corpus))
+
+
 # ---- A run ----------------------------------------------------------------------------------------------------------
 
 
@@ -143,18 +173,23 @@ def tokens_of(run_dir: Path) -> dict[int, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "point"),
-    [("grpo", "update"), ("grpo", "episode.sampled"), ("grpo", "episode.rewarded"), ("ppo", "episode.rewarded")],
+    ("family", "fault", "message"),
+    [
+        ("grpo", "update=error", "error"),
+        ("grpo", "episode.sampled=error", "error"),
+        ("grpo", "logprobs=times:0.9", "log p of sampler minus trainer"),
+        ("ppo", "episode.rewarded=error", "error"),
+    ],
 )
 def test_a_run_that_ends_in_an_episode_is_resumed_with_the_same_answers(
-    corpus: Path, tmp_path: Path, family: str, point: str
+    corpus: Path, tmp_path: Path, family: str, fault: str, message: str
 ) -> None:
     settings = config(corpus, epochs=2, minibatches=2)
     if family == "ppo":
         ppo = PPOConfig(group=2, answer_tokens=8, reward=HALF, kl_target=1.0)
         settings = replace(settings, objective=ppo)
     assert launch.start(settings, tmp_path / "whole") == 0
-    with faults.armed(f"{point}=error@4"), pytest.raises(OSError, match="error"):
+    with faults.armed(f"{fault}@4"), pytest.raises((OSError, RunError), match=message):
         launch.start(settings, tmp_path / "stopped")
     assert resume(settings, tmp_path / "stopped") == 0
     whole, stopped = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "stopped"))
@@ -162,6 +197,31 @@ def test_a_run_that_ends_in_an_episode_is_resumed_with_the_same_answers(
     assert list(tokens_of(tmp_path / "whole")) == [1, 2, 3, 4]
     assert tokens_of(tmp_path / "whole") == tokens_of(tmp_path / "stopped")
     assert audit.show(tmp_path / "stopped", replay=(1, 4)) == 0
+
+
+@pytest.mark.slow
+def test_a_leap_of_the_reward_is_rolled_back_and_replayed(corpus: Path, tmp_path: Path) -> None:
+    """Each fault is spent when its update is tried again, so that four suspects among seven batches fire the rule."""
+    settings = config(corpus)
+    settings = replace(settings, train=replace(settings.train, updates=20))
+    assert launch.start(settings, tmp_path / "clean") == 0
+    with faults.armed("rewards=times:1e6@14-17"):
+        assert launch.start(settings, tmp_path / "run") == 0
+    records = journal.read(tmp_path / "run" / "journal.jsonl")
+    suspects = [record for record in records if record["event"] == "suspect"]
+    assert [record["update"] + 1 for record in suspects] == [14, 15, 16, 17]
+    assert all(record["reason"] == "loss" and record["hard"] for record in suspects)
+    assert all(float.fromhex(record["loss"]) < -1e5 for record in suspects)
+    (rollback,) = (record for record in records if record["event"] == "rollback")
+    assert (rollback["kind"], rollback["target"]) == ("replay", 8)  # healthy, and 4 updates before the onset
+    assert TRANSIENT in [record.get("reason") for record in records]
+    clean, again = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("clean", "run"))
+    assert clean["digest"] == again["digest"]
+    assert tokens_of(tmp_path / "clean") == tokens_of(tmp_path / "run")
+    assert audit.show(tmp_path / "run") == 0
+    text = (tmp_path / "run" / "spikes" / "17.md").read_text()
+    assert "**The same answers have other rewards now**" in text
+    assert "Could not be determined" not in text
 
 
 @pytest.mark.slow

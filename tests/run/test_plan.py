@@ -2,9 +2,10 @@
 
 import pytest
 
-from lmjax.config import Config, UserError
+from lmjax.config import BatchConfig, ChatConfig, Config, GPTConfig, GRPOConfig, PPOConfig, TrainConfig, UserError
 from lmjax.config.codec import apply_overrides
-from lmjax.run import plan
+from lmjax.models import registry
+from lmjax.run import build, plan
 from lmjax.system import machine
 
 SMALL = ("data.tokenizer.kind=bytes", "model.layers=1", "model.width=64", "model.heads=2", "model.context=32")
@@ -30,3 +31,21 @@ def test_a_run_that_is_much_too_large_is_refused_with_what_it_needs(change: str)
     config = apply_overrides(Config(), [*SMALL, change])
     with pytest.raises(UserError, match=r"needs more than the 4.0 GiB of memory here: parameters .* GiB, .* total"):
         plan.check_memory(config)
+
+
+@pytest.mark.parametrize(("family", "bytes_per_parameter"), [("grpo", 20), ("ppo", 36)])
+def test_a_policy_needs_its_reference_and_its_value_model(family: str, bytes_per_parameter: int) -> None:
+    """Parameters, gradients and two moments are 16 bytes, twice for PPO; the reference is 4."""
+    model = GPTConfig(layers=2, width=64, heads=4, key_heads=2, context=32, vocab_size=100, dtype="float32")
+    objective = (GRPOConfig if family == "grpo" else PPOConfig)(group=2, answer_tokens=8, minibatches=1)
+    batch = BatchConfig(((0, 4 * 2 * 32),), microbatch=4)
+    settings = Config(data=ChatConfig(), model=model, objective=objective, batch=batch, train=TrainConfig(1))
+    run = build.without_data(settings)
+    (table,) = (table for table in plan.tables(run) if table.title.startswith("Memory"))
+    sizes = plan._memory(run.config, {})
+    assert [name for name, _ in table.rows] == list(sizes)
+    fixed = sum(sizes[name] for name in sizes if name not in ("activations", "logits", "generation cache", "total"))
+    assert fixed == bytes_per_parameter * registry.parameters(run.config.model)["total"]
+    assert sizes["generation cache"] == 2 * 2 * (4 * 2 * 32) * 2 * 16 * 4  # keys and values of 2 layers and heads
+    assert sizes["logits"] == 8 * 8 * 100 * 8
+    assert sizes["total"] == sum(size for name, size in sizes.items() if name != "total")

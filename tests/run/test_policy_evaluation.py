@@ -26,6 +26,17 @@ def test_series_are_those_of_the_updates() -> None:
     assert policy_evaluation.series_of(records[1:2]) == {}
 
 
+def test_probes_are_those_of_the_evaluations_with_a_known_truth() -> None:
+    records = [
+        {"update": 1, "reward": 0.5},
+        {"update": 1, "val_reward": 1.0, "val_true_reward": -2.0},
+        {"update": 2, "val_reward": 1.5, "val_true_reward": None},
+        {"update": 3, "val_reward": 2.0, "val_true_reward": -3.0},
+    ]
+    assert policy_evaluation.probes_of(records) == {"update": [1, 3], "reward": [1, 2], "probe": [-2, -3]}
+    assert policy_evaluation.probes_of(records[:1]) == {"update": [], "reward": [], "probe": []}
+
+
 @pytest.mark.slow
 def test_evaluation_repeats_its_answers(corpus: Path, tmp_path: Path) -> None:
     """It is a function of the parameters: the same ones get the same reward."""

@@ -116,6 +116,14 @@ def fill_id(store: Store) -> int:
     return store.tokenizer.end_of_text or 0
 
 
+def conversation(store: Store, side: Side, record: int) -> tuple[list[int], list[int]]:
+    """Return the ids of a conversation and the marks of its targets."""
+    tokens, mask = store.streams[f"{side}-0"], store.streams[f"{side}-mask"]
+    start, size = (int(values[0]) for values in spans(tokens, np.asarray([record])))
+    here = slice(start, start + size)
+    return tokens.checked(tokens.ids[here]).tolist(), mask.checked(mask.ids[here]).tolist()
+
+
 def last_answer(ids: Sequence[int], *, header: Sequence[int], end: int) -> tuple[list[int], list[int]] | None:
     """Return the ids before the last answer, and those of the answer without its end.
 

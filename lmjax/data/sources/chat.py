@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lmjax.config import ChatConfig, UserError
-from lmjax.data.sources import facts, reviews, row_files, streams, tables
+from lmjax.data.sources import facts, reviews, row_files, streams, tables, verifiable
 from lmjax.data.sources.chat_rows import Role, Turn, turns
 from lmjax.data.sources.streams import Dropped
 from lmjax.data.sources.tables import Side
@@ -99,7 +99,7 @@ def repeated(config: ChatConfig) -> list[str]:
 
 def _generated(config: ChatConfig) -> Any:
     """Return the module that generates the conversations of an own source."""
-    return reviews if config.source == "reviews" else facts
+    return {"reviews": reviews, "sorting": verifiable}.get(config.source, facts)
 
 
 # ---- From rows to conversations -----------------------------------------------------------------------------------

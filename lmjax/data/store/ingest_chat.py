@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import ChatConfig, UserError
-from lmjax.data.chat_tokens import ChatTokens
+from lmjax.data.chat_form import ChatForm, Rendered
+from lmjax.data.chat_tokens import ChatTokens, chat_form
 from lmjax.data.sources import chat
 from lmjax.data.sources.chat import Conversation, Reason
 from lmjax.data.sources.streams import Dropped
@@ -17,6 +18,7 @@ from lmjax.data.store.ingest import COMPARED, Stream, compare
 from lmjax.data.store.ingest_records import batches
 from lmjax.data.store.manifest import Report
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.system import readers
 
 
 def texts(config: ChatConfig, *, dropped: Dropped | None = None) -> Iterator[str]:
@@ -41,7 +43,8 @@ def ingest_chat(
     Raises:
         UserError: A side of the split has no conversation, or an id is outside the vocabulary.
     """
-    control, digest = ChatTokens(tokenizer), hashlib.sha256()
+    form, digest = chat_form(tokenizer), hashlib.sha256()
+    skip = config.on_bad_record == "skip"
     counts: dict[Side, int] = dict.fromkeys(SIDES, 0)
     names = [name for side in SIDES for name in (f"{side}-0", f"{side}-mask")]
     sizes = dict.fromkeys(names, 0)
@@ -57,7 +60,10 @@ def ingest_chat(
                 compare(compared, tokenizer, every, encoded)
             ids_of_texts = iter(encoded)
             for side, conversation in batch:
-                rendered = control.render(conversation.turns, [next(ids_of_texts) for _ in conversation.turns])
+                texts_of_turns = [next(ids_of_texts) for _ in conversation.turns]
+                rendered = _rendered(form, conversation, texts_of_turns, dropped if skip else None)
+                if rendered is None:
+                    continue
                 digest.update(_content(conversation))
                 counts[side] += 1
                 for name, values in ((f"{side}-0", rendered.ids), (f"{side}-mask", rendered.mask)):
@@ -75,6 +81,26 @@ def ingest_chat(
     read = {"documents": sum(counts.values()), "documents_sha256": digest.hexdigest(), **dropped.entry()}
     details: dict[str, Any] = {"sources": [{"name": chat.name(config), **read}], "records": records}
     return sizes, details | ({"compared": compared} if compared else {})
+
+
+def _rendered(
+    form: ChatForm, conversation: Conversation, ids_of_texts: list[list[int]], dropped: Dropped | None
+) -> Rendered | None:
+    """Return a conversation as ids; None if its form refuses it and bad records are left out.
+
+    Raises:
+        UserError: The form refuses it.
+    """
+    if isinstance(form, ChatTokens):  # texts are encoded in batches
+        return form.render(conversation.turns, ids_of_texts)
+    try:
+        return form.rendered(conversation.turns)
+    except UserError as error:
+        refusal = readers.BadRow(f"{conversation.where}: {error}")
+    if dropped is None:
+        raise refusal
+    dropped(refusal)
+    return None
 
 
 def _size(item: tuple[Side, Conversation]) -> int:

@@ -23,6 +23,7 @@ from lmjax.config import (
     UserError,
 )
 from lmjax.config.ranges import check_ranges
+from lmjax.data import chat_template
 from lmjax.data.chat_tokens import completed
 from lmjax.data.order.mixture import check_weights
 from lmjax.data.sources import chat, preferences, rows, streams
@@ -138,12 +139,19 @@ def _identity(config: AnyDataConfig) -> dict[str, Any]:
         case RecordsConfig():
             content = rows.fingerprint(config)
         case ChatConfig():
-            content = chat.fingerprint(config)
+            content = chat.fingerprint(config) | _template_identity(config.template)
         case PreferenceConfig():
             content = preferences.fingerprint(config)
         case _:
             content = _text_identity(config)
     return {"format": FORMAT, "tokenizer": choice, **content}
+
+
+def _template_identity(choice: str) -> dict[str, Any]:
+    """Identify the chat template that a configuration names, if it names one."""
+    if choice in ("", chat_template.IDS):
+        return {"template": choice} if choice else {}
+    return {"template": hashlib.sha256(chat_template.read(choice, {}).source.encode()).hexdigest()}
 
 
 def _text_identity(config: DataConfig) -> dict[str, Any]:
@@ -267,6 +275,8 @@ def _tokenizer(path: Path, config: AnyDataConfig, report: Report) -> Tokenizer:
             report(done, None, "training the tokenizer")
 
     trained = build_tokenizer(config.tokenizer, texts)
+    if isinstance(config, ChatConfig):
+        trained = chat_template.chosen(trained, config.template)
     if isinstance(config, ChatConfig | PreferenceConfig):
         trained = completed(trained)
     write_text(path, trained.json)

@@ -5,6 +5,7 @@
     tokenizer.json           the tokenizer, or GPT-2's two files, or BERT's vocab.txt
     tokenizer_config.json and the like    settings of the tokenizer    (lmjax.data.tokenizer_settings)
     generation_config.json    the tokens that end a text
+    chat_template.jinja       the chat template
 
 All files are read as data: no code of a folder is executed, and pickled weights are an error.
 """
@@ -32,6 +33,7 @@ from lmjax.system import json_files, paths
 from lmjax.system.files import replacing, write_text
 
 CONFIG, TOKENIZER, GENERATION = "config.json", "tokenizer_config.json", "generation_config.json"
+TEMPLATE = "chat_template.jinja"
 _MARK = "exported_by"  # key in the config.json of lmjax's exports
 
 
@@ -171,6 +173,18 @@ def export_model(language_model: LanguageModel, folder: Path) -> None:
         for name, content in files.items():
             write_text(folder / name, json.dumps(json_files.plain(content), indent=2, allow_nan=False) + "\n")
         write_text(folder / "tokenizer.json", _with_first(language_model).to_str(pretty=True))
+        _write_template(folder / TEMPLATE, known.config.get("chat_template"))
+
+
+def _write_template(path: Path, template: Any) -> None:
+    """Write the chat template, or remove that of an earlier export.
+
+    Several templates are in tokenizer_config.json only.
+    """
+    if isinstance(template, str):
+        write_text(path, template)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _make(folder: Path) -> None:

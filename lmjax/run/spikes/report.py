@@ -15,6 +15,7 @@ from lmjax.journal import journal
 from lmjax.journal.history import fold
 from lmjax.parallel import mesh, processes
 from lmjax.run.build import Run
+from lmjax.run.spikes import answers
 from lmjax.run.spikes.case import Case, gradient, layer_norms, not_finite
 from lmjax.system.files import write_text
 from lmjax.training.inputs import ScheduledBatch
@@ -61,9 +62,7 @@ def write_report(run: Run, run_dir: Path, state: State, fed: ScheduledBatch, dec
     sections = [
         ("Around it", lambda case: _draw(case, picture)),
         ("What the guard saw", _tried),
-        ("Is it a few sequences, or all of them?", _spread),
-        ("The batch", _sequences),
-        ("Gradient by layer", _layers),
+        *_of_batch(run),
         ("State", lambda case: _state(broken)),
         ("Documents of the suspects", _documents),
         ("Next steps", _by_hand),
@@ -80,6 +79,17 @@ def conclude_report(run_dir: Path, update: int, text: str) -> None:
     path = run_dir / "spikes" / f"{update + 1}.md"
     path.parent.mkdir(exist_ok=True)
     write_text(path, f"{_read(path, update + 1).rstrip()}\n\n## Verdict\n\n{text}\n")
+
+
+def _of_batch(run: Run) -> list[tuple[str, Callable[[Case], str]]]:
+    """Return the sections on the batch; the prompts of a policy have no loss and no gradient."""
+    if run.objective.episodic:
+        return [("The answers", answers.describe)]
+    return [
+        ("Is it a few sequences, or all of them?", _spread),
+        ("The batch", _sequences),
+        ("Gradient by layer", _layers),
+    ]
 
 
 # ---- The sections ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -120,5 +121,11 @@ def test_reviews_are_conversations_of_their_own() -> None:
     expected = [(row["prompt"], row["completion"]) for row, _ in reviews.conversations()]
     assert [tuple(turn.text for turn in conversation.turns) for _, conversation in found] == expected
     assert {side for side, _ in found} == {"train", "validation"}
-    prints = [chat.fingerprint(ChatConfig(source=name))["chat"] for name in ("reviews", "numbers_and_dates")]
-    assert prints[0] != prints[1]
+
+
+def test_every_own_source_has_rows_and_a_fingerprint_of_its_own() -> None:
+    names = ("reviews", "numbers_and_dates", "sorting")
+    prints = [json.dumps(chat.fingerprint(ChatConfig(source=name))["chat"]) for name in names]
+    assert len(set(prints)) == 3
+    (_, first), *_ = read(source="sorting", limit=3)
+    assert re.fullmatch(r"Sort \d{7}\.", first.turns[0].text)

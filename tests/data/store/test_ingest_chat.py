@@ -51,6 +51,36 @@ def test_a_store_gives_conversations_and_targets_back(tmp_path: Path, monkeypatc
     assert preparation.prepare(config).fingerprint == store.fingerprint
 
 
+def test_a_chat_template_writes_the_conversations(tmp_path: Path) -> None:
+    """A row that the template refuses is named, or counted; the template is a part of the identity."""
+    pytest.importorskip("jinja2")
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ ('<|user|>' if m.role == 'user' else '<|assistant|>') + m.content + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    template = tmp_path / "own.jinja"
+    template.write_text(source)
+    rows: list[Any] = [{"prompt": f"{i}<|end|>", "completion": f"{i * i}"} for i in range(40)]
+    rows.append({"messages": [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]})
+    options: dict[str, Any] = {"validation_fraction": 0.2, "template": str(template)}
+    with pytest.raises(UserError, match=r"a\.jsonl.*line 41.*: the chat template cannot be rendered: no system"):
+        preparation.prepare(configuration(tmp_path, rows, **options))
+    config = configuration(tmp_path, rows, on_bad_record="skip", **options)
+    store = preparation.prepare(config)
+    assert sorted(texts(store, "train") + texts(store, "validation")) == sorted(
+        f"<|user|>{i}<|end|><|end|><|assistant|>{i * i}<|end|>" for i in range(40)
+    )
+    learned = texts(store, "train", learned=True) + texts(store, "validation", learned=True)
+    assert sorted(learned) == sorted(f"{i * i}<|end|>" for i in range(40))
+    end = store.tokenizer.id_of_token("<|end|>")
+    assert sum(np.count_nonzero(store.streams[f"{side}-0"].ids == end) for side in ("train", "validation")) == 80
+    assert store.manifest["sources"][0]["dropped"] == 1
+    assert preparation.prepare(config).fingerprint == store.fingerprint
+    template.write_text(source.replace("'<|user|>'", "'<|system|>'"))
+    assert "<|system|>" in texts(preparation.prepare(config), "train")[0]
+
+
 def test_a_damaged_mask_is_noticed(tmp_path: Path) -> None:
     rows = [{"prompt": f"{i}", "completion": "x"} for i in range(40)]
     config = configuration(tmp_path, rows, validation_fraction=0.2)

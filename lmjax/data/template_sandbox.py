@@ -71,6 +71,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         for name in self.filters:
             self.filters[name] = checked(name, self.filters[name], self.measured)
 
+    def begin(self) -> None:
+        """Begin a new rendering."""
+        self._produced = 0
+
     def measured(self, value: Any) -> Any:
         """Return a value that was computed, after a check of its size.
 

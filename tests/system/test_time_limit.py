@@ -6,7 +6,7 @@ import time
 import pytest
 
 from lmjax.config import UserError
-from lmjax.evaluation import time_limit
+from lmjax.system import time_limit
 
 
 def test_a_search_is_that_of_re() -> None:
