@@ -50,7 +50,7 @@ class Objective(ABC):
     samples_type: ClassVar[type[Samples]]
     #: Whether an update samples answers and learns from their rewards (`lmjax.rl.episode`); `loss` is then not used.
     episodic: ClassVar[bool] = False
-    #: Example of a prompt for `answer`, shown at the end of a run.
+    #: Example of a prompt for `answer`.
     prompt: ClassVar[str] = "Return the"
 
     # ---- Construction ------------------------------------------------------------------------------------------
@@ -153,6 +153,10 @@ class Objective(ABC):
     def sample(self, params: Any) -> str:
         """Return sample outputs of the model, for inspection."""
         return ""
+
+    def example_prompt(self) -> str:
+        """Return a prompt for `answer` that suits the data of the run."""
+        return self.prompt
 
     def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
         """Return the output of the trained model for a prompt; reads no training data.

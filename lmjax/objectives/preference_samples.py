@@ -53,7 +53,7 @@ class PreferenceSamples(Samples):
             UserError: No pair of a side fits into the context.
         """
         data, context = _data(config), config.model.context
-        sides = {side: preferences.fitting(store, side, context=context) for side in SIDES}
+        sides: dict[Side, FittingPairs] = {side: preferences.fitting(store, side, context=context) for side in SIDES}
         for side, fitting in sides.items():
             if not len(fitting.records):
                 shortest = int(preferences.row_lengths(store, side).max(axis=1).min())

@@ -80,7 +80,9 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, con
         pictures += attempt("reporting", lambda: _report(run, run_dir, params, console), [])
     write_json(run_dir / "summary.json", summary | ({"failed": failed} if failed else {}))
     config = run.config
-    commands = next_commands(run_dir, prompt=run.objective.prompt, tasks=config.evaluate.tasks, seed=config.seed)
+    commands = next_commands(
+        run_dir, prompt=run.objective.example_prompt(), tasks=config.evaluate.tasks, seed=config.seed
+    )
     print_summary(console, summary, sample=sample, plots=pictures, commands=commands)
 
 
