@@ -317,6 +317,7 @@ def test_a_plateau_is_caught_in_three_batches_and_stays_out_of_the_window(start:
     assert float(found.state.window.losses_W.max()) < low or start == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("noise", "scale", "late"),
     [
@@ -377,6 +378,7 @@ def test_the_spike_of_bloom_176b_fires(quiet_batches: int) -> None:
     assert set(at) == {4, 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seen", "jump", "suspect"), [(7, -100.0, False), (8, -100.0, True), (64, -0.5, False)])
 def test_a_loss_far_too_low_is_a_hard_suspect_of_a_policy_only(seen: int, jump: float, suspect: bool) -> None:
     """Its loss is minus a reward: a leap of it by more than 20 deviations is no learning."""

@@ -144,6 +144,7 @@ def test_a_beam_never_scores_below_greedy(beams, length_penalty):
     assert beams > 2 or (alone_BK[:, 0] < greedy_B).any()
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_neighbours():
     tables = models(5, seed=3)
     together = run(beam_search, tables, beams=3, length_penalty=0.6)
@@ -154,6 +155,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
             np.testing.assert_array_equal(all_rows[i : i + 1], alone)
 
 
+@pytest.mark.slow
 def test_decoding_stops_when_nothing_better_can_come():
     """Of a model that ends at the third token almost surely, or else most likely at the first."""
     places = []

@@ -253,6 +253,7 @@ def test_a_changed_future_leaves_earlier_logits_bit_identical(config):
         assert (after[:, t:] != before[:, t:]).any(-1).all()
 
 
+@pytest.mark.slow
 @over_three
 def test_a_changed_document_leaves_its_packed_neighbours_bit_identical(config):
     params, inputs = rough(config), ids()

@@ -65,6 +65,7 @@ def test_bfloat16_products_may_be_transposed():
         np.testing.assert_allclose(a, b.T + 1.0, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dense_adds_its_bias_and_starts_as_told():
     dense = Dense(400, std=0.3)
     params = dense.init(jax.random.key(0), jnp.zeros((1, 500)))["params"]

@@ -207,6 +207,7 @@ def kept_bytes(model, params):
     return (kept(32) - kept(16)) / (2 * 16)
 
 
+@pytest.mark.slow
 def test_the_start_is_that_of_the_table():
     config = dataclasses.replace(SMALL, width=64, vocab_size=200, forget_bias=2.5)
     layer = jax.jit(RNN(config).init)(jax.random.key(0), ids())["params"]["layer_1"]

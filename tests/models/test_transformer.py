@@ -181,6 +181,7 @@ def test_a_changed_future_leaves_earlier_logits_bit_identical(config):
         assert (after[:, t:] != before[:, t:]).any(-1).all()
 
 
+@pytest.mark.slow
 def test_a_source_of_padding_alone_gives_finite_logits():
     source, mask, target = pairs()
     hidden = np.where(np.arange(3)[:, None] == 1, 0, mask)
@@ -189,6 +190,7 @@ def test_a_source_of_padding_alone_gives_finite_logits():
     np.testing.assert_array_equal(logits[::2], compiled(SMALL)(source, target, source_mask_BS=mask)[::2])
 
 
+@pytest.mark.slow
 @over_both
 def test_decoding_with_a_cache_gives_the_same_logits(config):
     source, mask, target = pairs()

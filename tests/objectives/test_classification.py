@@ -14,6 +14,7 @@ from lmjax.run import build, validation
 from tests import small
 
 
+@pytest.mark.slow
 def test_classes_are_scored_by_their_confusion_matrix(corpus: Path) -> None:
     run = small.build("gpt labels", corpus, "train.evaluate_batches=0")
     objective = run.objective

@@ -88,6 +88,7 @@ def test_loss_equals_numpy_in_float64():
     np.testing.assert_array_equal(weights, inputs["weights"].sum(-1))
 
 
+@pytest.mark.slow
 def test_gradient_of_both_outputs_equals_finite_differences():
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -175,6 +176,7 @@ def log_softmax(logits):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
+@pytest.mark.slow
 def test_smoothed_translation_equals_its_closed_form_and_pytorch():
     """sum over tokens of -(1 - s) log p(target) - s mean of log p (Szegedy et al. 2016, section 7)."""
     rng = np.random.default_rng(3)

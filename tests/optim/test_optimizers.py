@@ -170,6 +170,7 @@ def test_muon_treats_each_stacked_layer_as_its_own_matrix(beta: float):
                 np.testing.assert_allclose(found.reshape(3, layers, *matrix)[i, layer], weights, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_muon_leaves_head_embeddings_norms_and_biases_to_adamw():
     rng = np.random.default_rng(4)
     params = muon_tree(rng)

@@ -117,6 +117,7 @@ def test_a_changed_file_is_refused_by_a_resume_and_allowed_by_name(custom: Confi
     assert saved.saved_config(folder).extensions == extensions.recorded(longer)
 
 
+@pytest.mark.slow
 def test_the_smooth_loss_is_that_of_optax(corpus: Path) -> None:
     """`optax.smooth_labels` and `softmax_cross_entropy` on the same logits."""
     changes = [CHANGES[0], "objective.family=smooth", "objective.smoothing=0.2", "model.dropout=0"]
@@ -131,6 +132,7 @@ def test_the_smooth_loss_is_that_of_optax(corpus: Path) -> None:
     assert float(sums.weight) == rows["weights_BT"].sum()
 
 
+@pytest.mark.slow
 def test_the_learning_rate_has_the_shape(custom: Config) -> None:
     """1 - (1 - final) sqrt(u) over the last `decay` of the run, Haegele et al. 2024, by hand at three updates."""
     custom = apply_overrides(custom, ["schedule.decay=0.5", "schedule.warmup=0", "schedule.final=0.1"])

@@ -76,7 +76,9 @@ def test_a_part_that_fails_after_the_last_update_costs_a_line(tmp_path: Path) ->
         raise MemoryError("no memory\nleft")
 
     states: list[str] = []
-    objective = SimpleNamespace(baselines=fail, finish=lambda _: {"val_exact": math.nan}, sample=fail, prompt="x")
+    objective = SimpleNamespace(
+        baselines=fail, finish=lambda _: {"val_exact": math.nan}, sample=fail, example_prompt=lambda: "x"
+    )
     settings = SimpleNamespace(train=SimpleNamespace(baselines=True), evaluate=SimpleNamespace(tasks=()), seed=0)
     run: Any = SimpleNamespace(config=settings, objective=objective)
     summary: dict[str, Any] = {"status": "finished", "updates": 3, "val_loss": math.inf, "baselines": {}}

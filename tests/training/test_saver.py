@@ -100,6 +100,7 @@ def breaking(made: LoopInputs, when: int, count: int = 1) -> LoopInputs:
     return replace(made, step=step)
 
 
+@pytest.mark.slow
 def test_a_state_that_is_not_finite_is_not_saved_and_left(tmp_path: Path, quiet: Position) -> None:
     with parts(tmp_path / "run", **LONG) as made:
         end = train(breaking(made, when=24), fresh(GUARD), stop=StopRequest())

@@ -27,6 +27,7 @@ def make(**options):
     return jax.jit(partial(init_state, Tiny(), OPTIMIZER, guard=GuardConfig(), **options))()
 
 
+@pytest.mark.slow
 def test_init_is_a_function_of_the_seed():
     again = jax.jit(partial(init_state, Tiny(), OPTIMIZER, seed=1, guard=GuardConfig()))()
     assert pytrees.digest(make(seed=1)) == pytrees.digest(again) != pytrees.digest(make(seed=2))

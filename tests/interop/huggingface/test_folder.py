@@ -74,6 +74,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", all_slow_but({3, 4}, MODELS))
 @pytest.mark.filterwarnings("ignore")  # of torch and transformers
 def test_a_model_of_transformers_comes_in_and_goes_out_the_same(name: str, tmp_path: Path) -> None:

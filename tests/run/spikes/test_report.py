@@ -33,6 +33,7 @@ from tests.run.spikes.spiked import (
 # ---- What the guard saw ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_headline_and_the_table_tell_what_the_guard_saw(tiny: Config, tmp_path: Path) -> None:
     spike = spiked(tiny, tmp_path / "run")
     text, size = spike.report(), spike.fed.sequences
@@ -47,6 +48,7 @@ def test_the_headline_and_the_table_tell_what_the_guard_saw(tiny: Config, tmp_pa
     assert [row[-1] for row in rows] == 4 * ["accepted"] + 3 * ["loss, hard"]
 
 
+@pytest.mark.slow
 def test_the_bands_are_those_of_the_guard(tiny: Config, tmp_path: Path) -> None:
     spike = spiked(tiny, tmp_path / "run")
     window, config = spike.state.window, spike.run.config.guard
@@ -59,6 +61,7 @@ def test_the_bands_are_those_of_the_guard(tiny: Config, tmp_path: Path) -> None:
     assert median == pytest.approx(np.median(spike.losses[-32:]), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_right_after_an_announced_change_there_is_no_median(tiny: Config, tmp_path: Path) -> None:
     spike = spiked(tiny, tmp_path / "run")
     spike.fed = replace(spike.fed, regime=spike.fed.regime + 1)
@@ -83,6 +86,7 @@ def test_right_after_an_announced_change_there_is_no_median(tiny: Config, tmp_pa
         ),
     ],
 )
+@pytest.mark.slow
 def test_what_is_done_is_said(tiny: Config, tmp_path: Path, changes: Any, title: str, says: str) -> None:
     spike = spiked(tiny, tmp_path / "run")
     spike.decision = replace(spike.decision, **changes)
@@ -94,6 +98,7 @@ def test_what_is_done_is_said(tiny: Config, tmp_path: Path, changes: Any, title:
 # ---- The files ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_report_grows_by_a_section_for_each_rollback(tiny: Config, tmp_path: Path) -> None:
     spike = spiked(tiny, tmp_path / "run")
     first = spike.report()
@@ -126,6 +131,7 @@ def test_a_verdict_without_a_report_begins_one(tmp_path: Path) -> None:
     ).read_text() == "# Spike at update 100\n\n## Verdict\n\nIt did not come again.\n"
 
 
+@pytest.mark.slow
 def test_the_picture_shows_what_the_journal_knows(tiny: Config, tmp_path: Path) -> None:
     spike = spiked(tiny, tmp_path / "run")
     spike.report()
