@@ -55,7 +55,7 @@ def grpo() -> Config:
         init_from="runs/sorting",
         # In float32 the sampler and the learner agree up to rounding, which the canaries check.
         model=replace(base.model, dtype="float32"),
-        objective=GRPOConfig(group=8, answer_tokens=10),
+        objective=GRPOConfig(group=8, answer_tokens=10, scored=224),
         optimizer=OptimizerConfig(beta2=0.95, epsilon=1e-5, weight_decay=0.0),
         schedule=ScheduleConfig(peak=2e-4, warmup=0.1, shape="constant", unit="updates"),
         batch=BatchConfig(tokens=((0, 32 * 8 * 32),), microbatch=32),
@@ -79,7 +79,11 @@ def ppo() -> Config:
         data=ChatConfig(source="reviews"),
         model=replace(small_llama(layers=2, width=96, heads=4, mlp_width=256, context=56), dtype="float32"),
         objective=PPOConfig(
-            reward=LearnedRewardConfig(run="runs/reward"), answer_tokens=40, unfinished_penalty=1.0, kl_coefficient=0.05
+            reward=LearnedRewardConfig(run="runs/reward"),
+            answer_tokens=40,
+            unfinished_penalty=1.0,
+            kl_coefficient=0.05,
+            scored=224,
         ),
         optimizer=OptimizerConfig(beta2=0.95, epsilon=1e-5, weight_decay=0.0),
         schedule=ScheduleConfig(peak=2e-4, shape="constant", unit="updates"),

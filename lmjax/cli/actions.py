@@ -16,6 +16,8 @@ from lmjax.inference.generate import generate, unread
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
 from lmjax.interop.huggingface.folder import export_model, is_model
+from lmjax.models.classifier import Classifier
+from lmjax.models.scalar import Scalar
 from lmjax.objectives.assistant import Assistant
 from lmjax.objectives.next_token import NextToken
 from lmjax.run import build, pretrained, saved
@@ -219,6 +221,11 @@ def export_run(path: Path, folder: Path, *, checkpoint: str = "newest") -> int:
     lm = pretrained.foreign(path)
     if lm is None:
         run = pretrained.trained(path, checkpoint=checkpoint)
+        if isinstance(run.model, Classifier | Scalar):
+            raise UserError(
+                f"{path} was trained for objective.family={run.config.objective.family}: an export is a language "
+                "model, without the layer that this run learned; export the run that it started from"
+            )
         known = run.tokenizer
         stops = run.objective.stops(known) if isinstance(run.objective, NextToken) else ()
         if isinstance(run.objective, Assistant):

@@ -7,7 +7,7 @@ from lmjax.config.chat import AnyDataConfig
 from lmjax.config.data import DataConfig, RecordsConfig
 from lmjax.config.errors import UserError
 from lmjax.config.objectives import CausalConfig, DirectConfig, MaskedConfig, RewardConfig, SFTConfig
-from lmjax.config.policies import PolicyConfig
+from lmjax.config.policies import PolicyConfig, PPOConfig
 from lmjax.config.ranges import check_ranges
 from lmjax.config.rewards import LearnedRewardConfig
 from lmjax.config.schema import Config, GuardConfig
@@ -176,3 +176,19 @@ def _check_policy(config: Config) -> None:
         raise UserError("parallel.form = pmap cannot sample answers; set parallel.form = mesh")
     if len({tokens for _, tokens in config.batch.tokens}) > 1:
         raise UserError("batch.tokens grows, but the answers of all updates have one shape; give one size")
+    if isinstance(objective, PPOConfig) and objective.kl_target:
+        _check_adaptive_penalty(objective, answers=config.batch.tokens[0][1] // context)
+
+
+def _check_adaptive_penalty(objective: PPOConfig, *, answers: int) -> None:
+    """Raise UserError if an adaptive KL coefficient would stay 0 or become negative."""
+    if not objective.kl_coefficient:
+        raise UserError(
+            f"objective.kl_target = {objective.kl_target} multiplies objective.kl_coefficient, which is 0 and stays 0; "
+            "set it to a first coefficient, such as 0.05"
+        )
+    if 5 * objective.kl_horizon <= answers:  # an error counts up to 0.2
+        raise UserError(
+            f"objective.kl_horizon = {objective.kl_horizon} is at most a fifth of the {answers} answers of an update "
+            "(it counts answers): the coefficient would become 0 or negative; raise it"
+        )

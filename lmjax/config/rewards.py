@@ -12,14 +12,17 @@ RewardFunction = Callable[[str, Mapping[str, Any]], float]
 
 @dataclass(frozen=True)
 class ExactMatchConfig:
-    """1 if the answer equals the expected text, else 0. White space at the ends never counts."""
+    """1 if the answer equals the expected text, else 0.
+
+    White space at the ends never counts. An empty answer gets 0.
+    """
 
     #: Selects this member of the union.
     family: Literal["exact_match"] = "exact_match"
     #: Column of the row with the expected text, or with a list of accepted texts.
     column: str = "answer"
-    #: Compare what follows the last occurrence of this text, such as `####`; an answer without it gets 0 (empty: the
-    #: complete answer).
+    #: Compare what follows the last occurrence of this text, such as `####`; an answer without it gets 0, an expected
+    #: text without it counts completely (empty: the complete answer).
     after: str = ""
     #: Treat capital and small letters as equal.
     ignore_case: bool = False

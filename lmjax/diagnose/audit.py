@@ -132,7 +132,7 @@ def _sessions(
             config = before
         known = identity.fingerprints(sessions[-1])
         tokenizer_sha256 = tokenizer.load_tokenizer(run_dir / "tokenizer.json").sha256
-    except (ValueError, SyntaxError, TypeError, OSError, RecursionError, MemoryError) as error:  # and UserError
+    except (ValueError, SyntaxError, TypeError, OSError, RecursionError, MemoryError, CheckpointError) as error:
         findings.add("inputs", f"data plan and guard cannot be checked: {one_line(error)}")
         return []
     start = records[0] if records else {}
@@ -206,16 +206,22 @@ def _check_checkpoints(
 
 
 def _check_metrics(path: Path, history: History, findings: Findings) -> None:
-    """Compare the losses in metrics.jsonl with the journal's.
+    """Compare losses, rewards and KL divergences in metrics.jsonl with the journal's.
 
     Losses that are not in the journal are ignored: a crash loses them.
     """
     for record in metrics.read(path) if path.is_file() else []:
         update, loss = record["update"], record.get("loss")
-        if loss is not None and 0 < update <= len(history.path):
-            journaled = float.fromhex(history.path[update - 1].loss)
-            if loss != journaled:
-                findings.add("metrics", f"update {update}: the loss is {loss}, and {journaled} in the journal")
+        if loss is None or not 0 < update <= len(history.path):
+            continue
+        applied = history.path[update - 1]
+        journaled = float.fromhex(applied.loss)
+        if loss != journaled:
+            findings.add("metrics", f"update {update}: the loss is {loss}, and {journaled} in the journal")
+        for name in ("reward", "kl") if applied.sampled is not None else ():
+            now, then = record.get(name), getattr(applied.sampled, name)
+            if now is not None and not (isinstance(now, float) and now.hex() == then):
+                findings.add("metrics", f"update {update}: the {name} is {now}, and {then} in the journal")
 
 
 # ---- History -------------------------------------------------------------------------------------------------------
@@ -332,7 +338,7 @@ def _difference(values: dict[str, Any], applied: Applied, *, cursor: int, tolera
         now, then = values[name], float.fromhex(value)
         if now.hex() != value and not math.isclose(now, then, rel_tol=tolerance):
             return f"the {name} is {now}, in the journal {then}"
-    if applied.sampled is not None and not tolerance and sampled(values) != applied.sampled:
+    if not tolerance and sampled(values) != applied.sampled:
         return "its answers, their rewards or their KL divergence are not those in the journal"
     if cursor != applied.cursor:
         return f"its batch ends at cursor {cursor}, in the journal {applied.cursor}"

@@ -222,7 +222,8 @@ class Episode(ABC):
     def _loss(self, trees: Mapping[str, Any], rows: Mapping[str, Array], rng: Array) -> tuple[Array, Array, Metrics]:
         """Return the sums of a part of a minibatch: loss, weight, and further sums.
 
-        These are `tokens`, `clipped`, `ratio` and `approximate_kl`, and losses, named `..._loss`.
+        These are `tokens`, `clipped`, `ratio` and `approximate_kl`, perhaps `value_clipped`, and losses, named
+        `..._loss`.
         """
 
     def _trees(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -310,9 +311,11 @@ def _of_steps(steps: Metrics) -> Metrics:
     tokens = jnp.maximum(steps["tokens"], 1)
     total = jnp.sum(tokens)
     sums = {"approximate_kl": "approximate_kl", "clip_fraction": "clipped", "mean_ratio": "ratio"}
+    sums |= {"value_clip_fraction": "value_clipped"} if "value_clipped" in steps else {}
     return {
         **{name: jnp.mean(values) for name, values in steps.items() if name.endswith("_loss")},
         **{name: jnp.sum(steps[key]) / total for name, key in sums.items() if len(tokens) > 1},
         "ratio_error": jnp.abs(steps["ratio"][0] / tokens[0] - 1),
         "first_clip_fraction": steps["clipped"][0] / tokens[0],
+        "first_approximate_kl": steps["approximate_kl"][0] / tokens[0],
     }

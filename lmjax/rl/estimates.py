@@ -182,12 +182,3 @@ def _variance(x: Array, mask: Array) -> Array:
     count = jnp.sum(mask.astype(bool))
     mean = masked_mean(x, mask, count)
     return masked_mean(jnp.square(masked(x, mask) - mean), mask, count)
-
-
-def largest_ratio_error(logprobs: Array, old: Array, mask: Array) -> Array:
-    """Return max |p / old - 1| over the real entries.
-
-    It is 0 up to rounding before the first update of an episode. Otherwise policy and old policy differ in dropout,
-    temperature, padding or program.
-    """
-    return jnp.max(jnp.abs(jnp.expm1(masked(logprobs, mask) - masked(old, mask))))

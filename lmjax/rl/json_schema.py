@@ -11,6 +11,7 @@ from lmjax.config.json_text import parse_json
 LONGEST = 4_000  # characters of a text
 DEEPEST = 32  # levels of lists and objects inside each other
 STEPS = 20_000  # keywords of the schema that are applied to one text
+_LATEST = "https://json-schema.org/draft/2020-12/schema"
 _UNBOUNDED = 2  # unbounded repetitions of an expression in a schema
 
 
@@ -75,7 +76,10 @@ def _library_validator(tree: Any, steps: _Steps, where: str) -> Any:
         from referencing.jsonschema import DRAFT202012
     except ImportError:
         raise UserError("JSON schemas need the package jsonschema: pip install 'lmjax[rl]'") from None
-    library = validators.validator_for(tree, default=jsonschema.Draft202012Validator)
+    draft = tree.get("$schema", _LATEST) if isinstance(tree, dict) else _LATEST
+    library = validators.validator_for({"$schema": draft}, default=None) if isinstance(draft, str) else None
+    if library is None:
+        raise UserError(f"{where}: $schema = {str(draft)[:100]!r} is no draft of JSON Schema; give {_LATEST}")
     try:
         library.check_schema(tree)
     except (jsonschema.SchemaError, RecursionError) as error:

@@ -71,8 +71,9 @@ class CriticEpisode(Episode):
         value = policy_losses.value_loss(
             values_BN, rows["values_BN"], rows["returns_BN"], mask_BN, clip=config.value_clip or None
         )
+        sums = policy.sums | {"value_clipped": value.sums["value_clipped"]}
         losses = {"policy_loss": policy.loss, "value_loss": value.loss}
-        return policy.loss + value.loss, policy.weight, policy.sums | losses
+        return policy.loss + value.loss, policy.weight, sums | losses
 
     def _trees(self, state: State) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the trees of parameters that the steps change, and their optimizer states."""

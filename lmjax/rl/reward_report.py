@@ -9,6 +9,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from lmjax.config.errors import printable
@@ -18,7 +19,7 @@ from lmjax.objectives import reward_measures
 from lmjax.objectives.reward import RewardModel
 from lmjax.rl import health
 from lmjax.rl.health import Finding
-from lmjax.rl.measures import REWARD_MODEL
+from lmjax.rl.measures import REWARD_MODEL, REWARD_MODEL_BFLOAT16, is_exact
 from lmjax.rl.reward_probes import Probe, probe
 from lmjax.system.files import write_text
 
@@ -85,7 +86,8 @@ def measure(objective: RewardModel, params: Any) -> Report:
         measures |= _of_samples(sampled, gain=float(params["calibration"]["gain"]))
     series = {name: [value] for name, value in measures.items()}
     groups = tuple(tuple(group) for _, group in groupby(sampled, key=lambda answer: answer.prompt))
-    findings = tuple(health.findings(series, REWARD_MODEL))
+    exact = is_exact(objective.config.model.dtype, jax.default_backend())
+    findings = tuple(health.findings(series, REWARD_MODEL if exact else REWARD_MODEL_BFLOAT16))
     return Report(measures, findings, probes, groups, scores_N2, lengths_N2, truth_N2)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ LONGEST = 4_000  # characters at the end of an answer that are searched for a nu
 SECONDS = 10.0  # of one call of a user's function
 _UNBOUNDED = 4  # unbounded repetitions of an expression
 _DIGITS = 1000  # of a number in an answer
+_LARGEST = 1e15  # of the reward of a user's function; squares of sums stay finite in float32
 
 Row = Mapping[str, Any]
 
@@ -120,6 +120,9 @@ def _exact_match(config: ExactMatchConfig) -> RewardFunction:
         text = text.casefold() if config.ignore_case else text
         return " ".join(text.split()) if config.ignore_space else text
 
+    def part(text: str) -> str | None:
+        return _after(text, config.after) if config.after else text
+
     def reward(text: str, row: Row) -> float:
         expected = _column(row, config.column)
         accepted = [expected] if isinstance(expected, str | int | float) else expected
@@ -129,8 +132,10 @@ def _exact_match(config: ExactMatchConfig) -> RewardFunction:
             or not all(isinstance(item, str | int | float) for item in accepted)
         ):
             raise UserError(f"the column '{config.column}' must hold a text or a list of texts, not {shown(expected)}")
-        answer = _after(text, config.after) if config.after else text
-        return float(answer is not None and normal(answer) in {normal(str(item)) for item in accepted})
+        texts = [(part(item), item) for item in map(str, accepted)]
+        wanted = {normal(item if after is None else after) for after, item in texts} - {""}
+        answer = part(text)
+        return float(answer is not None and normal(answer) in wanted)
 
     return reward
 
@@ -265,13 +270,13 @@ def _function(config: FunctionConfig) -> RewardFunction:
             try:
                 value = function(text, dict(row))
                 number = float(value)
-            except Exception as error:  # of the user's code
+            except (Exception, SystemExit) as error:  # of the user's code
                 if isinstance(error, UserError) and error.args == (message,):
                     raise
                 reason = printable(f"{type(error).__name__}: {error}", 300)
                 raise Failed(f"the reward '{config.name}' raised {reason}") from error
-        if not isfinite(number):
-            raise Failed(f"the reward '{config.name}' returned {number}, which is not a finite number")
+        if not abs(number) <= _LARGEST:
+            raise Failed(f"the reward '{config.name}' returned {number}, which is not a finite number, or is too large")
         return number
 
     return reward

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.config import Config, PPOConfig
+from lmjax.config import Config, PPOConfig, UserError
 from lmjax.config.errors import RunError
 from lmjax.config.policies import PolicyConfig
-from lmjax.config.rewards import LearnedRewardConfig
-from lmjax.data.sources.tables import Side
+from lmjax.config.rewards import FunctionConfig, LearnedRewardConfig
+from lmjax.data.sources.tables import SIDES, Side
 from lmjax.inference.language_model import LanguageModel
 from lmjax.objectives.policy import Policy
 from lmjax.parallel import mesh
@@ -30,6 +30,8 @@ from lmjax.training import checkpoint
 from lmjax.training.checkpoint import CheckpointError
 from lmjax.training.state import State
 from lmjax.training.step import Step
+
+_TRIED = 1000  # rows of a side
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +117,44 @@ class Episodes:
         return [decode(tokens_N[is_text_N]) for tokens_N, is_text_N in zip(tokens_RN, is_text_RN, strict=True)]
 
     def scores(self, side: Side, answers: Answers, texts: Sequence[str]) -> Scores:
-        """Return the rewards of answers to prompts of a side of the split."""
+        """Return the rewards of answers to prompts of a side of the split.
+
+        Raises:
+            UserError: A user's function failed for most answers.
+        """
         if self.learned_scores is not None:
             rows = self.run.config.batch.microbatch * self.episode.objective.group
             return Scores(np.asarray(self.learned_scores(answers, len(texts) // rows), np.float64))
         records = jax.device_get(answers.record_R).tolist()
         columns = {record: self.objective.samples.columns(side, record) for record in set(records)}
-        return rewards.score(self.reward, texts, [columns[record] for record in records])
+        scores = rewards.score(self.reward, texts, [columns[record] for record in records])
+        if scores.failed > measures.POLICY["reward_failures"].possible[1] * len(texts):
+            raise UserError(
+                f"{scores.failed} of {len(texts)} answers have no reward: {scores.failure}; correct the function, then "
+                "resume the run"
+            )
+        return scores
+
+
+def check_reward(run: Run) -> None:
+    """Check, before a run begins, that its reward can be computed for each of its rows.
+
+    Raises:
+        UserError: A setting is invalid, or a row lacks what the reward needs.
+    """
+    config, objective = run.config.objective, run.objective
+    if not isinstance(config, PolicyConfig) or isinstance(config.reward, LearnedRewardConfig):
+        return
+    assert isinstance(objective, Policy)
+    reward, samples = rewards.build(config.reward), objective.samples
+    if isinstance(config.reward, FunctionConfig):  # of a user; what it raises is counted
+        return
+    for side in SIDES:
+        for record in samples.fitting[side].records[:_TRIED].tolist():
+            try:
+                reward("", samples.columns(side, record))
+            except UserError as error:
+                raise UserError(f"conversation {record + 1} for {side}: {error}") from None
 
 
 def make_step(run: Run, reference: Any) -> Step:
@@ -189,8 +222,9 @@ def check_canaries(values: Mapping[str, Any], config: Config, number: int) -> No
 
 
 def measures_of(config: Config) -> Mapping[str, measures.Measure]:
-    """Return the measures of a policy, with the tolerances of the model's data type."""
-    return measures.POLICY if config.model.dtype == "float32" else measures.POLICY_BFLOAT16
+    """Return the measures of a policy, with the tolerances of the model's products."""
+    exact = measures.is_exact(config.model.dtype, jax.default_backend())
+    return measures.POLICY if exact else measures.POLICY_BFLOAT16
 
 
 def reference_of(run: Run, folder: Path, state: State | None) -> Any:

@@ -17,7 +17,7 @@ from lmjax.display.console import Console
 from lmjax.journal.journal import Journal
 from lmjax.parallel import processes
 from lmjax.parallel.mesh import describe_mesh
-from lmjax.run import build, config_hash, plan, reference_file, transfer
+from lmjax.run import build, config_hash, episodes, plan, reference_file, transfer
 from lmjax.run.build import Run
 from lmjax.run.identity import absolute, fingerprints, versions
 from lmjax.run.session import FINISHED, train_run
@@ -111,6 +111,7 @@ def prepare_run(config: Config, console: Console, *, kept: Path | None = None, k
         data = dataclasses.replace(data, tokenizer=dataclasses.replace(choice, path=str(kept)))
     store = prepare(data, report=console.report, known=known)
     run = build.build(config, store)
+    episodes.check_reward(run)
     software = f"{__version__}, jax {jax.__version__}"
     processes.agree(lmjax=software, configuration=codec.to_json(run.config), **fingerprints(run))
     for line in build.describe_data(run):

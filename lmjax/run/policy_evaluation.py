@@ -65,13 +65,15 @@ def _answers(parts: Episodes, params: Any) -> tuple[np.ndarray, np.ndarray, list
     """Return rewards, ends and texts of answers to `objective.scored` held-out prompts."""
     run, group, samples = parts.run, parts.episode.objective.group, parts.objective.samples
     true_reward = truth.known(run.config.data)
-    most = -(-parts.episode.objective.scored // run.config.batch.microbatch)
+    most = parts.episode.objective.scored
     rewards, finished, answered = [], [], list[Rewarded]()
     for number, rows in enumerate(samples.validation()):
-        if number == most > 0:
+        place_B = number * run.config.batch.microbatch + np.arange(run.config.batch.microbatch)
+        if place_B[0] >= most > 0:
             break
         faults.reach("evaluate.batch")
-        real_R = np.repeat(rows.pop("weights_B") > 0, group)
+        is_scored_B = (rows.pop("weights_B") > 0) & ((place_B < most) | (most == 0))
+        real_R = np.repeat(is_scored_B, group)
         arrays = mesh.put_batch({name: array[None] for name, array in rows.items()}, run.mesh)
         answers = parts.sample(params, arrays, np.int32(_HELD_OUT - number))
         texts = parts.texts(answers)

@@ -40,7 +40,8 @@ def begin(run: Run, position: Position, inputs: LoopInputs) -> None:
         inputs.recorder.rewind(-1)  # a process that was killed here has recorded it
     values = loop.evaluate(inputs, position, whole=False)
     rewards = ", ".join(f"{label} {_interval(values, name)}" for name, label in _SHOWN.items() if name in values)
-    inputs.console.event(f"rewards of held-out prompts before the first update: {rewards}")
+    if rewards:
+        inputs.console.event(f"rewards of held-out prompts before the first update: {rewards}")
     reward = values.get("val_reward", 1.0)
     is_share = not isinstance(config.reward, FunctionConfig | LearnedRewardConfig)
     if is_share and reward < config.least_reward:

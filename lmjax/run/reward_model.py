@@ -23,7 +23,7 @@ from lmjax.pytrees import digest
 from lmjax.rl import learned
 from lmjax.rl.episode import Answers, divide, flat
 from lmjax.run import saved
-from lmjax.run.build import Run, on_mesh
+from lmjax.run.build import Run, on_mesh, plan_batches
 from lmjax.run.saved import LoadedRun
 from lmjax.training import checkpoint
 
@@ -47,7 +47,8 @@ def judge_of(run: Run) -> Judge | None:
     """Return the reward model of a run; None if its reward is not learned.
 
     Raises:
-        UserError: There is no such reward model, or it has another tokenizer or too short a context.
+        UserError: There is no such reward model, its scores have no scale, or it has another tokenizer or too
+            short a context.
         CheckpointError: Its checkpoint cannot be read.
     """
     objective = run.config.objective
@@ -61,6 +62,13 @@ def judge_of(run: Run) -> Judge | None:
     if not isinstance(judge.loaded.objective, RewardModel):
         family = judge.loaded.config.objective.family
         raise UserError(f"{key} has objective.family={family}; give the run of a reward model")
+    scale, updates = judge.loaded.params["calibration"], plan_batches(judge.loaded.config).updates
+    if judge.loaded.update < updates or (float(scale["gain"]) == 1 and float(scale["bias"]) == 0):
+        raise UserError(
+            f"{key} has scores without a scale at update {judge.loaded.update}: the last update of its run, {updates}, "
+            f"sets gain and bias; complete it with `python train.py --resume {objective.reward.run}`, or bring its last "
+            "checkpoint back"
+        )
     if judge.loaded.tokenizer.sha256 != run.store.tokenizer.sha256:
         raise UserError(
             f"{key} has another tokenizer than the policy, whose tokens it would misread; train both from the same "

@@ -13,14 +13,18 @@ import numpy as np
 from lmjax.config import (
     Config,
     CustomModelConfig,
+    DirectConfig,
     GPTConfig,
     ModelConfig,
+    RewardConfig,
     TokenizerConfig,
     UserError,
     extensions,
     presets,
 )
 from lmjax.config.chat import ConversationConfig
+from lmjax.config.objectives import ObjectiveConfig
+from lmjax.config.policies import PolicyConfig
 from lmjax.data import chat_template, chat_tokens, tokenizer
 from lmjax.interop.huggingface import folder, weights
 from lmjax.journal.history import Record
@@ -43,12 +47,17 @@ def adopt(config: Config) -> Config:
     which have no parameters.
 
     Raises:
-        UserError: There is no such run or file.
+        UserError: There is no such run or file, or it is a reward model and the objective needs answers.
     """
     source = Path(config.init_from)
     if not config.init_from or source.suffix.lower() == ".safetensors":
         return config
-    (source_model, path), model = _model_of(source), config.model
+    (source_model, path, learned), model = _model_of(source), config.model
+    if isinstance(learned, RewardConfig) and isinstance(config.objective, RewardConfig | DirectConfig | PolicyConfig):
+        raise UserError(
+            f"init_from={source} is a reward model, which writes no answers, and objective.family="
+            f"{config.objective.family} needs a model that does; give the fine-tuned model that it started from"
+        )
     if source_model.family == model.family:
         own = {name: getattr(model, name) for name in _OWN if hasattr(model, name)}
         if isinstance(source_model, GPTConfig) and source_model.positions == "rotary":
@@ -63,8 +72,8 @@ def adopt(config: Config) -> Config:
     return dataclasses.replace(config, model=source_model, data=dataclasses.replace(config.data, tokenizer=choice))
 
 
-def _model_of(source: Path) -> tuple[ModelConfig, Path]:
-    """Return the configuration of a model and the path of its tokenizer.
+def _model_of(source: Path) -> tuple[ModelConfig, Path, ObjectiveConfig | None]:
+    """Return the configuration of a model, the path of its tokenizer, and what a run learned.
 
     The tokenizer of a .gguf file is extracted to the cache.
     """
@@ -73,9 +82,9 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
         path = cache_folder() / "tokenizers" / f"{loaded.tokenizer.sha256}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, loaded.tokenizer.json)
-        return loaded.model.config, path
+        return loaded.model.config, path, None
     if folder.is_model(source):
-        return folder.load_config(source), source
+        return folder.load_config(source), source, None
     if not (source / "config.json").is_file():
         raise UserError(
             f"init_from={source} is not a run or a Hugging Face model (it has no config.json), and not a .gguf or "
@@ -84,14 +93,15 @@ def _model_of(source: Path) -> tuple[ModelConfig, Path]:
         )
     config_hash.check(source)
     with extensions.foreign():
-        model = presets.read(source / "config.json").model
+        config = presets.read(source / "config.json")
+    model = config.model
     own = extensions.find("model.family", model.family)
     if isinstance(model, CustomModelConfig) and (own is None or type(model) is not own.value[0]):
         raise UserError(
             f"init_from={source} has the registered model.family={model.family}; this configuration does not import "
             "the same file: name it in extensions=[FILE.py]"
         )
-    return model, source / "tokenizer.json"
+    return model, source / "tokenizer.json", config.objective
 
 
 def begin(run: Run, *, report: Callable[[str], None]) -> tuple[State, dict[str, Any]]:

@@ -51,7 +51,15 @@ def show(out: Path, *, changes: Sequence[str]) -> int:
     Raises:
         UserError: Any error of `climb`.
     """
-    return climb({name: codec.apply_overrides(config, changes) for name, config in stages().items()}, out)
+    return climb({name: _changed(name, config, changes) for name, config in stages().items()}, out)
+
+
+def _changed(name: str, config: Config, changes: Sequence[str]) -> Config:
+    """Apply changes to a stage; an error names the stage."""
+    try:
+        return codec.apply_overrides(config, changes)
+    except UserError as error:
+        raise UserError(f"{name}: {error} (changes apply to each of {', '.join(stages())})") from None
 
 
 def stages() -> dict[str, Config]:
@@ -82,11 +90,13 @@ def climb(stages: Mapping[str, Config], out: Path) -> int:
         0: finished, or stopped by a signal; 3: a run gave up.
 
     Raises:
-        UserError: A stage in `out` has another configuration, or a configuration is invalid.
+        UserError: A stage in `out` has another configuration, a configuration is invalid, or its data have no known
+            true reward.
     """
     linked = {name: _linked(config, name, out) for name, config in stages.items()}
     for config in linked.values():
         check(config)
+    _true_reward(linked[PENALIZED])
     for name, config in linked.items():
         complete = _complete(config)
         ladder.check_same(complete, out / name)
@@ -108,6 +118,15 @@ def _linked(config: Config, name: str, out: Path) -> Config:
     if not isinstance(config.objective, PPOConfig):
         return config
     return replace(config, objective=replace(config.objective, reward=LearnedRewardConfig(run=str(out / REWARD))))
+
+
+def _true_reward(config: Config) -> truth.Truth:
+    true_reward = truth.known(config.data)
+    if true_reward is None:
+        raise UserError(
+            "the ladder of post-training needs data whose true reward is known; leave data.files and data.source out"
+        )
+    return true_reward
 
 
 def _complete(config: Config) -> Config:
@@ -174,9 +193,7 @@ def sample(parts: Episodes, params: Any, reference: Any) -> Sampled:
         params: Parameters of the policy.
         reference: Parameters of the fine-tuned model.
     """
-    true_reward, samples = truth.known(parts.run.config.data), parts.objective.samples
-    if true_reward is None:
-        raise UserError("the ladder of post-training needs data whose true reward is known; set data.source=reviews")
+    true_reward, samples = _true_reward(parts.run.config), parts.objective.samples
 
     @jax.jit
     def exact_kl(params: Any, reference: Any, answers: Answers) -> jax.Array:

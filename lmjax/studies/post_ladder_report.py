@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lmjax.config import UserError
-from lmjax.config.errors import one_line
+from lmjax.config.errors import one_line, printable
 from lmjax.display.console import Console
 from lmjax.display.figures import REFERENCE, WIDTH, colour, own_style, panels, save
 from lmjax.display.format import duration
@@ -120,7 +120,7 @@ def markdown(results: Results) -> str:
     lines += [f"| {' | '.join(_cells(point))} |" for point in results.points]
     lines += ["", NOTES, "", *(f"- {sentence}" for sentence in _sentences(results))]
     lines += ["", "| policy | an answer to the same prompt |", "|---|---|"]
-    lines += [f"| {name} | {answer.replace('|', ' ')} |" for name, answer in results.answers]
+    lines += [f"| {name} | {printable(answer).replace('|', ' ')} |" for name, answer in results.answers]
     return "\n".join(lines) + "\n"
 
 

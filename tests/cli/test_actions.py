@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
 from lmjax.cli import actions
-from lmjax.config import MaskedConfig, TokenizerConfig, UserError
+from lmjax.config import Config, GPTConfig, MaskedConfig, RewardConfig, TokenizerConfig, UserError
 from lmjax.data.tokenizer import Tokenizer, build_tokenizer
 from lmjax.evaluation import evaluator, report, scoring
 from lmjax.evaluation.settings import Settings
@@ -19,6 +19,7 @@ from lmjax.inference.generate import generate
 from lmjax.inference.language_model import LanguageModel
 from lmjax.inference.sampling import Sampling
 from lmjax.interop.huggingface.folder import export_model
+from lmjax.models.scalar import Scalar
 from lmjax.run import pretrained
 from tests.evaluation import plain
 
@@ -53,6 +54,14 @@ def test_a_text_is_printed_as_it_comes_and_several_behind_each_other(
     (alone,) = generate(lm, ["cat"], sampling=Sampling(**settings, stop=("e",)))
     assert actions.generate_texts(folder, ["cat"], dtype="float32", **settings, stop=("e",)) == 0
     assert capsys.readouterr().out == f"cat{alone}\n"
+
+
+def test_an_export_does_not_lose_the_layer_that_a_run_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SimpleNamespace(model=Scalar(GPTConfig()), config=Config(objective=RewardConfig()))
+    monkeypatch.setattr(pretrained, "trained", lambda path, checkpoint: run)
+    with pytest.raises(UserError, match=r"trained for objective.family=reward: an export is a language model"):
+        actions.export_run(tmp_path / "judge", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_language_model_answers_in_its_own_way(

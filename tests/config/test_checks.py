@@ -102,6 +102,14 @@ POLICY = "objective.family=grpo data.family=chat model.dropout=0"
             "objective.reward.name: 'mine' is not registered",
         ),
         ("evaluate.tasks=[copying]", "evaluate.tasks needs"),
+        (
+            "objective.family=ppo objective.kl_target=6 objective.kl_coefficient=0",
+            "objective.kl_coefficient, which is 0 and stays 0",
+        ),
+        (
+            "objective.family=ppo objective.kl_target=6 objective.kl_horizon=1 batch.tokens=((0,65536),)",
+            "objective.kl_horizon = 1.0 is at most a fifth of the 64 answers of an update",
+        ),
     ],
 )
 def test_settings_of_a_policy_that_cannot_work_are_refused(overrides: str, message: str) -> None:

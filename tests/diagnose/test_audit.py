@@ -13,7 +13,8 @@ import pytest
 from lmjax.config import Config, UserError, presets
 from lmjax.config.codec import apply_overrides, from_json, to_json
 from lmjax.diagnose import audit
-from lmjax.journal.history import fold
+from lmjax.diagnose.retrace import Findings
+from lmjax.journal.history import Applied, History, Sampled, fold
 from lmjax.run import launch, resume
 from lmjax.system import faults
 
@@ -448,6 +449,18 @@ def test_a_replay_notices_a_changed_loss(clean: Path, tmp_path: Path, audited: C
     assert report.status == 1
     assert len(report.wrong) == 1
     assert report.wrong[0].startswith("replay: update 170: the loss is")
+
+
+def test_answers_that_a_journal_lacks_or_has_otherwise_are_found(tmp_path: Path) -> None:
+    values = {"update": 1, "loss": -0.5, "grad_norm": 1.0, "reward": 0.5, "kl": 0.0, "tokens_sha256": "ab"}
+    told = Applied(8, (-0.5).hex(), (1.0).hex(), (), Sampled((0.5).hex(), (0.0).hex(), "ab"))
+    assert audit._difference(values, told, cursor=8, tolerance=0.0) == ""
+    assert "its answers" in audit._difference(values, told._replace(sampled=None), cursor=8, tolerance=0.0)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(values) + "\n")
+    for kl, wrong in ((0.0).hex(), []), ("0x1.8p+9999", ["metrics: update 1: the kl is 0.0, and 0x1.8p+9999 in the"]):
+        findings, sampled = Findings(), Sampled((0.5).hex(), kl, "ab")
+        audit._check_metrics(tmp_path / "metrics.jsonl", History(path=[told._replace(sampled=sampled)]), findings)
+        assert findings.lines() == [f"{line} journal" for line in wrong]
 
 
 @pytest.mark.slow

@@ -222,11 +222,3 @@ def test_explained_variance():
     shifted = estimates.explained_variance(jnp.asarray(returns + 5), jnp.asarray(returns), jnp.asarray(mask))
     np.testing.assert_allclose(shifted, 1, atol=1e-6)  # a constant error is no variance
     assert estimates.explained_variance(jnp.asarray(values), jnp.ones((4, 6)), jnp.asarray(mask)) == 0
-
-
-@pytest.mark.slow
-def test_the_largest_error_of_the_ratio_ignores_padding():
-    new, old = jnp.array([[-1.0, -2.0, jnp.nan]]), jnp.array([[-1.0, -2.0, 5.0]])
-    mask = jnp.array([[1, 1, 0]])
-    assert estimates.largest_ratio_error(new, old, mask) == 0
-    np.testing.assert_allclose(estimates.largest_ratio_error(new - 1e-4, old, mask), 1e-4, rtol=1e-2)

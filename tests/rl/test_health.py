@@ -25,7 +25,7 @@ PENALTY = {
     "length": [24.0, 17.9, 15.9, 16.3, 18.5, 19.6, 19.4, 20.2, 20.1, 20.5, 20.7, 21.1, 22.1],
     "explained_variance": [-0.02, -0.41, -0.33, 0.00, -0.20, 0.26, 0.59, 0.65, 0.69, 0.83, 0.80, 0.85, 0.86],
     "ratio_error": [0.0] * 13,
-    "largest_ratio_error": [2e-6] * 13,
+    "first_approximate_kl": [2e-12] * 13,
     "sampler_difference": [7.2e-6] * 13,
     "distinct": [511 / 512, 433 / 512],
 }
@@ -188,7 +188,7 @@ def test_a_collapse(name: str, values: list[float]) -> None:
     ("name", "value", "text"),
     [
         ("ratio_error", 1e-4, "mean ratio from 1 is 0.0001 at update 25"),
-        ("largest_ratio_error", 0.01, "ratios from 1, at most is 0.01"),
+        ("first_approximate_kl", 1e-6, "first minibatch to the old policy per token is 1e-06"),
         ("first_clip_fraction", 0.5, "dropout|old log-probabilities"),
         ("sampler_difference", 0.02, "check temperature"),
         ("exact_kl", -0.01, "never negative"),
@@ -270,6 +270,15 @@ def test_the_reward_model_of_the_reviews_is_healthy_but_for_its_probes() -> None
     assert {name for name, state in states.items() if state == "watch"} == {"bayes_share", "calibration_error"}
 
 
+def test_the_sides_of_a_pair_may_differ_by_the_rounding_of_the_products() -> None:
+    """Measured at a standard deviation of 3.4 with rows of other widths: 4e-6 in float32, 4e-3 with bfloat16."""
+    assert health.judge(measures.REWARD_MODEL["side_error"], 4e-6).status == "healthy"
+    assert health.judge(measures.REWARD_MODEL["side_error"], 4e-3).status == "alarm"
+    assert health.judge(measures.REWARD_MODEL_BFLOAT16["side_error"], 4e-3).status == "healthy"
+    assert measures.is_exact("float32", "cpu")
+    assert not any(measures.is_exact(*where) for where in (("bfloat16", "cpu"), ("float32", "gpu"), ("float32", "tpu")))
+
+
 def test_values_are_recent_and_relative_to_the_start() -> None:
     found = {f.measure.name: f for f in health.findings({"entropy": [2.0] * 10 + [1.0] * 10, "finished": [0.5, 1.0]})}
     assert found["entropy"].value == 0.5
@@ -293,7 +302,9 @@ def test_a_trend_knows_its_scatter() -> None:
     assert mean == pytest.approx(math.sqrt(2 / 100), rel=0.1)  # of two means of 100 values of standard deviation 1
 
 
-@pytest.mark.parametrize("table", [measures.POLICY, measures.REWARD_MODEL, measures.POLICY_BFLOAT16])
+@pytest.mark.parametrize(
+    "table", [measures.POLICY, measures.REWARD_MODEL, measures.POLICY_BFLOAT16, measures.REWARD_MODEL_BFLOAT16]
+)
 def test_the_tables_are_consistent(table: Mapping[str, measures.Measure]) -> None:
     for name, measure in table.items():
         assert name == measure.name

@@ -81,6 +81,63 @@ def test_the_gradient_is_that_of_the_whitened_returns(corpus: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_steps_are_those_of_a_plain_loop(corpus: Path) -> None:
+    """Three steps over all answers: ratios, value clip, clipping and rate of each tree, one step of the average.
+
+    A large epsilon of Adam keeps rounding from deciding signs; float32, 1e-6.
+    """
+    base = config(corpus, epochs=3, decay=0.95, kl_coefficient=0.1, value_rate=3.0, value_clip=0.001)
+    optimizer = replace(base.optimizer, epsilon=1e-2, clip=0.05, weight_decay=0.1, ema=0.75, ema_warmup=False)
+    settings = replace(base, optimizer=optimizer)
+    run, before, after, metrics = first_episode(settings)
+    parts, batch = episodes.Episodes(run), next(iter(feed.device_batches(run, 0, 0))).batch
+    answers = parts.sample(before.params, batch["arrays"], jnp.int32(0))
+    rewards_R = parts.scores("train", answers, parts.texts(answers)).values_B
+    tokens_RN, mask_RN = answers.rollout.tokens_BN, np.asarray(answers.rollout.mask_BN)
+    width = answers.prompts.ids_BP.shape[1]
+
+    def logprobs(params: Any) -> Any:
+        logits = rollouts.response_logits(run.model, params, answers.prompts, tokens_RN).astype(jnp.float32)
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), tokens_RN[..., None], axis=-1)[..., 0]
+
+    def values(params: Any) -> Any:
+        texts = rollouts.sequences(answers.prompts, tokens_RN)
+        scalar: Any = Scalar(run.model.config, zero=True)
+        return scalar.apply({"params": params}, **texts, method=Scalar.at_every_place)[:, width - 1 : -1]
+
+    old_RN, old_values_RN = logprobs(before.params), values(before.carry["values"])
+    advantages_RN = np.zeros(mask_RN.shape)  # values of 0, and no penalty, since the reference is the policy
+    for row, reward in enumerate(rewards_R):
+        count = int(mask_RN[row].sum())
+        advantages_RN[row, :count] = reward * 0.95 ** np.arange(count)[::-1]
+    returns_RN, real = advantages_RN.copy(), advantages_RN[mask_RN]
+    advantages_RN = np.where(mask_RN, (advantages_RN - real.mean()) / np.sqrt(real.var() + 1e-8), 0)
+
+    def loss(trees: Any) -> Any:
+        ratio_RN = jnp.exp(logprobs(trees["policy"]) - old_RN)
+        terms_RN = jnp.minimum(ratio_RN * advantages_RN, jnp.clip(ratio_RN, 0.8, 1.2) * advantages_RN)
+        now_RN = values(trees["values"])
+        near_RN = old_values_RN + jnp.clip(now_RN - old_values_RN, -0.001, 0.001)
+        errors_RN = jnp.maximum((now_RN - returns_RN) ** 2, (near_RN - returns_RN) ** 2)
+        return jnp.sum(jnp.where(mask_RN, 0.5 * errors_RN - terms_RN, 0)) / mask_RN.sum()
+
+    gradient = jax.jit(jax.grad(loss))
+    trees: dict[str, Any] = {"policy": before.params, "values": before.carry["values"]}
+    moments = {name: run.optimizer.init(tree) for name, tree in trees.items()}
+    for _ in range(3):
+        gradients = gradient(trees)
+        for name, rate in (("policy", 1.0), ("values", 3.0)):
+            direction, moments[name] = run.optimizer.update(gradients[name], moments[name], trees[name])
+            trees[name] = jax.tree.map(lambda p, d, by=rate * run.rates[0]: p - by * d, trees[name], direction)
+    average = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, before.ema, trees["policy"])
+    found = (after.params, after.carry["values"], after.ema)
+    for tree, expected in zip(found, (trees["policy"], trees["values"], average), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), tree, expected)
+    assert metrics["grad_norm"] > 0.05  # the clip has an effect
+    assert 0 < metrics["value_clip_fraction"] < 1
+
+
+@pytest.mark.slow
 def test_a_suspect_episode_leaves_values_moments_and_coefficient(corpus: Path) -> None:
     settings = config(corpus, kl_coefficient=0.1, kl_target=1.0)
     with faults.armed("rewards=nan@1"):

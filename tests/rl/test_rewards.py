@@ -53,6 +53,10 @@ def rewarded(config: Any, text: str, row: Mapping[str, Any] = ROW) -> float:
         ({}, "7", 7, 1),
         ({"after": "####"}, "so 3 #### no #### 42", "42", 1),
         ({"after": "####"}, "42", "42", 0),
+        ({"after": "####"}, "6 * 7 #### 42", "7 * 6 = 42 #### 42", 1),  # conversations with their reasoning
+        ({"after": "####"}, "6 * 7 #### 41", "7 * 6 = 42 #### 42", 0),
+        ({}, "", "", 0),
+        ({"ignore_punctuation": True}, "", ["?", "x"], 0),
         ({}, "", "42", 0),
         ({"ignore_punctuation": True}, "...", "42", 0),
     ],
@@ -226,6 +230,9 @@ def test_the_draft_of_the_schema_counts() -> None:
         ("{", "reward.schema is not JSON"),
         ('{"type": "text"}', "not a JSON schema: 'text' is not valid"),
         ('{"$ref": "https://example.org/x"}', r"'https://example.org/x' names another document"),
+        ('{"$schema": 5}', r"reward.schema: \$schema = '5' is no draft"),
+        ('{"$schema": "draft-07"}', r"\$schema = 'draft-07' is no draft"),
+        ("5", "not a JSON schema"),
         ('{"$ref": "#/$defs/x"}', "has no part '#/\\$defs/x'"),
         ('{"items": {"$schema": "http://json-schema.org/draft-07/schema#"}}', "begins another document"),
         ('{"pattern": "(a+)+b"}', "exponential"),
@@ -251,13 +258,15 @@ def test_a_registered_function_is_a_reward() -> None:
 
 def test_answers_for_which_a_function_fails_are_counted() -> None:
     def strict(text: str, row: Mapping[str, Any]) -> Any:
-        return {"nan": math.nan, "none": None}.get(text, int(text) if text.isdigit() else 1 / 0)
+        if text == "exit":
+            raise SystemExit(0)
+        return {"nan": math.nan, "none": None, "large": 1e39}.get(text, int(text) if text.isdigit() else 1 / 0)
 
     register_reward("strict", strict)
     reward = rewards.build(FunctionConfig(name="strict"))
-    scores = rewards.score(reward, ["3", "x", "nan", "none", "7"], [ROW] * 5)
-    assert scores.values_B.tolist() == [3, 0, 0, 0, 7]
-    assert scores.failed == 3
+    scores = rewards.score(reward, ["3", "x", "nan", "none", "7", "exit", "large"], [ROW] * 7)
+    assert scores.values_B.tolist() == [3, 0, 0, 0, 7, 0, 0]
+    assert scores.failed == 5
     assert scores.failure == "the reward 'strict' raised ZeroDivisionError: division by zero"
     assert rewards.score(reward, ["1"], [ROW]).failed == 0
 

@@ -41,7 +41,9 @@ def test_probes_are_those_of_the_evaluations_with_a_known_truth() -> None:
 def test_evaluation_repeats_its_answers(corpus: Path, tmp_path: Path) -> None:
     """It is a function of the parameters: the same ones get the same reward."""
     base = small.config("chat", corpus)
-    settings = small.policy(base, GRPOConfig(group=2, answer_tokens=8, reward=RegexConfig(pattern="[a-mA-M]")))
+    settings = small.policy(
+        base, GRPOConfig(group=2, answer_tokens=8, reward=RegexConfig(pattern="[a-mA-M]"), scored=3)
+    )
     run = build.build(settings, preparation.prepare(settings.data))
     lines: list[str] = []
     evaluate = policy_evaluation.evaluator(run, tmp_path, say=lines.append)
@@ -50,5 +52,7 @@ def test_evaluation_repeats_its_answers(corpus: Path, tmp_path: Path) -> None:
     assert scores == evaluate(state, False)
     assert scores["val_loss"] == -scores["val_reward"]
     assert scores["val_reward"] < scores["val_reward_best"] <= 1
-    assert (tmp_path / "rl_report.md").read_text().startswith("# Reinforcement learning: undecided")
+    text = (tmp_path / "rl_report.md").read_text()
+    assert text.startswith("# Reinforcement learning: undecided")
+    assert "Mean reward of 6 answers" in text  # three prompts, although a microbatch has two
     assert lines[0].startswith("health: undecided")

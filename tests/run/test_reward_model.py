@@ -64,7 +64,9 @@ def test_answers_get_the_scores_that_the_reward_model_gives_to_their_texts(corpu
 
 
 @pytest.mark.slow
-def test_the_journal_pins_the_reward_model(corpus: Path, judge: Path, tmp_path: Path) -> None:
+def test_the_journal_pins_the_reward_model(
+    corpus: Path, judge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = tmp_path / "judge"
     shutil.copytree(judge, own)
     settings, run_dir = config(corpus, own), tmp_path / "run"
@@ -75,15 +77,23 @@ def test_the_journal_pins_the_reward_model(corpus: Path, judge: Path, tmp_path: 
     assert json.loads((run_dir / "config.json").read_text())["objective"]["reward"]["run"] == str(own)
 
     shutil.rmtree(own / "checkpoints" / "2")  # the model is now that of update 0
-    with pytest.raises(UserError, match=r"the reward changed since the run began"):
+    with pytest.raises(UserError, match=r"has scores without a scale at update 0: .*--resume"):
         resume(settings, run_dir)
     assert audit.show(run_dir) == 1
+    shutil.rmtree(own / "checkpoints")
+    assert audit.show(run_dir) == 1  # nothing can be read, and the audit goes on
 
     shutil.rmtree(own)
     with pytest.raises(UserError, match=r"objective.reward.run=.* is not a run"):
         resume(settings, run_dir)
     assert audit.show(run_dir) == 1
     shutil.copytree(judge, own)
+    with monkeypatch.context() as patch:
+        reward_model._load.cache_clear()
+        patch.setattr(reward_model, "digest", lambda params: "0" * 64)
+        with pytest.raises(UserError, match=r"the reward changed since the run began"):
+            resume(settings, run_dir)
+        reward_model._load.cache_clear()
     assert resume(settings, run_dir) == 0
     assert audit.show(run_dir, replay=(1, 2)) == 0
     with pytest.raises(UserError, match=r"has objective.family=ppo; give the run of a reward model"):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def theirs(source: Path) -> dict[str, np.ndarray]:
     """What is to be taken: the average of the parameters."""
     return leaves(load(source).params)
+
+
+def test_a_reward_model_is_no_policy_to_start_from(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(codec.to_json(small.config("reward", corpus)))
+    config = replace(small.config("dpo", corpus), init_from=str(tmp_path))
+    with pytest.raises(UserError, match=r"is a reward model, which writes no answers, and objective.family=dpo needs"):
+        transfer.adopt(config)
 
 
 def prepared(corpus: Path, source: Path, *changes: str, name: str = "bert labels") -> build.Run:

@@ -39,7 +39,9 @@ def results() -> Results:
     points = [Point("fine-tuned", 0.0, -0.4, 0.0, 25, 1.0, 60.0), Point("best of 4", 1.0, 0.8, 0.6, 25, 1.0, 0.0)]
     points.append(Point("PPO without penalty", 2.5, -1.7, 28.0, 28, 0.15, 90.0))
     curve = Curve("PPO without penalty", [(1.0, 1.0, 1.1), (7.0, 1.9, 1.7), (28.0, 2.5, -1.7)])
-    return Results(points, [curve], {"truth_accuracy": 0.85}, {"PPO without penalty": "hacking: why"}, [("a", "b | c")])
+    return Results(
+        points, [curve], {"truth_accuracy": 0.85}, {"PPO without penalty": "hacking: why"}, [("a", "b | c\n")]
+    )
 
 
 def test_the_table_has_every_policy_and_the_picture_both_rewards() -> None:
@@ -47,7 +49,7 @@ def test_the_table_has_every_policy_and_the_picture_both_rewards() -> None:
     assert "| PPO without penalty | +2.50 | -1.70 | 28.00 | 28.0 | 0.15 | 1m30s |" in table
     assert "- reward model: truth accuracy 0.850" in table
     assert "- PPO without penalty: hacking: why" in table
-    assert "| a | b   c |" in table
+    assert "| a | b   c\\n |" in table
     left, right = post_ladder_report.figure(results()).axes
     assert (left.get_ylabel(), right.get_ylabel()) == ("true reward", "score of the reward model")
     lines = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in left.get_lines()}
@@ -63,6 +65,14 @@ def small_stages() -> dict[str, Config]:
         "train.evaluate_every=1 batch.tokens=((0,1024),) batch.microbatch=8"
     )
     return {name: apply_overrides(config, changes.split()) for name, config in post_ladder.stages().items()}
+
+
+def test_what_cannot_be_a_ladder_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"reviews: unknown key 'objective.beta'.*each of reviews, reward, ppo,"):
+        post_ladder.show(tmp_path / "ladder", changes=["objective.beta=1"])
+    with pytest.raises(UserError, match="needs data whose true reward is known"):
+        post_ladder.show(tmp_path / "ladder", changes=["data.files=[rows.jsonl]"])
+    assert not (tmp_path / "ladder").exists()
 
 
 @pytest.mark.exhaustive

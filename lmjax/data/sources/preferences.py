@@ -27,6 +27,7 @@ from lmjax.system import readers
 
 _KIND = "pair"  # what a row is, in messages
 FORMAT = 1  # part of the fingerprint: raise it when a row becomes another pair
+_LARGEST_MARGIN = 1e6  # sums of losses stay finite in float32
 
 #: Why a row without an error is left out: an answer is empty, the answers are equal, or the pair occurred before.
 Reason = Literal["empty", "tie", "duplicate"]
@@ -247,10 +248,16 @@ def _said(turns: Sequence[Turn]) -> list[tuple[str, str]]:
 
 
 def _margin(value: Any, where: str) -> float:
-    if value is None:
+    if value in (None, ""):  # an empty cell of a csv file, whose cells are texts
         return 0.0
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    is_readable = isinstance(value, int | float | str) and not isinstance(value, bool)
+    try:
+        margin = float(value) if is_readable else math.nan
+    except (ValueError, OverflowError):
+        margin = math.nan
+    if not abs(margin) <= _LARGEST_MARGIN:
         raise UserError(
-            f"{where}: the column 'margin' is {str(value)[:40]!r}, which is no number; correct or remove it"
+            f"{where}: the column 'margin' is {str(value)[:40]!r}, which is no number from -{_LARGEST_MARGIN:,.0f} to "
+            f"{_LARGEST_MARGIN:,.0f}; correct or remove it"
         )
-    return float(value)
+    return margin

@@ -74,6 +74,12 @@ def test_a_common_beginning_divides_no_word() -> None:
         ({"prompt": "q", "chosen": said("A"), "rejected": "b"}, "not one answer of the assistant but user"),
         ({"prompt": "q", "chosen": 3, "rejected": "b"}, "the column 'chosen' is not text but int"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "much"}, "'margin' is 'much', which is no number"),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1e300},
+            r"'margin' is '1e\+300', which is no",
+        ),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": 10**400}, "which is no number from -1,000,000"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "nan"}, "'margin' is 'nan', which is no number"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": True}, "'margin' is 'True', which is no number"),
         ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": float("inf")}, "'margin' is 'inf'"),
     ],
@@ -81,6 +87,13 @@ def test_a_common_beginning_divides_no_word() -> None:
 def test_a_malformed_row_is_refused_with_its_reason(row: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         preferences.pair_of(row, "row 1")
+
+
+def test_cells_of_a_csv_file_are_margins(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,chosen,rejected,margin\nq,a,b,0.5\nq,c,d,\nq,e,f,-2\n")
+    found = [pair.margin for _, pair in preferences.pairs(PreferenceConfig(files=(str(path),)))]
+    assert found == [0.5, 0.0, -2.0]
 
 
 def test_ties_duplicates_and_empty_answers_are_left_out_and_counted(tmp_path: Path) -> None:
