@@ -77,7 +77,8 @@ def _library_validator(tree: Any, steps: _Steps, where: str) -> Any:
     except ImportError:
         raise UserError("JSON schemas need the package jsonschema: pip install 'lmjax[rl]'") from None
     draft = tree.get("$schema", _LATEST) if isinstance(tree, dict) else _LATEST
-    library = validators.validator_for({"$schema": draft}, default=None) if isinstance(draft, str) else None
+    nothing: Any = None
+    library = validators.validator_for({"$schema": draft}, default=nothing) if isinstance(draft, str) else None
     if library is None:
         raise UserError(f"{where}: $schema = {str(draft)[:100]!r} is no draft of JSON Schema; give {_LATEST}")
     try:

@@ -66,8 +66,8 @@ def judge_of(run: Run) -> Judge | None:
     if judge.loaded.update < updates or (float(scale["gain"]) == 1 and float(scale["bias"]) == 0):
         raise UserError(
             f"{key} has scores without a scale at update {judge.loaded.update}: the last update of its run, {updates}, "
-            f"sets gain and bias; complete it with `python train.py --resume {objective.reward.run}`, or bring its last "
-            "checkpoint back"
+            f"sets gain and bias; complete it with `python train.py --resume {objective.reward.run}`, or bring its "
+            "last checkpoint back"
         )
     if judge.loaded.tokenizer.sha256 != run.store.tokenizer.sha256:
         raise UserError(
