@@ -260,8 +260,8 @@ def _function(config: FunctionConfig) -> RewardFunction:
     if function is None:
         hint = nearest(config.name, names) if names else ""
         raise UserError(
-            f"reward.name: '{config.name}' is not registered{hint}; call register_reward of "
-            "lmjax.config.rewards in a file, and name the file in extensions=[FILE.py]"
+            f"reward.name: '{config.name}' is not registered{hint}; call "
+            "lmjax.register_reward in a file, and name the file in extensions=[FILE.py]"
         )
 
     def reward(text: str, row: Row) -> float:
