@@ -193,7 +193,7 @@ def onset(recent: Sequence[Tried], *, fired: str, config: GuardConfig) -> Tried:
 
 def remembered(config: GuardConfig) -> int:
     """Return the number of last batches that a rule of the guard considers."""
-    in_a_row = max(config.in_a_row, config.hard_in_a_row, config.rejected_in_a_row)
+    in_a_row = max(config.in_a_row, config.hard_in_a_row, config.rejected_in_a_row if config.policy == "skip" else 0)
     return max(config.among, config.divergence_window, in_a_row)
 
 
