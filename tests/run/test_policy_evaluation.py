@@ -42,7 +42,7 @@ def test_evaluation_repeats_its_answers(corpus: Path, tmp_path: Path) -> None:
     """It is a function of the parameters: the same ones get the same reward."""
     base = small.config("chat", corpus)
     settings = small.policy(
-        base, GRPOConfig(group=2, answer_tokens=8, reward=RegexConfig(pattern="[a-mA-M]"), scored=3)
+        base, GRPOConfig(group=2, answer_tokens=8, reward=RegexConfig(pattern="[a-mA-M]"), scored=11)
     )
     run = build.build(settings, preparation.prepare(settings.data))
     lines: list[str] = []
@@ -54,5 +54,5 @@ def test_evaluation_repeats_its_answers(corpus: Path, tmp_path: Path) -> None:
     assert scores["val_reward"] < scores["val_reward_best"] <= 1
     text = (tmp_path / "rl_report.md").read_text()
     assert text.startswith("# Reinforcement learning: undecided")
-    assert "Mean reward of 6 answers" in text  # three prompts, although a microbatch has two
+    assert "Mean reward of 22 answers" in text  # an odd number of prompts, although a microbatch has two
     assert lines[0].startswith("health: undecided")
