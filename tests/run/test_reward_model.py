@@ -81,7 +81,7 @@ def test_the_journal_pins_the_reward_model(
         resume(settings, run_dir)
     assert audit.show(run_dir) == 1
     shutil.rmtree(own / "checkpoints")
-    assert audit.show(run_dir) == 1  # nothing can be read, and the audit goes on
+    assert audit.show(run_dir) == 1  # no checkpoint can be read; the audit reports it and checks the rest
 
     shutil.rmtree(own)
     with pytest.raises(UserError, match=r"objective.reward.run=.* is not a run"):

@@ -197,6 +197,14 @@ def compare(sample: dict[str, int], tokenizer: Tokenizer, texts: list[str], enco
     return size
 
 
+def encode(tokenizer: Tokenizer, texts: list[str], compared: dict[str, int]) -> list[list[int]]:
+    """Return the tokens of texts, and compare the first texts (`COMPARED` bytes)."""
+    encoded = tokenizer.encode_batch(texts)
+    if not tokenizer.lossless and compared.get("bytes", 0) < COMPARED:
+        compare(compared, tokenizer, texts, encoded)
+    return encoded
+
+
 # ---- Reading ----------------------------------------------------------------------------------------------------
 
 

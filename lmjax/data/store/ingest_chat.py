@@ -14,7 +14,7 @@ from lmjax.data.sources import chat
 from lmjax.data.sources.chat import Conversation, Reason
 from lmjax.data.sources.streams import Dropped
 from lmjax.data.sources.tables import SIDES, Side
-from lmjax.data.store.ingest import COMPARED, Stream, compare
+from lmjax.data.store.ingest import Stream, encode
 from lmjax.data.store.ingest_records import batches
 from lmjax.data.store.manifest import Report
 from lmjax.data.tokenizer import Tokenizer
@@ -48,17 +48,14 @@ def ingest_chat(
     counts: dict[Side, int] = dict.fromkeys(SIDES, 0)
     names = [name for side in SIDES for name in (f"{side}-0", f"{side}-mask")]
     sizes = dict.fromkeys(names, 0)
-    compared: dict[str, int] = {}  # as in `compare`
+    compared: dict[str, int] = {}  # as in `encode`
     dropped, left_out = Dropped(), Counter[Reason]()
     found = chat.conversations(config, dropped=dropped, left_out=left_out)
     with ExitStack() as stack:
         streams = {name: stack.enter_context(closing(Stream(folder, name, tokenizer.vocab_size))) for name in names}
         for batch in batches(found, _size):
             every = [turn.text for _, conversation in batch for turn in conversation.turns]
-            encoded = tokenizer.encode_batch(every)
-            if not tokenizer.lossless and compared.get("bytes", 0) < COMPARED:
-                compare(compared, tokenizer, every, encoded)
-            ids_of_texts = iter(encoded)
+            ids_of_texts = iter(encode(tokenizer, every, compared))
             for side, conversation in batch:
                 texts_of_turns = [next(ids_of_texts) for _ in conversation.turns]
                 rendered = _rendered(form, conversation, texts_of_turns, dropped if skip else None)

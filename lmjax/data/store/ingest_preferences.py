@@ -19,7 +19,7 @@ from lmjax.data.sources import preferences
 from lmjax.data.sources.preferences import REASONS, Pair, Reason
 from lmjax.data.sources.streams import Dropped
 from lmjax.data.sources.tables import SIDES, Side
-from lmjax.data.store.ingest import COMPARED, Stream, compare
+from lmjax.data.store.ingest import Stream, encode
 from lmjax.data.store.ingest_records import batches
 from lmjax.data.store.manifest import Report
 from lmjax.data.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ def ingest_preferences(
     control, digest = ChatTokens(tokenizer), hashlib.sha256()
     counts: dict[Side, int] = dict.fromkeys(SIDES, 0)
     sizes = {f"{side}-{part}": 0 for side in SIDES for part in (*PARTS, "margin")}
-    compared: dict[str, int] = {}  # as in `compare`
+    compared: dict[str, int] = {}  # as in `encode`
     dropped, left_out = Dropped(), Counter[Reason]()
     found = preferences.pairs(config, dropped=dropped, left_out=left_out)
     with ExitStack() as stack:
@@ -65,10 +65,7 @@ def ingest_preferences(
         }
         for batch in batches(found, lambda item: sum(map(len, _texts(item[1])))):
             every = [text for _, pair in batch for text in _texts(pair)]
-            encoded = tokenizer.encode_batch(every)
-            if not tokenizer.lossless and compared.get("bytes", 0) < COMPARED:
-                compare(compared, tokenizer, every, encoded)
-            ids_of_texts = iter(encoded)
+            ids_of_texts = iter(encode(tokenizer, every, compared))
             for side, pair in batch:
                 ids = [next(ids_of_texts) for _ in _texts(pair)]
                 digest.update(preferences.content(pair))

@@ -15,7 +15,7 @@ from lmjax.data.sources import rows
 from lmjax.data.sources.labels import Labels
 from lmjax.data.sources.streams import Dropped
 from lmjax.data.sources.tables import SIDES, Side
-from lmjax.data.store.ingest import BATCH, COMPARED, Stream, compare
+from lmjax.data.store.ingest import BATCH, Stream, encode
 from lmjax.data.store.manifest import Report, dtype
 from lmjax.data.tokenizer import Tokenizer
 
@@ -47,17 +47,14 @@ def ingest_records(
     """
     names = [f"{side}-{column}" for side in SIDES for column in range(len(config.texts))]
     sizes, counts, digest = dict.fromkeys(names, 0), dict.fromkeys(SIDES, 0) | {"skipped": 0}, hashlib.sha256()
-    compared: dict[str, int] = {}  # as in `compare`
+    compared: dict[str, int] = {}  # as in `encode`
     distinct, dropped = Labels(), Dropped()
     labels: dict[Side, array[int]] = {side: array("L") for side in SIDES}
     with ExitStack() as stack:
         streams = {name: stack.enter_context(closing(Stream(folder, name, tokenizer.vocab_size))) for name in names}
         for batch in batches(rows.records(config, dropped=dropped), lambda item: sum(map(len, item[1].texts))):
             every = [text for _, record in batch for text in record.texts]
-            ids_of_texts = tokenizer.encode_batch(every)
-            if not tokenizer.lossless and compared.get("bytes", 0) < COMPARED:
-                compare(compared, tokenizer, every, ids_of_texts)
-            encoded = iter(ids_of_texts)
+            encoded = iter(encode(tokenizer, every, compared))
             for side, record in batch:
                 digest.update("\0".join(("", *record.texts, str(record.label))).encode())
                 ids = [next(encoded) for _ in record.texts]
