@@ -31,6 +31,8 @@ class PreferenceConfig:
     on_bad_record: Literal["error", "skip"] = "error"
     #: Files of the validation split in the same form (empty: select a share of the prompts by a hash).
     validation_files: tuple[str, ...] = ()
+    #: Chat template that writes turns, as in `ChatConfig`.
+    template: str = ""
     #: Number of training pairs to read from the start (0: all).
     limit: Annotated[int, size(0)] = 0
     #: How text becomes token ids. Control tokens that it lacks are appended.

@@ -50,6 +50,14 @@ class ChatForm(ABC):
         """Return the ids of turns and of the beginning of an answer."""
 
     @abstractmethod
+    def answered(self, turns: Sequence[Turn], answers: Sequence[str]) -> list[list[int]]:
+        """Return the ids of turns up to an answer, and those of each answer with its end.
+
+        Raises:
+            UserError: The conversation cannot be written in this form, or an answer changes the ids before it.
+        """
+
+    @abstractmethod
     def last_answer(self, ids: Sequence[int], mask: Sequence[int]) -> tuple[list[int], list[int]] | None:
         """Return the ids before the last answer, and those of the answer without its end.
 

@@ -32,16 +32,10 @@ class ChatTokens(ChatForm):
     """How turns become token ids with a tokenizer that has the control tokens.
 
     Raises:
-        UserError: The tokenizer has neither lmjax's control tokens nor those of ChatML, or writes conversations by a
-            chat template.
+        UserError: The tokenizer has neither lmjax's control tokens nor those of ChatML.
     """
 
     def __post_init__(self) -> None:
-        if chat_template.recorded(self.tokenizer) is not None:
-            raise UserError(
-                "conversations are written by the chat template of the model that was fine-tuned, which only "
-                "supervised fine-tuning supports; fine-tune that model with data.template=ids for this stage"
-            )
         if not (_has(self.tokenizer, CONTROL) or self.is_chatml):
             raise UserError(
                 "the tokenizer has no control tokens for the turns of a conversation (such as <|user|>): this model "
@@ -127,6 +121,10 @@ class ChatTokens(ChatForm):
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """Return the ids of turns and of the beginning of an answer."""
         return self.rendered(turns).ids + self.before("assistant")
+
+    def answered(self, turns: Sequence[Turn], answers: Sequence[str]) -> list[list[int]]:
+        """Return the ids of turns up to an answer, and those of each answer with its end."""
+        return [self.prompt(turns), *([*ids, self.end] for ids in self.tokenizer.encode_batch(list(answers)))]
 
     def last_answer(self, ids: Sequence[int], mask: Sequence[int]) -> tuple[list[int], list[int]] | None:
         """Return the ids before the last answer, and those of the answer without its end.

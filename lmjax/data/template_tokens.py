@@ -95,6 +95,26 @@ class TemplateTokens(ChatForm):
         """Return the ids of turns and of the beginning of an answer."""
         return self._encoder.encode(self._text(self._messages(turns), prompt=True)).ids
 
+    def answered(self, turns: Sequence[Turn], answers: Sequence[str]) -> list[list[int]]:
+        """Return the ids of turns up to an answer, and those of each answer with its end.
+
+        What the template writes between the prompt and an answer, such as empty reasoning, is a part of the answer.
+
+        Raises:
+            UserError: The template refuses the conversation, or an answer changes the ids before it.
+        """
+        before = [Turn(turn.role, turn.text, False) for turn in turns]
+        parts = [prompt := self.prompt(turns)]
+        for answer in answers:
+            ids, mask = (written := self.rendered([*before, Turn("assistant", answer, True)])).ids, written.mask
+            stop = len(mask) - mask[::-1].index(1)
+            if ids[: len(prompt)] != prompt:
+                raise self._refusal(f"writes other ids before the answer {answer[:40]!r} than before others")
+            if ids[stop - 1] != self.end:
+                raise self._refusal(f"does not end the answer {answer[:40]!r} with {self.tokenizer.token(self.end)}")
+            parts.append(ids[len(prompt) : stop])
+        return parts
+
     def last_answer(self, ids: Sequence[int], mask: Sequence[int]) -> tuple[list[int], list[int]] | None:
         """Return the ids before the last answer, and those of the answer without its end.
 

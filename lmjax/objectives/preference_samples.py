@@ -15,7 +15,8 @@ from lmjax.config import Config, DirectConfig, PreferenceConfig, RunError, UserE
 from lmjax.data.batches import preferences
 from lmjax.data.batches.buckets import Buckets, bucket_order, divide
 from lmjax.data.batches.preferences import FittingPairs
-from lmjax.data.chat_tokens import ChatTokens
+from lmjax.data.chat_form import ChatForm
+from lmjax.data.chat_tokens import chat_form
 from lmjax.data.sources.tables import SIDES, Side
 from lmjax.data.store.facts import notes
 from lmjax.data.store.store import Store
@@ -126,9 +127,9 @@ class PreferenceSamples(Samples):
     # ---- The data as a set -------------------------------------------------------------------------------------
 
     @cached_property
-    def control(self) -> ChatTokens:
-        """The control tokens of the tokenizer."""
-        return ChatTokens(self.store.tokenizer)
+    def control(self) -> ChatForm:
+        """How turns become token ids."""
+        return chat_form(self.store.tokenizer)
 
     def describe(self) -> list[str]:
         """Describe the prepared data, one line per fact."""

@@ -17,7 +17,7 @@ from jax import Array
 from lmjax.config import Config, GPTConfig, PreferenceConfig, RewardConfig, UserError
 from lmjax.data.batches import preferences
 from lmjax.data.batches.buckets import MULTIPLE
-from lmjax.data.chat_tokens import ChatTokens
+from lmjax.data.chat_tokens import chat_form
 from lmjax.data.sources import reviews
 from lmjax.data.sources.chat_rows import Turn
 from lmjax.data.sources.tables import Side
@@ -221,8 +221,8 @@ class RewardModel(Objective):
         question, tab, text = prompt.partition("\t")
         if not tab:
             raise UserError("a reward model scores an answer to a prompt: give both, with a tab between them")
-        control = ChatTokens(tokenizer)
-        ids = [*control.prompt([Turn("user", question, False)]), *tokenizer.encode(text), control.end]
+        before, answer = chat_form(tokenizer).answered([Turn("user", question, False)], [text])
+        ids = [*before, *answer]
         if len(ids) > self.config.model.context:
             raise UserError(
                 f"the text has {len(ids):,} tokens with its control tokens, model.context is "

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from lmjax.config import ClassificationConfig, Config, DataConfig, InContextConfig, UserError
 from lmjax.config.chat import ConversationConfig
+from lmjax.config.objectives import DirectConfig, RewardConfig
 from lmjax.config.policies import PolicyConfig, PPOConfig
 from lmjax.data.batches.records import labels
 from lmjax.data.chat_tokens import completed
@@ -198,9 +199,19 @@ def plan_batches(config: Config) -> BatchPlan:
 
 
 def tokens_of_sequence(config: Config) -> int:
-    """Return the number of tokens that a sequence of the batch size counts."""
+    """Return the number of tokens that a sequence of the batch size counts.
+
+    A pair of answers counts as one row.
+    """
     answers = config.objective.group if isinstance(config.objective, PolicyConfig) else 1
     return answers * registry.tokens(config.model)
+
+
+def rows_of_sequence(config: Config) -> int:
+    """Return the number of rows of a sequence: the answers of a policy or of a pair."""
+    if isinstance(config.objective, PolicyConfig):
+        return config.objective.group
+    return 2 if isinstance(config.objective, RewardConfig | DirectConfig) else 1
 
 
 def check(config: Config) -> None:

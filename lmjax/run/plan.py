@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmjax.config import ClassificationConfig, Config, GPTConfig, PPOConfig, UserError
+from lmjax.config.objectives import RewardConfig
 from lmjax.config.policies import PolicyConfig
 from lmjax.display.format import duration, quantity
 from lmjax.models import classifier, costs, registry
@@ -60,14 +61,15 @@ def _parameters(config: Config) -> dict[str, int]:
 
 def _memory(config: Config, mesh: Mapping[str, int]) -> dict[str, float]:
     data, fsdp, tensor, sequence = (mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor", "sequence"))
-    answers = config.objective.group if isinstance(config.objective, PolicyConfig) else 1
-    rows = config.batch.microbatch * answers // (data * fsdp)
+    rows = config.batch.microbatch * build.rows_of_sequence(config) // (data * fsdp)
     chunk = -(-getattr(config.objective, "chunk", 0) // (data * fsdp))
     sizes = registry.memory(
         config.model, rows, optimizer=config.optimizer, accumulate=_accumulates(config), chunk=chunk
     )
     if isinstance(config.objective, PolicyConfig):
         sizes |= _of_policy(config, config.objective, rows, sizes)
+    elif isinstance(config.objective, RewardConfig):
+        sizes |= {"logits": 0.0}  # its output is a number of each row
     divisors = dict.fromkeys(("activations", "logits"), tensor * sequence) | {"generation cache": tensor}
     parts = {name: size / divisors.get(name, fsdp * tensor) for name, size in sizes.items() if name != "total"}
     return parts | {"total": sum(parts.values())}
@@ -124,7 +126,8 @@ def _accumulates(config: Config) -> bool:
 
 def _run(run: Run) -> list[tuple[str, str]]:
     config, plan = run.config, run.plan
-    total = run.flops_per_token * plan.tokens
+    rows = int(plan.sequences.sum()) * build.rows_of_sequence(config)
+    total = run.flops_per_token * rows * registry.tokens(config.model)
     seconds = total / (run.peak_flops * EXPECTED_UTILISATION)
     every, evaluate_every = config.checkpoint.every, config.train.evaluate_every
     saves = _times(plan.updates - 1, every) + 1

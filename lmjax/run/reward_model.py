@@ -13,7 +13,7 @@ from jax import Array, lax
 from lmjax.config import UserError
 from lmjax.config.policies import PolicyConfig
 from lmjax.config.rewards import LearnedRewardConfig
-from lmjax.data.chat_tokens import ChatTokens
+from lmjax.data.chat_tokens import chat_form
 from lmjax.inference import incremental
 from lmjax.models import registry
 from lmjax.models.scalar import Scalar
@@ -107,7 +107,7 @@ def scorer(run: Run) -> Callable[[Answers, int], Array] | None:
     judge = judge_of(run)
     if judge is None:
         return None
-    model, end = judge.model, ChatTokens(run.store.tokenizer).end
+    model, end = judge.model, chat_form(run.store.tokenizer).end
     host = jax.device_get(judge.loaded.params)
     shardings = axes.shardings(host, host, mesh=run.mesh, table=registry.logical_axes(model.config))
     params = jax.tree.map(mesh.put_tree, host, shardings)

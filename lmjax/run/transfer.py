@@ -64,7 +64,7 @@ def adopt(config: Config) -> Config:
             own["context"] = min(model.context, source_model.context)
         source_model = dataclasses.replace(source_model, **own)
     if isinstance(config.data, ConversationConfig):
-        path = template_choice.adopted(source, path, getattr(config.data, "template", ""))
+        path = template_choice.adopted(source, path, config.data.template)
     if isinstance(config.data, ConversationConfig) and source_model.vocab_size:  # for the control tokens that it lacks
         size = chat_tokens.completed(tokenizer.load_tokenizer(path)).vocab_size
         source_model = dataclasses.replace(source_model, vocab_size=max(source_model.vocab_size, size))

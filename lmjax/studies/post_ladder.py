@@ -39,6 +39,7 @@ TITLES = {
 }
 GROUP = 16  # answers to a prompt
 BATCHES = 2  # of prompts that are answered
+_LINKS = ("init_from", "objective.reward.run")
 _STREAM = 2**30  # number of the update from which the keys of the answers are derived
 _REPORTED = ("val_accuracy", "val_truth_accuracy", "val_bayes_accuracy", "val_slope", "val_truth_correlation")
 
@@ -49,8 +50,11 @@ def show(out: Path, *, changes: Sequence[str]) -> int:
     `changes` (`key.path=value`) apply to each stage.
 
     Raises:
-        UserError: Any error of `climb`.
+        UserError: A change names a stage that the ladder sets itself, or any error of `climb`.
     """
+    for change in changes:
+        if (key := change.partition("=")[0].strip()) in _LINKS:
+            raise UserError(f"{key}: the ladder sets it, since its stages build on each other; leave it out")
     return climb({name: _changed(name, config, changes) for name, config in stages().items()}, out)
 
 

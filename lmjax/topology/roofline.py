@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lmjax.models import registry
+from lmjax.run import build
 from lmjax.run.build import Run
 from lmjax.system import machine
 from lmjax.topology.chips import Target
@@ -56,7 +57,7 @@ def flops(run: Run, *, again: bool = False) -> float:
     per_token = run.flops_per_token
     if again and getattr(model, "remat", "none") == "full":
         per_token += max(per_token - 6.0 * model.vocab_size * model.width, 0.0) / 3
-    return per_token * int(run.plan.sequences.max()) * registry.tokens(model)
+    return per_token * int(run.plan.sequences.max()) * build.rows_of_sequence(run.config) * registry.tokens(model)
 
 
 def traffic(run: Run) -> float:
@@ -68,7 +69,7 @@ def traffic(run: Run) -> float:
     config, mesh = run.config, run.mesh.shape
     shards, narrow = mesh["fsdp"] * mesh["tensor"], 2 if config.model.dtype == "bfloat16" else 4
     count = int(run.plan.microbatches.max())
-    rows = config.batch.microbatch // (mesh["data"] * mesh["fsdp"])
+    rows = config.batch.microbatch * build.rows_of_sequence(config) // (mesh["data"] * mesh["fsdp"])
     sizes = registry.memory(config.model, rows, optimizer=config.optimizer)
     passes = 3 if getattr(config.model, "remat", "none") == "full" else 2
     weights = passes * sizes["parameters"] / 4 * narrow / mesh["tensor"]

@@ -104,6 +104,27 @@ def test_the_targets_are_the_answers_with_their_ends(source: str, expected: list
     assert (PLAIN.decode(text.ids), text.mask) == ("<|endoftext|>su<|endoftext|>", [0, 1, 1, 1])
 
 
+@pytest.mark.parametrize("source", [CHATML, BRACKETS, LAST, MARKED])
+def test_answers_to_a_prompt_follow_the_same_ids(source: str) -> None:
+    """Prompt and answer are the beginning of the complete conversation, up to the end of the answer."""
+    written, before = form(source), turns()[:-1]
+    prompt, *answers = written.answered(before, ["no", "yes <|im_end|>"])
+    assert prompt == written.prompt(before)
+    for text, answer in zip(("no", "yes <|im_end|>"), answers, strict=True):
+        whole = written.rendered([*before, Turn("assistant", text, True)]).ids
+        assert prompt + answer == whole[: len(prompt) + len(answer)]
+        assert [place for place, id in enumerate(answer) if id == written.end] == [len(answer) - 1]
+        assert PLAIN.decode(answer[:-1]).removeprefix("<|im_start|>assistant").strip() == text
+    assert written.end not in whole[len(prompt) + len(answer) :]
+
+
+def test_answers_that_change_the_ids_before_them_are_refused() -> None:
+    """The prompt of this template has the number of letters of the answer in it."""
+    counts = "{{ messages[-1].content | length }}" + MARKED
+    with pytest.raises(UserError, match="writes other ids before the answer 'yes'"):
+        form(counts).answered(turns()[:-1], ["no", "yes"])
+
+
 PARTS = st.lists(st.sampled_from(["<|im_start|>", "<|im_end|>", "</s>", "<", "a", "\n", "é"]), max_size=5).map("".join)
 
 
@@ -184,8 +205,6 @@ def test_a_template_is_recorded_in_the_tokenizer(tmp_path: Path) -> None:
     exported = chat_form(spoken).with_template()
     assert exported.sha256 == PLAIN.sha256
     assert dict(exported.config) == EOS | {"chat_template": CHATML}
-    with pytest.raises(UserError, match=r"data\.template=ids"):
-        ChatTokens(spoken)
 
 
 # ---- Against transformers ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lmjax.cli import actions
 from lmjax.config import Config, GPTConfig, TokenizerConfig, UserError, presets
 from lmjax.config.codec import apply_overrides
 from lmjax.data import tokenizer
+from lmjax.data.batches import preferences
 from lmjax.data.chat_tokens import ChatTokens, chat_form, completed
 from lmjax.data.sources.chat_rows import Turn
 from lmjax.data.store import preparation
@@ -150,12 +152,8 @@ def test_a_model_of_another_library_keeps_its_chat_template(
     pytest.importorskip("jinja2")
     transformers = pytest.importorskip("transformers")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    lm, source, folder = foreign(tied=True), tmp_path / "model", tmp_path / "run"
-    backend = lm.tokenizer.backend
-    backend.add_special_tokens([AddedToken(name) for name in ("<s>", "<|header|>", "<|over|>", "<|eot|>")])
-    named = {"bos_token": "<s>", "eos_token": "<|eot|>"}
-    known = Tokenizer(backend, named, {"chat_template": LLAMA})
-    export_model(resized(lm, known), source)
+    source, folder = tmp_path / "model", tmp_path / "run"
+    known = chat_model(source)
     chats = tmp_path / "chats.jsonl"
     rows = [{"prompt": f"Is {number} a number?", "completion": "yes"} for number in range(60)]
     chats.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -182,6 +180,48 @@ def test_a_model_of_another_library_keeps_its_chat_template(
     assert Path(again.data.tokenizer.path) == folder / "tokenizer.json"  # a later stage has the template of the earlier
     by_ids = transfer.adopt(apply_overrides(small.config("chat", corpus), [*changes, "data.template=ids"]))
     assert getattr(by_ids.model, "vocab_size", 0) == known.vocab_size + 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["reward", "dpo"])
+@pytest.mark.filterwarnings("ignore")  # of transformers
+def test_preferences_have_the_chat_template_of_the_model(
+    family: str, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompt and answer are the ids of transformers, for a model of another library."""
+    pytest.importorskip("jinja2")
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source, folder, pairs = tmp_path / "model", tmp_path / "run", tmp_path / "pairs.jsonl"
+    chat_model(source)
+    rows = [{"prompt": f"Is {number} a number?", "chosen": "yes", "rejected": "no <|eot|>"} for number in range(60)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = [f"init_from={source}", f"data.files=[{pairs}]", "train.updates=8", "checkpoint.every=0"]
+    assert runs.start(apply_overrides(small.config(family, corpus), changes), folder) == 0
+    assert "turns are written by the chat template of the model; <|eot|>" in flat(capsys)
+    theirs = transformers.AutoTokenizer.from_pretrained(source)
+    store = preparation.prepare(transfer.adopt(apply_overrides(small.config(family, corpus), changes)).data)
+    for record in range(9):
+        prompt, chosen, rejected = preferences.ids_of(store, "train", record)
+        question = re.search(r"Is \d+ a number\?", store.tokenizer.decode(prompt))
+        assert question is not None
+        messages = [{"role": "user", "content": question[0]}]
+        ids = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert ids == prompt.tolist()
+        for answer, text in ((chosen, "yes"), (rejected, "no <|eot|>")):
+            whole = [*messages, {"role": "assistant", "content": text}]
+            ids = theirs.apply_chat_template(whole, sanitize_control_tokens=True)["input_ids"]
+            assert ids == [*prompt.tolist(), *answer.tolist()]
+
+
+def chat_model(path: Path) -> Tokenizer:
+    """Write the folder of a model with a chat template, and return its tokenizer."""
+    lm = foreign(tied=True)
+    backend = lm.tokenizer.backend
+    backend.add_special_tokens([AddedToken(name) for name in ("<s>", "<|header|>", "<|over|>", "<|eot|>")])
+    known = Tokenizer(backend, {"bos_token": "<s>", "eos_token": "<|eot|>"}, {"chat_template": LLAMA})
+    export_model(resized(lm, known), path)
+    return known
 
 
 def flat(capsys: pytest.CaptureFixture[str]) -> str:

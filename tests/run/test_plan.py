@@ -1,9 +1,13 @@
 """A run that cannot fit into the memory is refused before anything is allocated."""
 
+from typing import Any
+
 import pytest
 
 from lmjax.config import BatchConfig, ChatConfig, Config, GPTConfig, GRPOConfig, PPOConfig, TrainConfig, UserError
 from lmjax.config.codec import apply_overrides
+from lmjax.config.objectives import DirectConfig, RewardConfig, SFTConfig
+from lmjax.config.preferences import PreferenceConfig
 from lmjax.models import registry
 from lmjax.run import build, plan
 from lmjax.system import machine
@@ -49,3 +53,19 @@ def test_a_policy_needs_its_reference_and_its_value_model(family: str, bytes_per
     assert sizes["generation cache"] == 2 * 2 * (4 * 2 * 32) * 2 * 16 * 4  # keys and values of 2 layers and heads
     assert sizes["logits"] == 8 * 8 * 100 * 8
     assert sizes["total"] == sum(size for name, size in sizes.items() if name != "total")
+
+
+def test_a_pair_of_answers_is_two_rows() -> None:
+    """Memory and FLOPs of pairs are those of twice as many texts; a score has no logits."""
+    model = GPTConfig(layers=2, width=64, heads=4, context=32, vocab_size=100, dtype="float32")
+
+    def planned(objective: Any, rows: int) -> tuple[dict[str, float], str]:
+        data = ChatConfig() if isinstance(objective, SFTConfig) else PreferenceConfig()
+        batch = BatchConfig(((0, rows * 32),), microbatch=rows)
+        run = build.without_data(Config(data=data, model=model, objective=objective, batch=batch, train=TrainConfig(3)))
+        return plan._memory(run.config, {}), dict(plan._run(run))["FLOPs"]
+
+    texts, dpo, reward = (planned(*case) for case in ((SFTConfig(), 8), (DirectConfig(), 4), (RewardConfig(), 4)))
+    assert dpo == texts
+    assert reward[1] == texts[1]
+    assert reward[0] == texts[0] | {"logits": 0, "total": texts[0]["total"] - texts[0]["logits"]}

@@ -70,6 +70,9 @@ def small_stages() -> dict[str, Config]:
 def test_what_cannot_be_a_ladder_is_refused_before_it_is_trained(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"reviews: unknown key 'objective.beta'.*each of reviews, reward, ppo,"):
         post_ladder.show(tmp_path / "ladder", changes=["objective.beta=1"])
+    for key in ("init_from", "objective.reward.run"):
+        with pytest.raises(UserError, match=f"{key}: the ladder sets it"):
+            post_ladder.show(tmp_path / "ladder", changes=["seed=1", f"{key}=runs/mine"])
     with pytest.raises(UserError, match="needs data whose true reward is known"):
         post_ladder.show(tmp_path / "ladder", changes=["data.files=[rows.jsonl]"])
     assert not (tmp_path / "ladder").exists()

@@ -13,16 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from lmjax.config import UserError
 from lmjax.config.json_text import parse_json
+from lmjax.data.sources.streams import Dropped
 from lmjax.data.store.manifest import Report, dtype
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.data.tokenizer_bytes import BEFORE
+from lmjax.system import readers
 from lmjax.system.files import write_text
+
+T = TypeVar("T")
 
 COMPARED = 4 << 20  # bytes of text of a source whose decoded tokens are compared with it
 BATCH = 2 << 20  # bytes of text per call of the tokenizer; a token needs about 150 bytes of memory meanwhile
@@ -203,6 +207,27 @@ def encode(tokenizer: Tokenizer, texts: list[str], compared: dict[str, int]) -> 
     if not tokenizer.lossless and compared.get("bytes", 0) < COMPARED:
         compare(compared, tokenizer, texts, encoded)
     return encoded
+
+
+def accepted(write: Callable[[], T], where: str, dropped: Dropped | None) -> T | None:
+    """Return a record in the form of the store; None if it is refused and left out.
+
+    Args:
+        write: Returns the record in that form.
+        where: Location, for error messages.
+        dropped: Counts the records that are left out; None: raise.
+
+    Raises:
+        UserError: The form refuses the record.
+    """
+    try:
+        return write()
+    except UserError as error:
+        refusal = readers.BadRow(f"{where}: {error}")
+    if dropped is None:
+        raise refusal
+    dropped(refusal)
+    return None
 
 
 # ---- Reading ----------------------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from lmjax.data.sources import chat
 from lmjax.data.sources.chat import Conversation, Reason
 from lmjax.data.sources.streams import Dropped
 from lmjax.data.sources.tables import SIDES, Side
-from lmjax.data.store.ingest import Stream, encode
+from lmjax.data.store.ingest import Stream, accepted, encode
 from lmjax.data.store.ingest_records import batches
 from lmjax.data.store.manifest import Report
 from lmjax.data.tokenizer import Tokenizer
-from lmjax.system import readers
 
 
 def texts(config: ChatConfig, *, dropped: Dropped | None = None) -> Iterator[str]:
@@ -90,14 +89,7 @@ def _rendered(
     """
     if isinstance(form, ChatTokens):  # texts are encoded in batches
         return form.render(conversation.turns, ids_of_texts)
-    try:
-        return form.rendered(conversation.turns)
-    except UserError as error:
-        refusal = readers.BadRow(f"{conversation.where}: {error}")
-    if dropped is None:
-        raise refusal
-    dropped(refusal)
-    return None
+    return accepted(lambda: form.rendered(conversation.turns), conversation.where, dropped)
 
 
 def _size(item: tuple[Side, Conversation]) -> int:

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from lmjax.config import PreferenceConfig, UserError
-from lmjax.data.chat_tokens import ChatTokens
+from lmjax.data.chat_form import ChatForm
+from lmjax.data.chat_tokens import ChatTokens, chat_form
 from lmjax.data.sources import preferences
 from lmjax.data.sources.preferences import REASONS, Pair, Reason
 from lmjax.data.sources.streams import Dropped
 from lmjax.data.sources.tables import SIDES, Side
-from lmjax.data.store.ingest import Stream, encode
+from lmjax.data.store.ingest import Stream, accepted, encode
 from lmjax.data.store.ingest_records import batches
 from lmjax.data.store.manifest import Report
 from lmjax.data.tokenizer import Tokenizer
@@ -52,7 +53,8 @@ def ingest_preferences(
     Raises:
         UserError: A side of the split has no pair, or an id is outside the vocabulary.
     """
-    control, digest = ChatTokens(tokenizer), hashlib.sha256()
+    form, digest = chat_form(tokenizer), hashlib.sha256()
+    skip = config.on_bad_record == "skip"
     counts: dict[Side, int] = dict.fromkeys(SIDES, 0)
     sizes = {f"{side}-{part}": 0 for side in SIDES for part in (*PARTS, "margin")}
     compared: dict[str, int] = {}  # as in `encode`
@@ -68,9 +70,12 @@ def ingest_preferences(
             ids_of_texts = iter(encode(tokenizer, every, compared))
             for side, pair in batch:
                 ids = [next(ids_of_texts) for _ in _texts(pair)]
+                parts = _rendered(form, pair, ids, dropped if skip else None)
+                if parts is None:
+                    continue
                 digest.update(preferences.content(pair))
                 counts[side] += 1
-                _write(streams, side, _rendered(control, pair, ids), margin=pair.margin)
+                _write(streams, side, parts, margin=pair.margin)
                 for part, text in zip(
                     PARTS, ("".join(turn.text for turn in pair.prompt), *_texts(pair)[-2:]), strict=True
                 ):
@@ -92,16 +97,22 @@ def _texts(pair: Pair) -> list[str]:
     return [*(turn.text for turn in pair.prompt), pair.chosen, pair.rejected]
 
 
-def _rendered(control: ChatTokens, pair: Pair, ids: list[list[int]]) -> list[list[int]]:
-    """Return the ids of prompt and answers with their control tokens.
+def _rendered(form: ChatForm, pair: Pair, ids: list[list[int]], dropped: Dropped | None) -> list[list[int]] | None:
+    """Return the ids of prompt and answers; None if their form refuses them.
 
     Args:
-        control: The control tokens.
+        form: The form of conversations.
         pair: The pair.
         ids: Ids of its texts.
+        dropped: Counts the pairs that are left out; None: raise.
+
+    Raises:
+        UserError: The form refuses the pair.
     """
-    prompt = control.render(pair.prompt, ids[:-2]).ids + control.before("assistant")
-    return [prompt, *([*answer, control.end] for answer in ids[-2:])]
+    if not isinstance(form, ChatTokens):
+        return accepted(lambda: form.answered(pair.prompt, (pair.chosen, pair.rejected)), pair.where, dropped)
+    prompt = form.render(pair.prompt, ids[:-2]).ids + form.before("assistant")  # texts are encoded in batches
+    return [prompt, *([*answer, form.end] for answer in ids[-2:])]
 
 
 def _write(streams: dict[str, Stream], side: Side, parts: list[list[int]], *, margin: float) -> None:

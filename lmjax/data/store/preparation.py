@@ -141,7 +141,7 @@ def _identity(config: AnyDataConfig) -> dict[str, Any]:
         case ChatConfig():
             content = chat.fingerprint(config) | _template_identity(config.template)
         case PreferenceConfig():
-            content = preferences.fingerprint(config)
+            content = preferences.fingerprint(config) | _template_identity(config.template)
         case _:
             content = _text_identity(config)
     return {"format": FORMAT, "tokenizer": choice, **content}
@@ -275,10 +275,8 @@ def _tokenizer(path: Path, config: AnyDataConfig, report: Report) -> Tokenizer:
             report(done, None, "training the tokenizer")
 
     trained = build_tokenizer(config.tokenizer, texts)
-    if isinstance(config, ChatConfig):
-        trained = chat_template.chosen(trained, config.template)
     if isinstance(config, ChatConfig | PreferenceConfig):
-        trained = completed(trained)
+        trained = completed(chat_template.chosen(trained, config.template))
     write_text(path, trained.json)
     return trained
 
