@@ -12,6 +12,9 @@ from lmjax.config.checks import check
 from lmjax.config.codec import apply_overrides
 from lmjax.system import runtime
 
+#: Settings of `generate` and `lmjax generate` for a first text: temperature 1 without a limit is poor for small models.
+DRAWN: dict[str, float] = {"temperature": 0.8, "top_p": 0.95}
+
 if TYPE_CHECKING:
     from lmjax.evaluation.results import Result
     from lmjax.inference.language_model import LanguageModel
@@ -91,7 +94,8 @@ def generate(model: "str | Path | LanguageModel", prompts: str | Sequence[str], 
     Args:
         model: what `load` returns, or a path that `load` accepts.
         prompts: one text, or several; of a prompt that is longer than the context, its end is read.
-        **settings: the fields of `lmjax.inference.sampling.Sampling`, such as `max_tokens=50, temperature=0.8`.
+        **settings: the fields of `lmjax.inference.sampling.Sampling`, such as `max_tokens=50`; `temperature` is 0.8 and
+            `top_p` 0.95 by default.
 
     Raises:
         UserError: there is no model, or a setting is out of range.
@@ -101,7 +105,7 @@ def generate(model: "str | Path | LanguageModel", prompts: str | Sequence[str], 
     from lmjax.inference.sampling import Sampling
 
     several = [prompts] if isinstance(prompts, str) else prompts
-    texts = generate.generate(lm, several, sampling=Sampling(**settings))
+    texts = generate.generate(lm, several, sampling=Sampling(**(DRAWN | settings)))
     return texts[0] if isinstance(prompts, str) else texts
 
 

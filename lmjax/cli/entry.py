@@ -14,6 +14,17 @@ from lmjax.config.errors import RunError, one_line, printable
 from lmjax.system import standard_streams
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help with the default of each option that has a value."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text, default = action.help, action.default
+        has_value = isinstance(default, int | float | str) and not isinstance(default, bool) and default != ""
+        if not text or not has_value or default == argparse.SUPPRESS or "default" in text:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse arguments; configuration changes may be between and after options."""
     standard_streams.repair()

@@ -1,14 +1,17 @@
 """Commands on trained models: generate, evaluate, compare, export."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
+from lmjax.api import DRAWN
 from lmjax.cli.entry import start_jax
 from lmjax.config import UserError
 
 _LARGEST = 2**31 - 1  # of the integers that a model computes with
+_LARGEST_FILE = 16_000_000  # characters of prompts
 
 
 def _model_arguments(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -27,14 +30,16 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `lmjax generate`."""
     _model_arguments(parser)
     _dtype_argument(parser)
-    what = "the text to continue, translate or classify, or with a [MASK] for each word to fill in (BERT); repeatable"
-    parser.add_argument("--prompt", required=True, action="append", help=what)
-    parser.add_argument("--max-tokens", type=int, default=200, metavar="N")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: always the most likely token")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K most likely tokens (0: all)")
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="only the most likely tokens with total probability P"
-    )
+    what = "the text to continue, translate or classify, or with a [MASK] for each word to fill in (BERT); "
+    what += "repeatable; - reads it from the standard input"
+    parser.add_argument("--prompt", action="append", default=[], help=what)
+    parser.add_argument("--prompt-file", metavar="FILE", help="a text file with a prompt in each line")
+    parser.add_argument("--max-tokens", type=int, default=200, metavar="N", help="new tokens at most")
+    what = "divides the logits; 0: always the most likely token"
+    parser.add_argument("--temperature", type=float, default=DRAWN["temperature"], metavar="T", help=what)
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="only the K most likely tokens; 0: all")
+    what = "only the most likely tokens with total probability P; 1: all"
+    parser.add_argument("--top-p", type=float, default=DRAWN["top_p"], metavar="P", help=what)
     parser.add_argument(
         "--min-p",
         type=float,
@@ -60,12 +65,46 @@ def _generate(options: argparse.Namespace) -> int:
     settings = {name: getattr(options, name) for name in (*names, "repetition_penalty", "special_tokens")}
     for name in ("temperature", "top_p", "min_p", "repetition_penalty", "max_tokens", "top_k"):
         _check_number(name, settings[name])
-    _check_text("prompt", options.prompt)
+    prompts = _prompts(options)
+    _check_text("prompt", prompts)
     _check_text("stop", options.stop)
     start_jax()
     from lmjax.cli import actions
 
-    return actions.generate_texts(options.model, options.prompt, stop=tuple(options.stop), **settings)
+    return actions.generate_texts(options.model, prompts, stop=tuple(options.stop), **settings)
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    """Return the prompts of the options, of the standard input and of a file.
+
+    Raises:
+        UserError: There is none, or the file cannot be read.
+    """
+    prompts = [_standard_input() if prompt == "-" else prompt for prompt in options.prompt]
+    if options.prompt_file is not None:
+        try:
+            with Path(options.prompt_file).open(encoding="utf-8") as file:
+                lines = file.read(_LARGEST_FILE + 1)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--prompt-file {options.prompt_file} cannot be read as UTF-8 text: {error}") from None
+        if len(lines) > _LARGEST_FILE:
+            raise UserError(f"--prompt-file {options.prompt_file} has more than {_LARGEST_FILE:,} characters")
+        prompts += [line for line in lines.splitlines() if line.strip()]
+    if not prompts:
+        found = "has no line with a prompt" if options.prompt_file is not None else "is missing"
+        name = f"--prompt-file {options.prompt_file}" if options.prompt_file is not None else "--prompt TEXT"
+        raise UserError(f"{name} {found}: give --prompt TEXT, --prompt - (the standard input) or --prompt-file FILE")
+    return prompts
+
+
+def _standard_input() -> str:
+    try:
+        text = sys.stdin.buffer.read(_LARGEST_FILE + 1).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"--prompt -: the standard input is not UTF-8: {error}") from None
+    if len(text) > _LARGEST_FILE:
+        raise UserError(f"--prompt -: the standard input has more than {_LARGEST_FILE:,} characters")
+    return text.removesuffix("\n")
 
 
 def _check_number(name: str, number: float, *, least: float = 0) -> None:

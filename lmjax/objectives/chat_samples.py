@@ -25,6 +25,7 @@ from lmjax.data.sources.tables import SIDES, Side
 from lmjax.data.store.facts import notes
 from lmjax.data.store.store import Store
 from lmjax.models import registry
+from lmjax.objectives import examples
 from lmjax.objectives.samples import Batch, Samples
 from lmjax.optim.batch_plan import batch_plan
 
@@ -80,6 +81,10 @@ class ChatSamples(Samples):
     def control(self) -> ChatForm:
         """How the tokenizer writes conversations."""
         return chat_form(self.store.tokenizer)
+
+    def example(self) -> str:
+        """Return a question of the validation conversations."""
+        return examples.question(_data(self.config))
 
     # ---- The data as a set -------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from lmjax.config import UserError
 from lmjax.data.batches import masking
 from lmjax.data.tokenizer import Tokenizer
 from lmjax.inference.generate import NotFinite
-from lmjax.objectives import losses
+from lmjax.objectives import examples, losses
 from lmjax.objectives.objective import Loss, Objective
 from lmjax.objectives.text_samples import MaskedSamples
 
@@ -31,6 +31,11 @@ class Masked(Objective):
 
     samples_type = MaskedSamples
     prompt = "Return a [MASK] of the file."
+
+    def example_prompt(self) -> str:
+        """Return the first words of the validation split, one of them masked."""
+        words = examples.beginning(self.samples.example()).split()
+        return " ".join([*words[:2], "[MASK]", *words[3:]]) if len(words) > 2 else self.prompt
 
     def example(self) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """Return positional and named arrays that the model accepts."""

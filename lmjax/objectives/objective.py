@@ -156,7 +156,7 @@ class Objective(ABC):
 
     def example_prompt(self) -> str:
         """Return a prompt for `answer` that suits the data of the run."""
-        return self.prompt
+        return self.samples.example() or self.prompt
 
     def answer(self, params: Any, prompt: str, *, tokenizer: Tokenizer, **settings: Any) -> str:
         """Return the output of the trained model for a prompt; reads no training data.

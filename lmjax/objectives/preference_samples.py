@@ -21,6 +21,7 @@ from lmjax.data.sources.tables import SIDES, Side
 from lmjax.data.store.facts import notes
 from lmjax.data.store.store import Store
 from lmjax.models import registry
+from lmjax.objectives import examples
 from lmjax.objectives.chat_samples import microbatches
 from lmjax.objectives.samples import Batch, Samples
 from lmjax.optim.batch_plan import batch_plan
@@ -123,6 +124,10 @@ class PreferenceSamples(Samples):
     def epoch(self) -> int:
         """Number of tokens in one epoch as the batch size counts them: a pair is one context."""
         return sum(map(len, self.buckets.members)) * self.config.model.context
+
+    def example(self) -> str:
+        """Return a question of the validation pairs."""
+        return examples.question(_data(self.config))
 
     # ---- The data as a set -------------------------------------------------------------------------------------
 

@@ -105,6 +105,11 @@ class RecordSamples(Samples):
         """Number of texts that a prompt has."""
         return 1
 
+    def example(self) -> str:
+        """Return the texts of a validation record that a prompt has."""
+        texts = records.text_of(self.store, "validation", int(np.concatenate(self.buckets.validation)[0]))
+        return "\t".join(" ".join(text.split()) for text in list(texts)[: self.texts_in_prompt])
+
     def documents_of(self, sample: int) -> list[tuple[int, int]]:
         """Return (source, document) of every document that a sample reads."""
         return [(0, self._record(sample))]

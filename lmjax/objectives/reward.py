@@ -53,6 +53,14 @@ class RewardModel(Objective):
         assert isinstance(config.model, GPTConfig)
         return Scalar(config.model)
 
+    def example_prompt(self) -> str:
+        """Return a question of the validation pairs and the preferred answer to its first prompt."""
+        asked, store = self.samples.example(), self.samples.store
+        if not asked:
+            return self.prompt
+        _, chosen, _ = preferences.ids_of(store, "validation", 0)
+        return f"{asked}\t{' '.join(store.tokenizer.decode(chosen[:-1]).split())}"
+
     @property
     def _options(self) -> RewardConfig:
         assert isinstance(self.config.objective, RewardConfig)

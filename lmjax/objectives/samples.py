@@ -85,6 +85,10 @@ class Samples(ABC):
         """Return the share of a full-length sample's tokens that these rows have places for."""
         return 1.0
 
+    def example(self) -> str:
+        """Return a prompt from the validation data; empty if there is none."""
+        return ""
+
     # ---- The data as a set -------------------------------------------------------------------------------------
 
     @property

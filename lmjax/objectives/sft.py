@@ -16,13 +16,6 @@ from lmjax.objectives.objective import Loss
 SHOWN = 5  # answers of the sample
 
 
-_QUESTIONS = {  # about the data of each source of `ChatConfig`
-    "numbers_and_dates": "Spell out the number 967.",
-    "reviews": "Write a review of the soup.",
-    "sorting": "Sort 2533542.",
-}
-
-
 @dataclass(frozen=True, eq=False)
 class FineTuning(Assistant):
     """Next-token prediction of the targets of conversations.
@@ -48,10 +41,6 @@ class FineTuning(Assistant):
     def _settings(self, train: bool) -> CausalConfig:
         """Return the configuration of the loss; regularization is off for measurements."""
         return CausalConfig(z_loss=self._options.z_loss if train else 0.0, chunk=self._options.chunk)
-
-    def example_prompt(self) -> str:
-        """Return a question of the kind of the generated conversations."""
-        return _QUESTIONS.get(self.config.data.source, self.prompt) if not self.config.data.files else self.prompt
 
     def measure(self, params: Any, batch: Mapping[str, Array], carry: Any) -> tuple[dict[str, Array], Any]:
         """Return sums over a validation microbatch, for `scores`."""

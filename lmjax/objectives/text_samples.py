@@ -15,6 +15,7 @@ from lmjax.data.batches import masking
 from lmjax.data.batches.windows import begin_window, find_windows, validation_windows, window_rows, window_start
 from lmjax.data.order.order import Order
 from lmjax.data.store.store import Store
+from lmjax.objectives import examples
 from lmjax.objectives.mixture_samples import describe_mixture, parts_by_source, source_labels
 from lmjax.objectives.samples import Batch, Samples
 
@@ -75,6 +76,11 @@ class TextSamples(Samples):
         """Yield the complete validation split as microbatches."""
         context, rows = self.config.model.context, self.config.batch.microbatch
         return validation_windows(self.store.validation, context=context, microbatch=rows, **self.packing)
+
+    def example(self) -> str:
+        """Return the first words of the validation split."""
+        ids, end = np.asarray(self.store.validation.ids[: examples.TOKENS]), self.store.tokenizer.end_of_text
+        return examples.beginning(self.store.tokenizer.decode(ids[ids != end] if end is not None else ids))
 
     def describe(self) -> list[str]:
         """Describe the prepared data, and the shares of the sources of a mixture."""

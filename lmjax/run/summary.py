@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lmjax.config import TrackConfig
 from lmjax.config.errors import one_line
 from lmjax.display.console import Console
 from lmjax.display.format import digits, duration, known, number, quantity
@@ -83,7 +84,8 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, con
     commands = next_commands(
         run_dir, prompt=run.objective.example_prompt(), tasks=config.evaluate.tasks, seed=config.seed
     )
-    print_summary(console, summary, sample=sample, plots=pictures, commands=commands)
+    tracked = tracked_at(config.track, run_dir)
+    print_summary(console, summary, sample=sample, plots=pictures, tracked=tracked, commands=commands)
 
 
 def _draw(run_dir: Path) -> list[Path]:
@@ -110,6 +112,7 @@ def print_summary(
     *,
     sample: str = "",
     plots: Sequence[Any] = (),
+    tracked: Sequence[str] = (),
     commands: Sequence[str] = (),
 ) -> None:
     """Print the results of a run (the fields of summary.json) and commands to try next."""
@@ -129,7 +132,7 @@ def print_summary(
         console.event(f"\nbest checkpoint: update {best['update']}, validation loss {digits(best['val_loss'])}")
     if sample:
         console.text("Sample", sample)
-    for title, lines in (("Plots", plots), ("Next", commands)):
+    for title, lines in (("Plots", plots), ("Track", tracked), ("Next", commands)):
         for i, line in enumerate(lines):
             console.event(f"\n{title:<7}{line}" if i == 0 else f"{'':<7}{line}")
 
@@ -169,14 +172,29 @@ def score_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     return rows if expected or others or summary.get("val_bits_per_byte") is None else []
 
 
+def tracked_at(config: TrackConfig, run_dir: Path) -> list[str]:
+    """Return where the curves are that a run sent to trackers, a line each."""
+    places = []
+    if config.tensorboard:
+        places.append(f"tensorboard --logdir {shlex.quote(str(run_dir / 'tensorboard'))}")
+    if config.wandb:
+        places.append(f"Weights & Biases, project {config.wandb}; local files in {run_dir / 'wandb'}")
+    return places
+
+
 def next_commands(run_dir: Path, *, prompt: str, tasks: Sequence[str], seed: int) -> list[str]:
     """Return commands to try on a finished run; the last one trains with another seed."""
     run, config = shlex.quote(str(run_dir)), shlex.quote(str(run_dir / "config.json"))
     names = (run_dir.with_name(f"again{number or ''}") for number in range(1000))
     again = next((path for path in names if not path.exists()), run_dir.with_name("again"))
     return [
-        f'lmjax generate {run} --prompt "{prompt}"',
+        f"lmjax generate {run} --prompt {_quoted(prompt)}",
         *([f"lmjax evaluate {run} --tasks {','.join(tasks)} --shots 0,1,8"] if tasks else []),
         f"lmjax audit {run}",
         f"python train.py {config} seed={2 if seed == 1 else 1} --run-dir {shlex.quote(str(again))}",
     ]
+
+
+def _quoted(text: str) -> str:
+    """Return a text as an argument of a shell, in double quotes if it has no special character."""
+    return f'"{text}"' if not set(text) & set('"$`\\!\t') else shlex.quote(text)

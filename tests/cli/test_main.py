@@ -1,6 +1,9 @@
 """The doors: every mistake is one clear line and status 2, help teaches, nothing heavy is imported to say so."""
 
+import argparse
+import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.cli import actions
+from lmjax.cli import actions, models
 from lmjax.cli import main as cli
-from lmjax.config import Config, presets
+from lmjax.config import Config, UserError, presets
 from lmjax.config.codec import from_json, to_json
 from lmjax.evaluation.settings import Settings
 from lmjax.inference.sampling import Sampling
@@ -156,6 +159,29 @@ def test_from_training_to_text(door: Door, saved: str, tmp_path: Path) -> None:
     assert "it is neither a run nor a Hugging Face model" in error
 
 
+def test_prompts_come_from_options_the_standard_input_and_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("third é\n\n fourth\n")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"second\nline\n"), encoding="ascii"))
+    options = argparse.Namespace(prompt=["first", "-"], prompt_file=str(path))
+    assert models._prompts(options) == ["first", "second\nline", "third é", " fourth"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    with pytest.raises(UserError, match="the standard input is not UTF-8"):
+        models._prompts(options)
+
+
+def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, value in (("temperature", 0.8), ("top-p", 0.95), ("top-k", 0), ("max-tokens", 200), ("min-p", "0.0")):
+        assert re.search(rf"--{name} [A-Z] [^-]*\(default: {value}\)", text), name
+    assert "None" not in text
+    assert "False" not in text
+
+
 # ---- Trained models -------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +205,9 @@ def test_from_training_to_text(door: Door, saved: str, tmp_path: Path) -> None:
         (["generate", "nowhere", "--prompt", "x", "--temperature", "inf"], "--temperature inf: give a finite number"),
         (["generate", "nowhere", "--prompt", "x", "--top-k", "99999999999"], "--top-k 99999999999: give an integer"),
         (["generate", "nowhere", "--prompt", "caf\udce9"], "--prompt: the text is not UTF-8: byte 0xe9 at character 3"),
+        (["generate", "nowhere"], "--prompt TEXT is missing: give --prompt TEXT, --prompt - (the standard input)"),
+        (["generate", "nowhere", "--prompt-file", "none.txt"], "--prompt-file none.txt cannot be read as UTF-8 text"),
+        (["generate", "nowhere", "--prompt-file", os.devnull], f"--prompt-file {os.devnull} has no line with a prompt"),
         (["generate", "nowhere", "--prompt", "a", "--stop", "\udce9"], "--stop: the text is not UTF-8"),
         (["evaluate", "nowhere", "--tasks", "antonyms", "--samples"], "--samples are written next to --json FILE"),
         (["evaluate", "nowhere", "--tasks", "antonyms", "--json", "no/where"], "there is no folder no"),

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from lmjax.config import TrackConfig
 from lmjax.display.console import Console
-from lmjax.run.summary import finish, next_commands, print_summary, result_rows, score_rows
+from lmjax.run.summary import finish, next_commands, print_summary, result_rows, score_rows, tracked_at
 
 
 def test_the_final_report_ranks_the_model_among_the_baselines() -> None:
@@ -79,7 +80,9 @@ def test_a_part_that_fails_after_the_last_update_costs_a_line(tmp_path: Path) ->
     objective = SimpleNamespace(
         baselines=fail, finish=lambda _: {"val_exact": math.nan}, sample=fail, example_prompt=lambda: "x"
     )
-    settings = SimpleNamespace(train=SimpleNamespace(baselines=True), evaluate=SimpleNamespace(tasks=()), seed=0)
+    settings = SimpleNamespace(
+        train=SimpleNamespace(baselines=True), evaluate=SimpleNamespace(tasks=()), seed=0, track=TrackConfig()
+    )
     run: Any = SimpleNamespace(config=settings, objective=objective)
     summary: dict[str, Any] = {"status": "finished", "updates": 3, "val_loss": math.inf, "baselines": {}}
     out = io.StringIO()
@@ -104,6 +107,20 @@ def test_a_validation_loss_without_bits_per_byte_is_in_the_results() -> None:
     assert result_rows({"val_loss": math.nan, "val_bits_per_byte": math.nan, "baselines": {}}) == [
         ("this model", "nan", "-")
     ]
+
+
+def test_the_last_lines_say_where_trackers_have_the_curves(tmp_path: Path) -> None:
+    assert tracked_at(TrackConfig(), tmp_path) == []
+    board, biases = tracked_at(TrackConfig(tensorboard=True, wandb="mine"), tmp_path / "a b")
+    assert shlex.split(board) == ["tensorboard", "--logdir", f"{tmp_path}/a b/tensorboard"]
+    assert "project mine" in biases
+
+
+def test_a_prompt_is_one_argument_of_a_shell(tmp_path: Path) -> None:
+    for prompt in ("Return the", 'say "no"', "$HOME `ls` \\ !x", "one\ttwo", "it's"):
+        command, *_ = next_commands(tmp_path, prompt=prompt, tasks=(), seed=0)
+        assert shlex.split(command)[-1] == prompt
+    assert command == f'lmjax generate {tmp_path} --prompt "it\'s"'
 
 
 def test_the_next_run_has_another_seed_and_another_directory(tmp_path: Path) -> None:
