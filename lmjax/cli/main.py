@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from lmjax import __version__
 from lmjax.cli import models
-from lmjax.cli.entry import extensions_argument, finish, parse
+from lmjax.cli.entry import HelpFormatter, extensions_argument, finish, parse
 from lmjax.cli.inspect import (
     audit_arguments,
     ladder_arguments,
@@ -47,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         ("ladder", ladder_arguments, "the history of language models, side by side at equal compute"),
         ("tokenizer", tokenizer_arguments, "train a tokenizer"),
     ):
-        command = commands.add_parser(
-            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        command = commands.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
         add(command)
         if name in _EXTENSIBLE:
             extensions_argument(command)
@@ -61,7 +59,7 @@ def train_main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train a language model, or resume a run.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     train_arguments(parser, program="python train.py")
     extensions_argument(parser)
