@@ -3,13 +3,14 @@
 JAX is imported inside them, after the settings that must precede its start (`runtime.*` of the configuration).
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmjax.config import Config, RunError, UserError, presets, user_files
 from lmjax.config.checks import check
-from lmjax.config.codec import apply_overrides
 from lmjax.system import runtime
 
 #: Settings of `generate` and `lmjax generate` for a first text: temperature 1 without a limit is poor for small models.
@@ -18,32 +19,47 @@ DRAWN: dict[str, float] = {"temperature": 0.8, "top_p": 0.95}
 if TYPE_CHECKING:
     from lmjax.evaluation.results import Result
     from lmjax.inference.language_model import LanguageModel
+    from lmjax.run.result import TrainingResult
 
 
-def train(config: str | Config = "quickstart", *changes: str, run_dir: str | Path | None = None) -> Path:
+def train(
+    config: str | Config = "quickstart",
+    *changes: str,
+    run_dir: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
+) -> "TrainingResult":
     """Train a configuration into a new run directory.
 
     Args:
         config: a preset, a path to a configuration file, or a `Config`.
         *changes: changes of the configuration, such as `"train.updates=20"`.
         run_dir: the directory to create; default: `runs/NAME`.
+        quiet: print nothing.
 
     Returns:
-        The run directory.
+        The run directory, its status, its summary and its metrics. It is accepted wherever a path of a run is.
 
     Raises:
         UserError: the directory exists, or the configuration fits neither the data nor the machine.
         RunError: the guard gave up.
+        KeyboardInterrupt: Ctrl-C stopped the run; its state is saved, and `resume` continues it.
     """
     chosen = _resolve(config, changes)
     folder = Path(run_dir) if run_dir is not None else Path("runs") / chosen.name
     runtime.start(chosen.runtime)
     from lmjax.run import launch
 
-    return _finished(launch.start(chosen, folder), folder)
+    with _printing(not quiet):
+        return _finished(launch.start(chosen, folder), folder)
 
 
-def resume(run_dir: str | Path, *changes: str, allow: Sequence[str] = (), allow_extensions: bool = False) -> Path:
+def resume(
+    run_dir: str | os.PathLike[str],
+    *changes: str,
+    allow: Sequence[str] = (),
+    allow_extensions: bool = False,
+    quiet: bool = False,
+) -> "TrainingResult":
     """Resume a run from its newest checkpoint; the result is bit-identical.
 
     Args:
@@ -51,13 +67,15 @@ def resume(run_dir: str | Path, *changes: str, allow: Sequence[str] = (), allow_
         *changes: changes of its configuration.
         allow: the keys that may differ from the run's configuration.
         allow_extensions: execute the Python files that the run lists, also its own copies.
+        quiet: print nothing.
 
     Returns:
-        The run directory.
+        What `train` returns.
 
     Raises:
         UserError: there is no run, or a change is not allowed.
         RunError: the guard gave up.
+        KeyboardInterrupt: Ctrl-C stopped the run; its state is saved.
     """
     folder = Path(run_dir)
     if not (folder / "config.json").is_file():
@@ -67,10 +85,13 @@ def resume(run_dir: str | Path, *changes: str, allow: Sequence[str] = (), allow_
     runtime.start(config.runtime)
     from lmjax.run import resume
 
-    return _finished(resume.resume(config, folder, allow=allow), folder)
+    with _printing(not quiet):
+        return _finished(resume.resume(config, folder, allow=allow), folder)
 
 
-def load(path: str | Path, *, checkpoint: str = "newest", allow_extensions: bool = False) -> "LanguageModel":
+def load(
+    path: str | os.PathLike[str], *, checkpoint: str = "newest", allow_extensions: bool = False
+) -> "LanguageModel":
     """Load a causal language model: a run directory, a Hugging Face directory or a .gguf file.
 
     Args:
@@ -85,10 +106,10 @@ def load(path: str | Path, *, checkpoint: str = "newest", allow_extensions: bool
     from lmjax.run import pretrained
 
     with user_files.consent(allow_extensions):
-        return pretrained.load(path, checkpoint=checkpoint)
+        return pretrained.load(Path(path), checkpoint=checkpoint)
 
 
-def generate(model: "str | Path | LanguageModel", prompts: str | Sequence[str], **settings: Any) -> Any:
+def generate(model: "str | os.PathLike[str] | LanguageModel", prompts: str | Sequence[str], **settings: Any) -> Any:
     """Continue one prompt (returns a text) or several (returns a list of texts).
 
     Args:
@@ -100,7 +121,7 @@ def generate(model: "str | Path | LanguageModel", prompts: str | Sequence[str], 
     Raises:
         UserError: there is no model, or a setting is out of range.
     """
-    lm = load(model) if isinstance(model, str | Path) else model
+    lm = load(model) if isinstance(model, str | os.PathLike) else model
     from lmjax.inference import generate
     from lmjax.inference.sampling import Sampling
 
@@ -109,7 +130,7 @@ def generate(model: "str | Path | LanguageModel", prompts: str | Sequence[str], 
     return texts[0] if isinstance(prompts, str) else texts
 
 
-def evaluate(model: "str | Path | LanguageModel", tasks: Sequence[str], **settings: Any) -> "Result":
+def evaluate(model: "str | os.PathLike[str] | LanguageModel", tasks: Sequence[str], **settings: Any) -> "Result":
     """Evaluate a model on tasks with zero, one or a few examples.
 
     Args:
@@ -120,7 +141,7 @@ def evaluate(model: "str | Path | LanguageModel", tasks: Sequence[str], **settin
     Raises:
         UserError: there is no model or task, or a setting is out of range.
     """
-    lm = load(model) if isinstance(model, str | Path) else model
+    lm = load(model) if isinstance(model, str | os.PathLike) else model
     from lmjax.evaluation import evaluator
     from lmjax.evaluation.settings import Settings
 
@@ -142,13 +163,27 @@ def plan(config: str | Config = "quickstart", *changes: str) -> None:
 
 def _resolve(config: str | Config, changes: Sequence[str], **settings: Any) -> Config:
     user_files.check_caller()
-    chosen = presets.load(config, changes, **settings) if isinstance(config, str) else apply_overrides(config, changes)
+    chosen = (
+        presets.load(config, changes, **settings) if isinstance(config, str) else presets.with_changes(config, changes)
+    )
     check(chosen)
     return chosen
 
 
-def _finished(status: int, run_dir: Path) -> Path:
-    """RunError: the guard gave up."""
+def _finished(status: int, run_dir: Path) -> "TrainingResult":
+    """RunError: the guard gave up. KeyboardInterrupt: Ctrl-C stopped the run."""
+    from lmjax.run import result
+
     if status:
         raise RunError(f"the guard gave up; `lmjax audit {run_dir}` explains why")
-    return run_dir
+    return result.result_of(run_dir)
+
+
+@contextmanager
+def _printing(shown: bool) -> Iterator[None]:
+    """Print nothing unless `shown`."""
+    if shown:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield

@@ -1,6 +1,8 @@
 """The public functions of `import lmjax`."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,20 +12,46 @@ import pytest
 import lmjax
 from lmjax.config import Config, RuntimeConfig, UserError
 from lmjax.system import runtime
+from lmjax.training.events import Event
 from tests import ROOT
 
 SHORT = ("train.sample_tokens=0", "train.baselines=false")
 
 
 @pytest.mark.slow
-def test_a_run_is_trained_and_resumed(tiny: Config, tmp_path: Path) -> None:
-    run = lmjax.train(tiny, *SHORT, run_dir=tmp_path / "run")
-    assert run == tmp_path / "run"
-    assert lmjax.resume(run) == run  # complete already
+def test_a_run_is_trained_and_resumed(tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    run = lmjax.train(tiny, *SHORT, run_dir=str(tmp_path / "run"), quiet=True)
+    assert capsys.readouterr().out == ""
+    assert (run.run, run.status, os.fspath(run)) == (tmp_path / "run", "finished", str(tmp_path / "run"))
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert run.evaluations["val_loss"][-1] == run.summary["val_loss"] == last["val_loss"]
+    assert run.metrics["update"].tolist() == sorted(set(run.metrics["update"].tolist()))
+    assert "val_loss" not in run.metrics
+    assert lmjax.resume(run).summary == run.summary  # complete already
+    assert capsys.readouterr().out != ""
     with pytest.raises(UserError, match="exists"):
-        lmjax.train(tiny, run_dir=run)
+        lmjax.train(tiny, run_dir=run.run)
     with pytest.raises(UserError, match=r"is not a run: it has no config.json"):
         lmjax.resume(tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_raises_and_is_continued(tiny: Config, tmp_path: Path) -> None:
+    """The signal of Ctrl-C arrives during the fifth update."""
+
+    def interrupt(event: Event) -> None:
+        if signals and (event.kind, event.update) == ("update", 5):
+            os.kill(os.getpid(), signals.pop())
+
+    lmjax.register_callback("interrupt_at_five", interrupt)
+    own = (*SHORT, "train.callbacks=[interrupt_at_five]")
+    signals = [signal.SIGINT]
+    with pytest.raises(KeyboardInterrupt, match="saved after update"):
+        lmjax.train(tiny, *own, run_dir=tmp_path / "run", quiet=True)
+    signals = [signal.SIGTERM]
+    assert lmjax.train(tiny, *own, run_dir=tmp_path / "other", quiet=True).status == "stopped"
+    assert lmjax.resume(tmp_path / "run", quiet=True).status == "finished"
 
 
 @pytest.mark.slow
