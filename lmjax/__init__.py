@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lmjax.api import load as load
     from lmjax.api import plan as plan
     from lmjax.api import resume as resume
+    from lmjax.api import sweep as sweep
     from lmjax.api import train as train
     from lmjax.config.extensions import register_callback as register_callback
     from lmjax.config.extensions import register_family as register_family
@@ -37,6 +38,7 @@ __all__ = [
     "register_schedule",
     "register_source",
     "resume",
+    "sweep",
     "train",
 ]
 

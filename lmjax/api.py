@@ -1,15 +1,16 @@
-"""The public functions of `import lmjax`: train, resume, load, generate, evaluate, plan.
+"""The public functions of `import lmjax`: train, resume, sweep, load, generate, evaluate, plan.
 
 JAX is imported inside them, after the settings that must precede its start (`runtime.*` of the configuration).
 """
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmjax.config import Config, RunError, UserError, presets, user_files
+from lmjax.config import Config, RunError, UserError, grid, presets, user_files
 from lmjax.config.checks import check
 from lmjax.system import runtime
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from lmjax.evaluation.results import Result
     from lmjax.inference.language_model import LanguageModel
     from lmjax.run.result import TrainingResult
+    from lmjax.studies.sweep_report import Outcome
 
 
 def train(
@@ -87,6 +89,41 @@ def resume(
 
     with _printing(not quiet):
         return _finished(resume.resume(config, folder, allow=allow), folder)
+
+
+def sweep(
+    config: str | Config = "quickstart",
+    *changes: str,
+    out: str | os.PathLike[str] = "runs/sweep",
+    metric: str = "",
+    quiet: bool = False,
+) -> "list[Outcome]":
+    """Train a run for each point of a grid, one after the other, and compare them.
+
+    Args:
+        config: a preset, a path to a configuration file, or a `Config`.
+        *changes: `"key=value"` for all runs; `"schedule.peak=3e-4,1e-3"` and `"seed=0:3"` are axes of the grid.
+        out: the folder of the runs, the table and the pictures. The same call continues an interrupted sweep.
+        metric: the field of summary.json that is compared.
+        quiet: print nothing.
+
+    Returns:
+        The point, the run directory, the status and the summary of each run.
+
+    Raises:
+        UserError: there is no axis, or a point is invalid.
+        KeyboardInterrupt: Ctrl-C stopped a run.
+    """
+    axes, fixed = grid.axes_of(changes)
+    chosen = _resolve(config, fixed)
+    runtime.start(chosen.runtime)
+    from lmjax.studies import sweep
+
+    with _printing(not quiet):
+        outcomes = sweep.run_sweep(chosen, axes, Path(out), metric=metric)
+    if len(outcomes) < math.prod(map(len, axes.values())):
+        raise KeyboardInterrupt(f"the sweep was stopped after {len(outcomes)} runs; the same call continues it")
+    return outcomes
 
 
 def load(

@@ -51,7 +51,7 @@ def show(names: Sequence[str], out: Path, *, compute: float, changes: Sequence[s
         if name not in ALL:
             raise UserError(f"unknown rung '{name}'{errors.nearest(name, ALL)}")
     for change in changes:
-        if change.partition("=")[0] in ("train.updates", "train.tokens"):
+        if change.partition("=")[0] in ("train.updates", "train.tokens", "train.epochs"):
             raise UserError(f"{change}: the compute decides how long a rung trains; give --compute FLOPS")
 
     def changed(name: str) -> Config:
@@ -144,7 +144,7 @@ def spend(config: Config, compute: float) -> Config:
 
 
 def check_same(config: Config, run_dir: Path) -> None:
-    """Check that a rung, if it was begun, has this configuration.
+    """Check that a run, if it was begun, has this configuration.
 
     Raises:
         UserError: The run in `run_dir` has another one.
@@ -152,10 +152,11 @@ def check_same(config: Config, run_dir: Path) -> None:
     path = run_dir / "config.json"
     if not path.is_file():
         return
-    changed = codec.differences(presets.saved(path), identity.absolute(config))
+    before = presets.saved(path)
+    changed = codec.differences(before, identity.resolved_like(identity.absolute(config), before))
     if changed := [line for line in changed if not line.startswith("data.cache:")]:
         raise UserError(
-            f"{run_dir} has another configuration ({'; '.join(changed)}); write a new ladder with --out DIR"
+            f"{run_dir} has another configuration ({'; '.join(changed)}); choose another folder with --out DIR"
         )
 
 

@@ -11,16 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
 
-from lmjax.config import UserError
-from lmjax.config.errors import one_line
 from lmjax.display.console import Console
-from lmjax.display.figures import REFERENCE, WIDTH, colour, own_style, panels, save
+from lmjax.display.figures import REFERENCE, WIDTH, colour, own_style, panels
 from lmjax.display.format import duration, quantity
 from lmjax.models import registry
-from lmjax.run import curves
+from lmjax.run import recorded
 from lmjax.run.saved import saved_config
-from lmjax.system.files import write_text
-from lmjax.system.json_files import write_json
+from lmjax.studies.outputs import write_study
 
 COUNTS = (
     "Compute is that of the matrix products of model and gradient, by their closed form; what the optimizer and the "
@@ -55,26 +52,16 @@ class Level:
 
 def write_ladder(out: Path, levels: Sequence[Level], apart: Sequence[Level], *, compute: float) -> None:
     """Print the table, and write ladder.md, ladder.json and ladder.png to `out`."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "ladder.md", markdown(levels, apart))
-        results = {"levels": [asdict(level) for level in levels], "not_comparable": [asdict(level) for level in apart]}
-        write_json(out / "ladder.json", {"compute": compute} | results)
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; choose another place with --out") from None
-    names = ["ladder.md", "ladder.json"]
-    with Console() as console:
-        try:
-            save(figure(levels, out), out / "ladder.png")
-            names.append("ladder.png")
-        except Exception as error:  # the results matter more
-            console.event(f"the picture cannot be drawn ({type(error).__name__}: {one_line(error)})")
+
+    def show(console: Console) -> None:
         console.table("The ladder", [_cells(level) for level in levels], HEADER)
         if apart:
             console.table("Not comparable", [_cells(level) for level in apart], HEADER)
             console.event(APART)
-        for name in names:
-            console.event(str(out / name))
+
+    results = {"levels": [asdict(level) for level in levels], "not_comparable": [asdict(level) for level in apart]}
+    text, draw = markdown(levels, apart), lambda: figure(levels, out)
+    write_study(out, "ladder", text=text, results={"compute": compute} | results, draw=draw, show=show)
 
 
 def _cells(level: Level) -> tuple[str, ...]:
@@ -116,7 +103,7 @@ def figure(levels: Sequence[Level], out: Path) -> Figure:
     trained = [level for level in levels if level.compute]
     lowest = [level.bits_per_byte for level in levels]
     for at, level in enumerate(trained):
-        (run,) = curves.load([out / level.rung])
+        (run,) = recorded.load([out / level.rung])
         compute = run.validation["tokens"] * rung_flops_per_token(out / level.rung)
         bits = run.validation["val_bits_per_byte"]
         left.plot(compute, bits, color=colour(at), marker="o", markersize=4, linewidth=WIDTH, label=level.rung)

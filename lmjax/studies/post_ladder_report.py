@@ -8,13 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lmjax.config import UserError
-from lmjax.config.errors import one_line, printable
+from lmjax.config.errors import printable
 from lmjax.display.console import Console
-from lmjax.display.figures import REFERENCE, WIDTH, colour, own_style, panels, save
+from lmjax.display.figures import REFERENCE, WIDTH, colour, own_style, panels
 from lmjax.display.format import duration
-from lmjax.system.files import write_text
-from lmjax.system.json_files import write_json
+from lmjax.studies.outputs import write_study
 
 NAME = "post_ladder"
 TICKS = (0, 1, 2, 5, 10, 20, 40, 60, 80, 100, 150, 200)  # of the KL divergence
@@ -76,23 +74,13 @@ def write_results(out: Path, results: Results) -> None:
     Raises:
         UserError: The folder cannot be written.
     """
-    try:
-        write_text(out / f"{NAME}.md", markdown(results))
-        write_json(out / f"{NAME}.json", asdict(results))
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}; choose another place with --out") from None
-    names = [f"{NAME}.md", f"{NAME}.json"]
-    with Console() as console:
-        try:
-            save(figure(results), out / f"{NAME}.png")
-            names.append(f"{NAME}.png")
-        except Exception as error:  # the results matter more
-            console.event(f"the picture cannot be drawn ({type(error).__name__}: {one_line(error)})")
+
+    def show(console: Console) -> None:
         console.table("The ladder of post-training", [_cells(point) for point in results.points], HEADER)
         for line in _sentences(results):
             console.event(line)
-        for name in names:
-            console.event(str(out / name))
+
+    write_study(out, NAME, text=markdown(results), results=asdict(results), draw=lambda: figure(results), show=show)
 
 
 def _cells(point: Point) -> tuple[str, ...]:
