@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker has the folder of the pr
     _COMPILED = tempfile.mkdtemp(prefix="lmjax-tests-")
     atexit.register(shutil.rmtree, _COMPILED, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED
+os.environ["HF_HUB_OFFLINE"] = "1"  # datasets of the hub are stood in for by local ones
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 

@@ -22,6 +22,7 @@ from lmjax.data.chat_form import ChatForm, Rendered
 from lmjax.data.control_tokens import CONTROL, special
 from lmjax.data.sources.chat_rows import Role, Turn
 from lmjax.data.tokenizer import Tokenizer
+from lmjax.system.extras import missing
 
 _SYSTEM, _USER, _ASSISTANT, _END = CONTROL
 _CHATML = ("<|im_start|>", "<|im_end|>")
@@ -155,10 +156,8 @@ def chat_form(tokenizer: Tokenizer) -> ChatForm:
     try:
         from lmjax.data.template_tokens import TemplateTokens  # needs an optional package
     except ModuleNotFoundError:
-        raise UserError(
-            "the chat template of a model needs the package jinja2: pip install 'lmjax[chat]', or mark turns by "
-            "control tokens with data.template=ids"
-        ) from None
+        otherwise = ", or mark turns by control tokens with data.template=ids"
+        raise missing("the chat template of a model", "jinja2", "chat", otherwise=otherwise) from None
     return TemplateTokens(tokenizer, template)
 
 

@@ -7,6 +7,7 @@ from lmjax.config import UserError
 from lmjax.config.errors import one_line
 from lmjax.config.expressions import check_expression
 from lmjax.config.json_text import parse_json
+from lmjax.system.extras import missing
 
 LONGEST = 4_000  # characters of a text
 DEEPEST = 32  # levels of lists and objects inside each other
@@ -75,7 +76,7 @@ def _library_validator(tree: Any, steps: _Steps, where: str) -> Any:
         from referencing import Registry, Resource
         from referencing.jsonschema import DRAFT202012
     except ImportError:
-        raise UserError("JSON schemas need the package jsonschema: pip install 'lmjax[rl]'") from None
+        raise missing("a JSON schema", "jsonschema", "rl") from None
     draft = tree.get("$schema", _LATEST) if isinstance(tree, dict) else _LATEST
     nothing: Any = None
     library = validators.validator_for({"$schema": draft}, default=nothing) if isinstance(draft, str) else None

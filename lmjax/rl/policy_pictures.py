@@ -4,7 +4,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lmjax.display.figures import FAINT, WIDTH, colour, own_style, panels, smooth, thin
+from lmjax.display.figures import FAINT, WIDTH, colour, own_style, panels
+from lmjax.display.thinning import smooth, thin
 from lmjax.rl.health import Series
 
 _SHOWN = {"reward": "mean reward", "kl": "KL divergence (nats per answer)", "entropy": "entropy (nats per token)"}

@@ -30,13 +30,14 @@ from lmjax.interop import chat_templates
 from lmjax.pytrees import count
 from lmjax.run import pretrained
 from lmjax.serve import chat_template, generation_kwargs
+from lmjax.system.extras import missing
 
 try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError:
-    raise UserError("lm-evaluation-harness is not installed: pip install 'lmjax[evaluate]'") from None
+    raise missing("lmjax.lm_eval", "lm-evaluation-harness", "evaluate") from None
 
 _log = logging.getLogger(__name__)
 _IGNORED = ("batch_size", "max_batch_size", "device", "trust_remote_code")  # which the harness passes to every model

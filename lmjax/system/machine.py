@@ -26,14 +26,16 @@ def xla_flags() -> str:
 # ---- Speed ------------------------------------------------------------------------------------------------------
 
 
-def peak_flops(dtype: str = "float32", *, devices: Sequence[Any] | None = None) -> float:
+def peak_flops(dtype: str = "float32", *, devices: Sequence[Any] | None = None, again: bool = False) -> float:
     """Return the peak FLOP/s of the devices together in matrix products.
 
     The default is all devices. The result is NaN if one is unknown.
 
     Accelerators: the data sheet's dense bf16 number for any `dtype`. CPU: measured with inputs of `dtype` (float32 or
-    bfloat16). Virtual devices of one CPU share its cores, so they count once per process.
+    bfloat16), once a process unless `again`. Virtual devices of one CPU share its cores: they count once per process.
     """
+    if again:
+        _measure.cache_clear()
     devices = jax.devices() if devices is None else list(devices)
     hosts = {device.process_index for device in devices if device.platform == "cpu"}
     measured = _measure(dtype) * len(hosts) if hosts else 0.0

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from lmjax.config import UserError
 from lmjax.system import accelerators
+from lmjax.system.extras import missing
 
 #: GPUs of a node.
 GPUS = 8
@@ -152,7 +153,7 @@ def target(topology: str) -> Target:
         ("plan-tpu", ["libtpu"]) if chip.is_tpu else ("plan-gpu", ["jax_cuda13_plugin", "jax_cuda12_plugin"])
     )
     if not any(map(importlib.util.find_spec, modules)):
-        raise UserError(f"--topology {topology} needs the compiler of {chip.name}: pip install 'lmjax[{extra}]'")
+        raise missing(f"--topology {topology}", f"the compiler of {chip.name}", extra)
     devices = tuple(make(chip, key, count, shape))
     island = "slice_index" if chip.is_tpu else "process_index"
     options = {} if chip.is_tpu else {"xla_gpu_autotune_level": "0"}  # there is no GPU to measure kernels on

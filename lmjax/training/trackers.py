@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from lmjax.config import TrackConfig, UserError
+from lmjax.config import TrackConfig
+from lmjax.system.extras import missing
 from lmjax.system.files import write_text
 
 _SPEED = ("tokens_per_second", "mfu")
@@ -166,7 +167,7 @@ def _optional(module: str, key: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"{key} needs {module}, which is not installed: pip install 'lmjax[track]'") from None
+        raise missing(key, module, "track") from None
 
 
 def _wandb_mode() -> str:

@@ -1,5 +1,6 @@
 """Datasets of the hub: a name can mean nothing else."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,28 @@ def test_a_dataset_gives_the_first_split_that_it_has(asked: list[Any]) -> None:
     assert asked == [("owner/na-me_1.0", "subset")]
     with pytest.raises(UserError, match="cannot read the hub dataset 'name': it has no split 'test', only train"):
         next(hub.rows("name", splits=("test",)))
+
+
+def test_a_hub_that_does_not_answer_is_said_before_its_client_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address is one of a network for documentation, which drops or refuses; then a server on this machine."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1:9")
+    with pytest.raises(
+        UserError, match=r"dataset 'a/b': 192\.0\.2\.1 is not reachable .*data\.files"
+    ):
+        next(hub.rows("a/b"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", place)
+        hub.check_network("x")
+        monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1:9")
+        monkeypatch.setenv("http_proxy", place)  # a proxy is what must answer
+        monkeypatch.setenv("no_proxy", "")
+        hub.check_network("x")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    hub.check_network("x")
 
 
 NAMES = ["", "/etc", "..", "../x", "a/..", "a/b/c", "./a", "a/", "~", "s3://bucket", "https://host/a", "C:\\a", "a b"]

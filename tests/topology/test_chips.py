@@ -48,7 +48,7 @@ def test_a_missing_compiler_is_answered_with_how_to_install_it(
     topology: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=rf"pip install 'lmjax\[{extra}\]'"):
+    with pytest.raises(UserError, match=rf"pip install -e '.*\[{extra}\]' \([\d.]+ GB\)"):
         chips.target(topology)
 
 

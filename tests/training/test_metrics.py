@@ -146,7 +146,7 @@ class Sink:
 )
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch, config, module) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # what Python does for a module that must not be found
-    with pytest.raises(UserError, match=rf"needs {module}.*pip install 'lmjax\[track\]'"):
+    with pytest.raises(UserError, match=rf"needs {module}.*pip install -e '.*\[track\]'"):
         open_trackers(config, tmp_path, name="run", settings={})
 
 

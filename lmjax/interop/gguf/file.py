@@ -18,6 +18,7 @@ import numpy as np
 
 from lmjax.config import UserError
 from lmjax.config.regular_files import open_regular
+from lmjax.system.extras import missing
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _ALIGNMENT = 32  # of the tensors' bytes; the metadata can override it
@@ -106,7 +107,7 @@ def library() -> ModuleType:
     try:
         import gguf
     except ImportError:
-        raise UserError("GGUF files need the package gguf: pip install 'lmjax[gguf]'") from None
+        raise missing("a GGUF file", "gguf", "gguf") from None
     return gguf
 
 

@@ -252,7 +252,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_without_the_library_the_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small(tmp_path / "model.gguf")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match=r"pip install 'lmjax\[gguf\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.*\[gguf\]'"):
         load(path)
 
 
