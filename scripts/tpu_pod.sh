@@ -9,12 +9,13 @@ set -euo pipefail
 
 run=$1
 shift
+python=${PYTHON:-python3.11} # lmjax needs 3.11 to 3.13; images of TPUs may have an older python3
 ssh() { gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker="$1" --command="$2"; }
 
 # The same code on every host: what git knows of this folder.
 git archive --format=tar.gz --output=/tmp/lmjax.tar.gz HEAD
 gcloud compute tpus tpu-vm scp /tmp/lmjax.tar.gz "$TPU":/tmp/lmjax.tar.gz --zone "$ZONE" --worker=all
-ssh all "mkdir -p lmjax && tar xzf /tmp/lmjax.tar.gz -C lmjax && pip install --quiet -e './lmjax[tpu]'"
+ssh all "mkdir -p lmjax && tar xzf /tmp/lmjax.tar.gz -C lmjax && $python -m pip install --quiet -e './lmjax[tpu]'"
 
 if ssh 0 "test -f $(printf %q "$run")/config.json"; then # of the configuration, only the devices may be others now
     words=(--resume "$run")
@@ -26,7 +27,7 @@ else
 fi
 
 # One process on each host, which stays when the connection ends; the hosts find each other.
-train="python3 train.py $(printf '%q ' "${words[@]}") parallel.distributed=true"
+train="$python train.py $(printf '%q ' "${words[@]}") parallel.distributed=true"
 ssh all "cd lmjax && { setsid nohup $train > train.log 2>&1 < /dev/null & echo \$! > train.pid; }"
 
 cat <<EOF

@@ -39,7 +39,8 @@ _V6E = Accelerator(918e12, 31.25 * _GiB, 1600e9, 400e9, 12.5e9)
 #: which quotes interconnects for both directions together, and the data-centre network of v5e and v6e for a pod of
 #: 256 chips. v4: Jouppi et al. 2023, table 4 (6 links of 50 GB/s); its network is assumed to be v5p's. Memory and
 #: bandwidths of GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM and HGX B200 (NVLink quoted both
-#: ways together); the network of DGX A100 (200 Gb/s a GPU), DGX H100, H200 and B200 (400 Gb/s).
+#: ways together); the network of DGX A100 (200 Gb/s a GPU), DGX H100, H200 and B200 (400 Gb/s). L40S, L4, A10G, T4 and
+#: RTX 4090 have no NVLink: PCI Express 4.0 (T4: 3.0) with 16 lanes, and 100 Gb/s for the 8 GPUs of a node are assumed.
 ACCELERATORS = {
     "TPU v2": Accelerator(22.5e12),
     "TPU v3": Accelerator(61.5e12),
@@ -61,15 +62,15 @@ ACCELERATORS = {
     "H100": Accelerator(989.5e12),
     "A100-SXM4-80GB": Accelerator(312e12, 85_100_068_864, 2039e9, 300e9, 25e9),
     "A100": Accelerator(312e12),
-    "L40S": Accelerator(362e12),
-    "L4": Accelerator(121e12),
+    "L40S": Accelerator(362e12, 48_305_799_168, 864e9, 32e9, 1.5625e9),
+    "L4": Accelerator(121e12, 24_152_899_584, 300e9, 32e9, 1.5625e9),
     "A10": Accelerator(125e12),
-    "A10G": Accelerator(70e12),
+    "A10G": Accelerator(70e12, 23_835_181_056, 600e9, 32e9, 1.5625e9),
     "RTX A6000": Accelerator(154.8e12),
     "V100": Accelerator(125e12),
-    "T4": Accelerator(65e12),
+    "T4": Accelerator(65e12, 15_843_721_216, 320e9, 16e9, 1.5625e9),
     "RTX 5090": Accelerator(209.5e12),
-    "RTX 4090": Accelerator(165.2e12),
+    "RTX 4090": Accelerator(165.2e12, 25_393_692_672, 1008e9, 32e9, 1.5625e9),
     "RTX 3090": Accelerator(71e12),
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from lmjax.config.errors import UserError
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SIZES = {"plan-tpu": "0.7 GB", "plan-gpu": "3 GB", "cuda": "3 GB"}  # of what is installed
+_SIZES = {"plan-tpu": "0.7 GB", "plan-gpu": "0.4 GB", "cuda": "3 GB"}  # of what is installed
 
 
 def install_command(extra: str) -> str:

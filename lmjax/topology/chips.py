@@ -50,7 +50,7 @@ def _tpu(name: str, *, most: int) -> Chip:
     return Chip(name, chip.memory, chip.bandwidth, chip.near, chip.far, most)
 
 
-def _gpu(name: str, *, capability: int, **sizes: Any) -> Chip:
+def _gpu(name: str, *, capability: tuple[int, int], **sizes: Any) -> Chip:
     """Return a GPU; its target is a GpuTargetConfigProto of XLA in text form."""
     chip = accelerators.find(name)
     common = {
@@ -66,10 +66,11 @@ def _gpu(name: str, *, capability: int, **sizes: Any) -> Chip:
         "device_memory_size": int(chip.memory),
         "memory_bandwidth": int(chip.bandwidth),
     }
+    major, minor = capability
     info = " ".join(f"{key}: {value}" for key, value in (common | sizes).items())
     versions = "dnn_version_info { major: 9 minor: 12 } runtime_version { major: 13 }"
     target = (
-        f"gpu_device_info {{ {info} cuda_compute_capability {{ major: {capability} }} }} "
+        f"gpu_device_info {{ {info} cuda_compute_capability {{ major: {major} minor: {minor} }} }} "
         f'platform_name: "CUDA" {versions} device_description_str: "{name}"'
     )
     return Chip(name, chip.memory, chip.bandwidth, chip.near, chip.far, GPUS, target)
@@ -80,6 +81,11 @@ _HOPPER = {"core_count": 132, "fpus_per_core": 128, "clock_rate_ghz": 1.98, "l2_
 _BLACKWELL = {"core_count": 148, "fpus_per_core": 128, "clock_rate_ghz": 1.965, "l2_cache_size": 132_644_864}
 _SMALL = {"shared_memory_per_core": 164 * 2**10, "shared_memory_per_block_optin": 163 * 2**10}
 _LARGE = {"shared_memory_per_core": 228 * 2**10, "shared_memory_per_block_optin": 227 * 2**10}
+# The same for consumer Ampere (8.6) and Ada (8.9).
+_ADA = {"fpus_per_core": 128, "threads_per_core_limit": 1536}
+_ADA |= {"shared_memory_per_core": 100 * 2**10, "shared_memory_per_block_optin": 99 * 2**10}
+_TURING = {"fpus_per_core": 64, "threads_per_core_limit": 1024}
+_TURING |= {"shared_memory_per_core": 64 * 2**10, "shared_memory_per_block_optin": 64 * 2**10}
 
 # Sizes of the processors: the CUDA C++ programming guide, table of technical specifications per compute capability, and
 # what the devices report.
@@ -88,11 +94,27 @@ CHIPS = {
     "v5e": _tpu("TPU v5e", most=256),
     "v5p": _tpu("TPU v5p", most=8960),
     "v6e": _tpu("TPU v6e", most=256),
-    "a100": _gpu("NVIDIA A100-SXM4-80GB", capability=8, **_AMPERE, **_SMALL),
-    "h100": _gpu("NVIDIA H100 80GB HBM3", capability=9, **_HOPPER, **_LARGE),
-    "h200": _gpu("NVIDIA H200", capability=9, **_HOPPER, **_LARGE),
-    "b200": _gpu("NVIDIA B200", capability=10, **_BLACKWELL, **_LARGE),
+    "a100": _gpu("NVIDIA A100-SXM4-80GB", capability=(8, 0), **_AMPERE, **_SMALL),
+    "h100": _gpu("NVIDIA H100 80GB HBM3", capability=(9, 0), **_HOPPER, **_LARGE),
+    "h200": _gpu("NVIDIA H200", capability=(9, 0), **_HOPPER, **_LARGE),
+    "b200": _gpu("NVIDIA B200", capability=(10, 0), **_BLACKWELL, **_LARGE),
+    "l40s": _gpu(
+        "NVIDIA L40S", capability=(8, 9), core_count=142, clock_rate_ghz=2.52, l2_cache_size=96 * 2**20, **_ADA
+    ),
+    "l4": _gpu("NVIDIA L4", capability=(8, 9), core_count=58, clock_rate_ghz=2.04, l2_cache_size=48 * 2**20, **_ADA),
+    "rtx4090": _gpu(
+        "NVIDIA GeForce RTX 4090",
+        capability=(8, 9),
+        core_count=128,
+        clock_rate_ghz=2.52,
+        l2_cache_size=72 * 2**20,
+        **_ADA,
+    ),
+    "a10g": _gpu("NVIDIA A10G", capability=(8, 6), core_count=80, clock_rate_ghz=1.71, l2_cache_size=6 * 2**20, **_ADA),
+    "t4": _gpu("Tesla T4", capability=(7, 5), core_count=40, clock_rate_ghz=1.59, l2_cache_size=4 * 2**20, **_TURING),
 }
+# The compiler finds no tiles for some products on these, if it cannot measure kernels.
+_SMALL_TILES = ("l40s", "l4", "rtx4090", "a10g", "t4")
 EXAMPLES = "v5e:8x8, v5p:2x2x4, v6e:4x4, 2*v5e:16x16, h100:8"
 
 
@@ -109,7 +131,7 @@ class Target:
     #: Number of the slice or node of each device.
     islands: dict[Any, int]
     #: Options of the compiler.
-    options: dict[str, str]
+    options: dict[str, Any]
 
     @property
     def limit(self) -> float:
@@ -156,7 +178,10 @@ def target(topology: str) -> Target:
         raise missing(f"--topology {topology}", f"the compiler of {chip.name}", extra)
     devices = tuple(make(chip, key, count, shape))
     island = "slice_index" if chip.is_tpu else "process_index"
-    options = {} if chip.is_tpu else {"xla_gpu_autotune_level": "0"}  # there is no GPU to measure kernels on
+    # There is no GPU to measure kernels on.
+    options: dict[str, Any] = {} if chip.is_tpu else {"xla_gpu_autotune_level": "0"}
+    if key in _SMALL_TILES:
+        options["xla_gpu_enable_triton_gemm"] = False
     return Target(topology, chip, devices, {device: getattr(device, island, 0) or 0 for device in devices}, options)
 
 

@@ -7,8 +7,10 @@ from lmjax.models import registry
 from lmjax.run import build
 from lmjax.run.build import Run
 from lmjax.system import machine
-from lmjax.topology.chips import Target
+from lmjax.topology.chips import Chip, Target
 from lmjax.topology.collectives import Collective
+
+_PCIE = 64e9  # bytes per second that PCI Express 5.0 with 16 lanes has, one way
 
 
 class Bound(NamedTuple):
@@ -40,10 +42,16 @@ def roofline(run: Run, target: Target, sent: Sequence[Collective]) -> list[Bound
     bounds = [
         Bound("products", flops(run, again=True) / run.mesh.size, peak, "FLOP"),
         Bound("memory", traffic(run), chip.bandwidth, "B"),
-        Bound("ICI" if chip.is_tpu else "NVLink", near, chip.near, "B"),
+        Bound(_near_name(chip), near, chip.near, "B"),
         Bound("network", far, chip.far, "B"),
     ]
     return [bound for bound in bounds if bound.amount]
+
+
+def _near_name(chip: Chip) -> str:
+    if chip.is_tpu:
+        return "ICI"
+    return "NVLink" if chip.near > _PCIE else "PCIe"
 
 
 def flops(run: Run, *, again: bool = False) -> float:

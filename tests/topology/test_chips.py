@@ -30,7 +30,7 @@ def test_a_topology_is_a_chip_a_number_and_a_shape(topology: str, expected: tupl
     ("topology", "message"),
     [
         ("v5e", "CHIP:SIZE as in v5e:8x8"),
-        ("v9:8x8", "chips: v4, v5e, v5p, v6e, a100"),
+        ("v9:8x8", "chips: v4, v5e, v5p, v6e, a100, h100, h200, b200, l40s, l4, rtx4090, a10g, t4"),
         ("v5e:32x32", "up to 256 chips"),
         ("0*v5e:4x4", "up to 256 chips"),
         ("h100:12", "nodes of 8"),

@@ -12,6 +12,7 @@ All files are read as data: no code of a folder is executed, and pickled weights
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def export_model(language_model: LanguageModel, folder: Path) -> None:
         for name, content in files.items():
             write_text(folder / name, json.dumps(json_files.plain(content), indent=2, allow_nan=False) + "\n")
         write_text(folder / "tokenizer.json", _with_first(language_model).to_str(pretty=True))
+        os.chmod(partial, (folder / "tokenizer.json").stat().st_mode & 0o777)  # safetensors writes for its owner only
         _write_template(folder / TEMPLATE, known.config.get("chat_template"))
 
 

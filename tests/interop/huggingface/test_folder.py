@@ -340,6 +340,8 @@ def test_an_export_is_json_of_the_standard(tmp_path: Path) -> None:
 
     for name in ("generation_config.json", "tokenizer_config.json"):
         json.loads((tmp_path / "out" / name).read_text(), parse_constant=refuse)
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1  # whoever may read the configuration may read the weights
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers
