@@ -5,6 +5,7 @@ A topology is written `v5e:8x8` (a TPU slice), `2*v5e:8x8` (two slices, joined b
 """
 
 import importlib.util
+import math
 import os
 import re
 from collections.abc import Callable
@@ -115,7 +116,8 @@ CHIPS = {
 }
 # The compiler finds no tiles for some products on these, if it cannot measure kernels.
 _SMALL_TILES = ("l40s", "l4", "rtx4090", "a10g", "t4")
-EXAMPLES = "v5e:8x8, v5p:2x2x4, v6e:4x4, 2*v5e:16x16, h100:8"
+_HOST = 4  # chips
+EXAMPLES = "v5e:1x1, v5e:8x8, v5p:2x2x4, v6e:4x4, 2*v5e:16x16, h100:8"
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,8 @@ def _tpus(chip: Chip, key: str, count: int, shape: tuple[int, ...]) -> Any:
 
     name = f"{key}:{'x'.join(map(str, shape))}"
     settings: dict[str, Any] = {"chip_config_name": "megacore"} if key == "v4" else {}  # one device a chip
+    if math.prod(shape) < _HOST:  # a part of a host
+        settings["chips_per_host_bounds"] = (*shape, 1, 1)[:3]
     if count > 1:
         settings["num_slices"] = count
     try:

@@ -29,7 +29,7 @@ def test_a_topology_is_a_chip_a_number_and_a_shape(topology: str, expected: tupl
 @pytest.mark.parametrize(
     ("topology", "message"),
     [
-        ("v5e", "CHIP:SIZE as in v5e:8x8"),
+        ("v5e", "CHIP:SIZE as in v5e:1x1"),
         ("v9:8x8", "chips: v4, v5e, v5p, v6e, a100, h100, h200, b200, l40s, l4, rtx4090, a10g, t4"),
         ("v5e:32x32", "up to 256 chips"),
         ("0*v5e:4x4", "up to 256 chips"),
@@ -75,4 +75,4 @@ def test_the_command_answers_before_anything_heavy_is_imported(capsys: pytest.Ca
     with pytest.raises(SystemExit) as stopped:
         main.main(["plan", "quickstart", "--topology", "v9:2"])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("error: --topology v9:2: write CHIP:SIZE as in v5e:8x8")
+    assert capsys.readouterr().err.startswith("error: --topology v9:2: write CHIP:SIZE as in v5e:1x1")

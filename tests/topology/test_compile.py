@@ -259,6 +259,10 @@ def test_a_plan_for_a_tpu_slice() -> None:
     assert "model.remat=full" in found.stderr
     assert found.stderr.count("\n") == 1
 
+    found = _run(["-m", "lmjax", "plan", "quickstart", "--no-search", "--topology", "v5e:1x1", "model.vocab_size=4096"])
+    assert found.returncode == 0, found.stderr
+    assert "1 x TPU v5e" in found.stdout
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("jax_cuda13_plugin"), reason="needs the extra plan-gpu")
