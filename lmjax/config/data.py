@@ -89,6 +89,9 @@ class DataConfig:
     on_bad_record: Literal["error", "skip"] = "error"
     #: Unit that is one document of a plain text file. Blank lines separate paragraphs.
     document: Literal["paragraph", "line", "file"] = "paragraph"
+    #: Leave out documents that occurred before in the same source, and count them: `exact` if the text is equal up to
+    #: white space, `near` if most of its runs of five words are the same (MinHash; needs the extra `data`).
+    deduplicate: Literal["none", "exact", "near"] = "none"
     #: Several sources with weights, instead of `source` and `files`. The shares are exact over every window of samples.
     mixture: tuple[SourceConfig, ...] = ()
     #: Announced changes of the weights, ((from_token, (weight, ...)), ...).

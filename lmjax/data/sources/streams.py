@@ -17,7 +17,7 @@ from typing import Any
 from lmjax.config import AnyDataConfig, DataConfig, SourceConfig, UserError, extensions
 from lmjax.config.encodings import UTF_8, codec
 from lmjax.config.errors import nearest, one_line
-from lmjax.data.sources import docstrings, episodes, facts, text
+from lmjax.data.sources import docstrings, duplicates, episodes, facts, text
 from lmjax.system import hub, paths, readers
 from lmjax.system.compression import blocks
 
@@ -47,6 +47,8 @@ class Dropped:
     first: str = ""
     #: Number of rows of a table whose text is empty or null.
     empty: int = 0
+    #: Number of documents that occurred before, with `data.deduplicate`.
+    duplicates: int = 0
 
     def __call__(self, error: UserError) -> None:
         """Count the record of an error."""
@@ -55,7 +57,7 @@ class Dropped:
 
     def reset(self) -> None:
         """Begin a new pass over the records."""
-        self.count, self.first, self.empty = 0, "", 0
+        self.count, self.first, self.empty, self.duplicates = 0, "", 0, 0
 
     def note(self) -> str:
         """Return a line about what was left out; empty if nothing was."""
@@ -64,7 +66,8 @@ class Dropped:
     def entry(self) -> dict[str, Any]:
         """Return the entry of a manifest: nothing if no record was left out."""
         bad = {"dropped": self.count, "first_dropped": self.first} if self.count else {}
-        return bad | ({"empty": self.empty} if self.empty else {})
+        others = {"empty": self.empty, "duplicates": self.duplicates}
+        return bad | {name: count for name, count in others.items() if count}
 
 
 def documents(source: SourceConfig, data: DataConfig, *, dropped: Dropped | None = None) -> Iterator[Piece]:
@@ -104,10 +107,14 @@ def dataset(source: SourceConfig, data: DataConfig, *, dropped: Dropped | None =
     from datasets import IterableDataset
     from datasets.iterable_dataset import ExamplesIterable
 
+    dropped = dropped or Dropped()
     pieces = _source(source, data, dropped).pieces
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-        yield from ((i, {"text": piece, "begins": begins}) for i, (piece, begins) in enumerate(pieces()))
+        found = pieces()
+        if data.deduplicate != "none":
+            found = duplicates.without(found, data.deduplicate, dropped)
+        yield from ((i, {"text": piece, "begins": begins}) for i, (piece, begins) in enumerate(found))
 
     # `IterableDataset.from_generator` would do, but it leaves a lock file a call in the user's Hugging Face cache.
     return IterableDataset(ExamplesIterable(rows, {}))  # pyright: ignore[reportArgumentType]
@@ -119,7 +126,8 @@ def fingerprint(source: SourceConfig, data: DataConfig) -> dict[str, Any]:
     Local files are identified by path, size and modification time. A hub dataset is identified by its name only: once
     prepared, it is not read again.
     """
-    return _source(source, data).fingerprint()
+    chosen = {} if data.deduplicate == "none" else {"deduplicate": duplicates.identity(data.deduplicate)}
+    return _source(source, data).fingerprint() | chosen
 
 
 def size(source: SourceConfig, data: DataConfig) -> int | None:

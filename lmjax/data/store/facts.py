@@ -14,14 +14,16 @@ def store_facts(store: Store) -> dict[str, Any]:
     for name in store.streams:
         unknown["validation" if name.startswith("validation") else "training"] += store.unknown_tokens(name)
     records = store.manifest.get("records") or {}
-    dropped, empty = (
-        sum(source.get(name, 0) for source in store.manifest.get("sources", ())) for name in ("dropped", "empty")
+    names = ("dropped", "empty", "duplicates")
+    dropped, empty, duplicates = (
+        sum(source.get(name, 0) for source in store.manifest.get("sources", ())) for name in names
     )
     skipped = records.get("skipped", empty or None)
     return (
         {"unknown_tokens": unknown}
         | ({} if skipped is None else {"skipped_records": skipped})
         | ({"dropped_records": dropped} if dropped else {})
+        | ({"duplicate_documents": duplicates} if duplicates else {})
     )
 
 
@@ -47,6 +49,9 @@ def _left_out(store: Store) -> list[str]:
             )
         if empty := source.get("empty"):
             lines.append(f"{source['name']}: left out {empty:,} rows whose text is empty or null")
+        if again := source.get("duplicates"):
+            share = again / (again + source["documents"])
+            lines.append(f"{source['name']}: left out {again:,} documents ({share:.1%}) that occurred before")
         lines += [f"{source['name']}: {note}" for note in source.get("left_out", ())]
     return lines
 
