@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from lmjax.config import Config, RunError, UserError, grid, presets, user_files
 from lmjax.config.checks import check
+from lmjax.config.defaults import DRAWN
 from lmjax.system import runtime
-
-#: Settings of `generate` and `lmjax generate` for a first text: temperature 1 without a limit is poor for small models.
-DRAWN: dict[str, float] = {"temperature": 0.8, "top_p": 0.95}
 
 if TYPE_CHECKING:
     from lmjax.evaluation.results import Result

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
 
-from lmjax.api import DRAWN
 from lmjax.cli.entry import start_jax
 from lmjax.config import UserError
+from lmjax.config.defaults import DRAWN
 
 _LARGEST = 2**31 - 1  # of the integers that a model computes with
 _LARGEST_FILE = 16_000_000  # characters of prompts
