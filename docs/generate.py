@@ -5,13 +5,10 @@ of them is committed. Only the configuration schema, the tasks and the failpoint
 parsed or asked with `--help` and `--collect-only`, so that no accelerator library starts.
 """
 
-import sys
-
 from generator import api, commands, keys, listings, package, problems
 from generator.project import DOCS, ROOT
 
 OUT = DOCS / "_generated"
-sys.path.insert(0, str(ROOT))
 
 
 def generate() -> None:

@@ -1,4 +1,4 @@
-"""The public functions of `import lmjax`: train, resume, sweep, load, generate, evaluate, plan.
+"""The public functions of lmjax: train, resume, sweep, load, generate, evaluate, plan.
 
 JAX is imported inside them, after the settings that must precede its start (`runtime.*` of the configuration).
 """

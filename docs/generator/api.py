@@ -3,10 +3,10 @@
 import ast
 from pathlib import Path
 
-from generator.fields import fields
 from generator.package import exports, files_of, imported
 from generator.project import ROOT, parse
 from generator.text import cell, escape, markdown, table
+from lmjax.config.documentation import fields
 
 
 def public_names() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from lmjax.config import RuntimeConfig, UserError, user_files
+from lmjax.config import RuntimeConfig, UserError, synonyms, user_files
 from lmjax.config.errors import RunError, one_line, printable
 from lmjax.system import standard_streams
 
@@ -31,7 +31,10 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     options, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or not hasattr(options, "words")]
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        used = synonyms.SYNONYMS.get(unknown[0].partition("=")[0].strip("-").replace("-", "_"), "")
+        settings = "; settings are written key=value" if hasattr(options, "words") else ""
+        hint = f"{settings}; for {unknown[0]} use {used}" if settings and used else settings
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if rest:
         options.words = [*options.words, *rest]
     return options
@@ -110,6 +113,8 @@ def start_jax(config: RuntimeConfig | None = None) -> None:
     """
     from lmjax.system import faults, runtime
 
+    if sys.stderr is not None and sys.stderr.isatty():  # the imports take seconds
+        print("starting JAX ...", file=sys.stderr, flush=True)
     gc.disable()  # nearly all objects that imports create stay alive: a collection would find no garbage
     try:
         runtime.start(config)

@@ -24,6 +24,9 @@ def plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-search", action="store_true", help="with --topology: do not search for the largest microbatch that fits"
     )
+    parser.add_argument(
+        "--no-measure", action="store_true", help="do not time updates here: expect the time from the machine's peak"
+    )
     parser.epilog = preset_table()
     parser.set_defaults(function=_plan)
 
@@ -35,11 +38,16 @@ def _plan(options: argparse.Namespace) -> int:
         start_jax(config.runtime)
         from lmjax.run import launch
 
-        return launch.show_plan(config)
+        return launch.show_plan(config, measure=not options.no_measure)
     from lmjax.system.runtime import compile_only
     from lmjax.topology import chips
 
     chips.parse(options.topology)
+    if config.train.epochs and not config.train.epoch_tokens:
+        raise UserError(
+            f"train.epochs = {config.train.epochs:g}: --topology reads no data, which give the length of the run; set "
+            "train.updates or train.tokens"
+        )
     compile_only()
     start_jax(config.runtime)
     from lmjax.topology.compile import show

@@ -6,7 +6,9 @@ from typing import NoReturn
 
 from lmjax import __version__
 from lmjax.cli import models
+from lmjax.cli.data import data_arguments
 from lmjax.cli.entry import HelpFormatter, extensions_argument, finish, parse
+from lmjax.cli.explain import HelpAction, explain_arguments
 from lmjax.cli.inspect import (
     audit_arguments,
     ladder_arguments,
@@ -15,10 +17,14 @@ from lmjax.cli.inspect import (
     rehearse_arguments,
     tokenizer_arguments,
 )
+from lmjax.cli.sweep import sweep_arguments
 from lmjax.cli.train import train_arguments
 
 # Commands that read a configuration, which may list Python files.
-_EXTENSIBLE = ("train", "plan", "generate", "evaluate", "export", "audit", "rehearse")
+_EXTENSIBLE = ("train", "sweep", "plan", "data", "generate", "evaluate", "export", "audit", "rehearse")
+
+# Commands with `--help KEY`.
+_EXPLAINING = ("train", "plan")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -33,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for name, add, summary in (
         ("train", train_arguments, "train a model, or resume a run"),
         ("plan", plan_arguments, "what a run will do and need; nothing is trained"),
+        ("data", data_arguments, "lengths, duplicates and losses of prepared text, and its overlap with tasks"),
+        ("explain", explain_arguments, "what a configuration key, a group of keys or a configuration means"),
         (
             "generate",
             models.generate_arguments,
@@ -44,10 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         ("plot", plot_arguments, "draw the curves of one or several runs"),
         ("audit", audit_arguments, "check a run and print its history"),
         ("rehearse", rehearse_arguments, "prove on a small copy of a configuration that its run survives faults"),
+        ("sweep", sweep_arguments, "a grid of runs one after the other, or a range test of the learning rate"),
         ("ladder", ladder_arguments, "the history of language models, side by side at equal compute"),
         ("tokenizer", tokenizer_arguments, "train a tokenizer"),
     ):
-        command = commands.add_parser(name, help=summary, description=summary, formatter_class=HelpFormatter)
+        command = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=HelpFormatter, add_help=name not in _EXPLAINING
+        )
+        if name in _EXPLAINING:
+            command.add_argument("-h", "--help", action=HelpAction)
         add(command)
         if name in _EXTENSIBLE:
             extensions_argument(command)
@@ -60,7 +73,9 @@ def train_main(arguments: Sequence[str] | None = None) -> NoReturn:
         prog="train.py",
         description="Train a language model, or resume a run.",
         formatter_class=HelpFormatter,
+        add_help=False,
     )
+    parser.add_argument("-h", "--help", action=HelpAction)
     train_arguments(parser, program="python train.py")
     extensions_argument(parser)
     finish(parse(parser, arguments))

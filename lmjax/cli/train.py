@@ -3,15 +3,18 @@
 import argparse
 import inspect
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from lmjax.cli.entry import start_jax
+from lmjax.cli.explain import commented
 from lmjax.config import Config, UserError, presets
 from lmjax.config.checks import check
 from lmjax.config.codec import to_json
+from lmjax.config.json_text import decode_utf8
 
 EXAMPLES = """\
 examples:
@@ -21,6 +24,7 @@ examples:
   {train} --resume runs/quickstart                resume a run; the result is bit-identical
   {train} --resume runs/quickstart train.updates=2000 --allow-change train.updates
   {train} quickstart --print-config               every key with its value
+  {train} --help schedule.peak                    what a key means
 """
 
 
@@ -29,8 +33,9 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="CONFIG | key.path=value",
-        help="a configuration (a name below, a .py file or a config.json; default: quickstart) and changes to it",
+        metavar="CONFIG | key.path=value | @FILE",
+        help="a configuration (a name below, a .py file or a config.json; default: quickstart), changes to it, and "
+        "files of changes",
     )
 
 
@@ -47,6 +52,11 @@ def train_arguments(parser: argparse.ArgumentParser, program: str = "lmjax train
         help="with --resume: let this key differ from the run's configuration (journaled)",
     )
     parser.add_argument("--print-config", action="store_true", help="print the configuration as JSON and stop")
+    parser.add_argument(
+        "--comments",
+        action="store_true",
+        help="with --print-config: one key=value a line, each with its meaning; to edit, and to use as @FILE",
+    )
     parser.epilog = f"{preset_table()}\n{_key_table()}\n{EXAMPLES.format(train=program)}"
     parser.set_defaults(function=_train)
 
@@ -70,15 +80,37 @@ def _key_table() -> str:
         f"  {name + '.*' if name else '  or':<13} {(inspect.getdoc(hint) or '').splitlines()[0]}"
         for name, hint in groups
     )
-    return "keys (--print-config shows them all, lmjax/config explains them):\n" + "\n".join(lines) + "\n"
+    return "keys (`lmjax explain KEY` explains them, --print-config shows all values):\n" + "\n".join(lines) + "\n"
 
 
 def _load(words: Sequence[str], *, default: str = "quickstart", **settings: Any) -> Config:
     """Load the configuration that words name, with changes; `settings`: of `presets.load`."""
+    name, changes = words_of(words, default=default)
+    return presets.load(name, changes, **settings)
+
+
+def words_of(words: Sequence[str], *, default: str = "quickstart") -> tuple[str, list[str]]:
+    """Return the configuration that words name, and the changes among them.
+
+    Raises:
+        UserError: There are several configurations.
+    """
+    words = [part for word in words for part in _words_of(word)]
     names = [word for word in words if not _is_change(word)]
     if len(names) > 1:
         raise UserError(f"one configuration at a time, got {' and '.join(names)} (a change is written key.path=value)")
-    return presets.load(names[0] if names else default, [word for word in words if _is_change(word)], **settings)
+    return names[0] if names else default, [word for word in words if _is_change(word)]
+
+
+def _words_of(word: str) -> list[str]:
+    """Return the words of `@FILE`: quoted as for a shell, with comments after `#`."""
+    if not word.startswith("@"):
+        return [word]
+    text = decode_utf8(presets.read_bytes(Path(word[1:])), word)
+    try:
+        return shlex.split(text, comments=True)
+    except ValueError as error:
+        raise UserError(f"{word}: {error}; quote values as for a shell") from None
 
 
 def _is_change(word: str) -> bool:
@@ -106,8 +138,10 @@ def _train(options: argparse.Namespace) -> int:
         config = _load(options.words)
     check(config)
     if options.print_config:
-        print(to_json(config), end="")
+        print(commented(config) if options.comments else to_json(config), end="")
         return 0
+    if options.comments:
+        raise UserError("--comments needs --print-config")
 
     start_jax(config.runtime)
     from lmjax.run import launch, resume

@@ -10,7 +10,7 @@ from lmjax.config.objectives import CausalConfig, DirectConfig, MaskedConfig, Re
 from lmjax.config.policies import PolicyConfig, PPOConfig
 from lmjax.config.ranges import check_ranges
 from lmjax.config.rewards import LearnedRewardConfig
-from lmjax.config.schema import Config, GuardConfig
+from lmjax.config.schema import Config, GuardConfig, TrainConfig
 
 
 def check(config: Config) -> None:
@@ -23,6 +23,7 @@ def check(config: Config) -> None:
     """
     _check_names(config)
     check_ranges(config)
+    _check_length(config.train)
     _check_guard(config.guard)
     _check_data(config.data)
     _check_families(config)
@@ -49,6 +50,15 @@ def _check_names(config: Config) -> None:
     for kind, name in extensions.used(config):
         if not (text and kind == "data.source" and name.startswith("hub:")):
             extensions.check_name(kind, name, own[kind])
+
+
+def _check_length(train: TrainConfig) -> None:
+    for kind in ("updates", "tokens"):
+        if train.epochs and getattr(train, kind):
+            raise UserError(
+                f"train.epochs = {train.epochs:g} and train.{kind} = {getattr(train, kind)} are both set; set one of "
+                "them to 0"
+            )
 
 
 def _check_guard(guard: GuardConfig) -> None:

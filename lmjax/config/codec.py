@@ -5,23 +5,26 @@ The type of a field decides how its value is read. An error is one line with the
 
 import dataclasses
 import json
+import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from lmjax.config import extensions, user_files
+from lmjax.config import extensions, synonyms, user_files
 from lmjax.config.errors import UserError, nearest
 from lmjax.config.json_text import parse_json
-from lmjax.config.ranges import shown
+from lmjax.config.ranges import accepts_integer, shown, type_hints
+from lmjax.config.schema import Config
 
 T = TypeVar("T")
 
 #: Bytes of a configuration or of another small file of settings.
 LARGEST_CONFIG = 16_000_000
+_GROUPS = {item.name for item in fields(Config)}  # first components of the keys of a run
 _DIGITS = 1000  # of an integer on the command line; the largest valid one has 19
 
 
@@ -96,36 +99,97 @@ def keys(config: Any, prefix: str = "") -> list[str]:
     return result
 
 
+def unknown_key(key: str, config: Any) -> UserError:
+    """Return the error about a key that the configuration does not have, with advice."""
+    return UserError(f"unknown key '{key}'{synonyms.advice(key, keys(config), _of_families(type(config)))}")
+
+
+def _of_families(cls: type) -> dict[str, list[str]]:
+    """Return the keys that only some families have, with the settings that select these."""
+    choices: dict[str, list[str]] = {}
+    for place in every_key(cls):
+        if place.choice:
+            choices.setdefault(place.name, []).append(place.choice)
+    return choices
+
+
+class Place(NamedTuple):
+    """Where a key is defined."""
+
+    #: The key.
+    name: str
+    #: The last setting that selects its dataclass (`model.family=rnn`); empty if every configuration has it.
+    choice: str
+    #: Its dataclass.
+    owner: type
+    #: Its field.
+    field: str
+
+
+def every_key(hint: Any, prefix: str = "", choice: str = "") -> Iterator[Place]:
+    """Yield the keys of a type, those of all families.
+
+    Args:
+        hint: A dataclass, or a union of dataclasses that `family` distinguishes.
+        prefix: Beginning of the keys, such as `model.`.
+        choice: The setting that selects this type.
+    """
+    if _is_union(hint):
+        for family, member in families(typing.get_args(hint)).items():
+            yield from every_key(member, prefix, f"{prefix}family={family}")
+        return
+    for name, inner in type_hints(hint).items():
+        if is_dataclass(inner) or (_is_union(inner) and all(map(is_dataclass, typing.get_args(inner)))):
+            yield from every_key(inner, f"{prefix}{name}.", choice)
+        else:
+            yield Place(prefix + name, choice, hint, name)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
 def _replace(node: Any, path: list[str], value: str, key: str, root: Any = None) -> Any:
     root = node if root is None else root
-    hints = typing.get_type_hints(type(node))
+    hints = type_hints(type(node))
     name = path[0]
     child = getattr(node, name, None) if name in hints else None
     if name not in hints or (len(path) > 1 and not is_dataclass(child)):
-        raise UserError(f"unknown key '{key}'{nearest(key, keys(root))}")
+        raise unknown_key(key, root)
     if path[1:] == ["family"] and value != getattr(child, "family", value):  # switch the member
-        members = _members(typing.get_args(hints[name]))
+        members = families(typing.get_args(hints[name]))
         if value not in members:
             hint = "; or name its file in extensions=[FILE.py]" if path[0] in ("model", "objective") else ""
             raise UserError(f"{key}: {shown(value)} is unknown{nearest(value, members)}{hint}")
         return dataclasses.replace(node, **{name: members[value]()})
     if len(path) > 1:
         return dataclasses.replace(node, **{name: _replace(child, path[1:], value, key, root)})
-    if is_dataclass(child) and value[:1] + value[-1:] == "()":  # (a=1, b=2)
-        return dataclasses.replace(node, **{name: _group(type(child)(), value, key, root)})
+    if is_dataclass(child) and (value[:1] + value[-1:] == "()" or re.match(r"[\w.]+\s*=", value)):
+        return _group(dataclasses.replace(node, **{name: type(child)()}), name, value, key, root)
     if is_dataclass(child):
         inner = ", ".join(f"{key}.{item.name}" for item in fields(child))
         raise UserError(f"'{key}' is a group of keys; set one of {inner}")
-    return dataclasses.replace(node, **{name: _parse(value, hints[name], key)})
+    return dataclasses.replace(node, **{name: _parse_field(value, type(node), name, key)})
 
 
-def _group(node: Any, text: str, key: str, root: Any) -> Any:
-    """Apply the changes of `(a=1, b=2)` to a dataclass of defaults."""
-    for part in _split(text[1:-1]):
+def _parse_field(text: str, cls: type, name: str, key: str) -> Any:
+    hint = type_hints(cls)[name]
+    if not accepts_integer(cls, name):
+        return _parse(text, hint, key)
+    number = _integer(text)
+    try:
+        return _parse(text, hint, key) if number is None else number
+    except UserError as error:
+        raise UserError(f"{error}; give one number, or a list as `lmjax explain {key}` shows") from None
+
+
+def _group(node: Any, name: str, text: str, key: str, root: Any) -> Any:
+    """Apply the changes of `(a=1, b=2)` or `a=1,b=2` to the field `name` of a dataclass."""
+    for part in split(text[1:-1] if text.startswith("(") else text):
         inner, equals, value = part.partition("=")
         if not equals:
             raise UserError(f"{key}: '{part}' is not of the form key=value")
-        node = _replace(node, inner.strip().split("."), value.strip(), f"{key}.{inner.strip()}", root)
+        node = _replace(node, [name, *inner.strip().split(".")], value.strip(), f"{key}.{inner.strip()}", root)
     return node
 
 
@@ -134,7 +198,7 @@ def _parse(text: str, hint: Any, key: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple:
         inner = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
-        parts = _split(inner)
+        parts = split(inner)
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_parse(part, args[0], key) for part in parts)
         if len(parts) != len(args):
@@ -162,6 +226,25 @@ def _parse(text: str, hint: Any, key: str) -> Any:
     raise UserError(f"{key}: expected {_describe(hint)}, got {shown(text)}")
 
 
+def written(value: Any) -> str:
+    """Return a value of a key as it is written on the command line; the inverse of reading it."""
+    if isinstance(value, str):
+        is_plain = value == value.strip() and not (len(value) > 1 and value[0] == value[-1] and value[0] in "'\"")
+        return value if is_plain else f"'{value}'"
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_written_item, value))}]"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _written_item(value: Any) -> str:
+    if is_dataclass(value) and not isinstance(value, type):
+        return json.dumps(dataclasses.asdict(value))
+    if isinstance(value, str) and (not value or value != value.strip() or set(value) & set(",()[]{}'\"")):
+        quote = '"' if "'" in value else "'"
+        return f"{quote}{value}{quote}"
+    return written(value)
+
+
 def _integer(text: str) -> int | None:
     """The integer of command-line text such as `100` or `1e6`; None if it is none."""
     try:
@@ -173,13 +256,13 @@ def _integer(text: str) -> int | None:
     return int(number) if number == number.to_integral_value() else None
 
 
-def _split(text: str) -> list[str]:
+def split(text: str) -> list[str]:
     """Split at the commas outside brackets and quotes; a trailing comma is allowed."""
     parts, depth, start, quote = [], 0, 0, ""
     for i, char in enumerate(text):
         if quote:
             quote = "" if char == quote else quote
-        elif char in "'\"" and not text[start:i].strip():
+        elif char in "'\"" and text[start:i].rstrip()[-1:] in ("", *"([{,:"):  # an item begins with it
             quote = char
         elif char in "([{":
             depth += 1
@@ -203,7 +286,7 @@ def _decode(value: Any, hint: Any, key: str) -> Any:
     if origin in (typing.Union, types.UnionType) and str in args:  # one of lmjax's names, or a registered one
         return _decode(value, str, key)
     if origin in (typing.Union, types.UnionType):
-        members = _members(args)
+        members = families(args)
         family = value.get("family", next(iter(members))) if isinstance(value, dict) else None
         if not isinstance(family, str) or family not in members:
             hint = "; or name its file in extensions=[FILE.py]" if key in ("model", "objective") else ""
@@ -213,11 +296,16 @@ def _decode(value: Any, hint: Any, key: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{key or 'configuration'}: expected an object, got {shown(value)}")
         value = getattr(hint, "upgrade", dict)(value)
-        hints = typing.get_type_hints(hint)
+        hints = type_hints(hint)
         for name in value:
             if name not in hints:
-                raise UserError(f"unknown key '{f'{key}.{name}'.lstrip('.')}'{nearest(name, hints)}")
-        decoded = {name: _decode(item, hints[name], f"{key}.{name}".lstrip(".")) for name, item in value.items()}
+                raise _unknown_name(name, hint, key)
+        decoded = {
+            name: item
+            if type(item) is int and accepts_integer(hint, name)
+            else _decode(item, hints[name], f"{key}.{name}".lstrip("."))
+            for name, item in value.items()
+        }
         required = (f.name for f in fields(hint) if f.default is MISSING and f.default_factory is MISSING)
         missing = [f"{key}.{name}".lstrip(".") for name in required if name not in decoded]
         if missing:
@@ -241,17 +329,25 @@ def _decode(value: Any, hint: Any, key: str) -> Any:
     raise UserError(f"{key}: expected {_describe(hint)}, got {shown(value)}")
 
 
+def _unknown_name(name: str, cls: Any, key: str) -> UserError:
+    """Return the error about a name that the dataclass of `key` does not have."""
+    path, names = f"{key}.{name}".lstrip("."), [f"{key}.{field.name}".lstrip(".") for field in fields(cls)]
+    if key.partition(".")[0] in _GROUPS or cls is Config:
+        return UserError(f"unknown key '{path}'{synonyms.advice(path, names, _of_families(Config))}")
+    return UserError(f"unknown key '{path}'{nearest(name, type_hints(cls))}")
+
+
 def _without_none(args: tuple[Any, ...]) -> Any:
     """The type of an optional value, from the arguments of its union."""
     (hint,) = (arg for arg in args if arg is not types.NoneType)
     return hint
 
 
-def _members(union: Iterable[Any]) -> dict[str, type]:
+def families(union: Iterable[Any]) -> dict[str, type]:
     """Return the dataclasses of a union by their `family`, the registered ones included."""
     members = {}
     for member in union:
-        names = typing.get_args(typing.get_type_hints(member)["family"])
+        names = typing.get_args(type_hints(member)["family"])
         members |= {names[0]: member} if names else extensions.configurations(member)
     return members
 

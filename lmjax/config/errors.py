@@ -3,6 +3,10 @@
 import difflib
 from collections.abc import Iterable
 
+#: Least similarity (`difflib`) of a name that is offered in place of a mistyped one.
+CLOSE = 0.75
+_MOST_LISTED = 24  # choices in a message
+
 
 class UserError(ValueError):
     """A mistake of the user; the command line prints one line and exits with status 2."""
@@ -32,17 +36,29 @@ def printable(text: str, most: int = 4000) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?`, or the list of choices if no choice is similar."""
+def nearest(word: str, choices: Iterable[str], otherwise: str = "") -> str:
+    """Return `; did you mean 'x'?`, or the list of choices if no choice is similar.
+
+    Args:
+        word: The mistyped name.
+        choices: The valid names.
+        otherwise: Answer in place of a list that is too long for one line.
+    """
     choices = list(choices)
     word = word[:100]  # the comparison takes quadratic time
-    tail = {choice.rsplit(".", 1)[-1]: choice for choice in reversed(choices)}
-    matches = difflib.get_close_matches(word, choices, 1) or [
-        tail[name] for name in difflib.get_close_matches(word.rsplit(".", 1)[-1], tail, 1)
-    ]
-    if matches:
-        return f"; did you mean '{matches[0]}'?"
-    return f"; choose from {', '.join(choices)}" if len(choices) <= 24 else "; --print-config shows every key"
+    longer = [choice for choice in choices if len(word) > 1 and choice.startswith(word)]
+    similar = longer[:_MOST_LISTED] or difflib.get_close_matches(word, choices, 1, CLOSE)
+    if similar:
+        return f"; did you mean {any_of(map(repr, similar))}?"
+    if len(choices) > _MOST_LISTED:
+        return otherwise
+    return f"; choose from {', '.join(choices)}"
+
+
+def any_of(names: Iterable[str]) -> str:
+    """Return `a, b or c`; empty without names."""
+    *first, last = list(names) or [""]
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def one_line(error: BaseException) -> str:

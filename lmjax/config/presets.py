@@ -4,25 +4,31 @@ A configuration file is source code and is executed; a saved `config.json` is da
 """
 
 import ast
+import difflib
 import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lmjax.config import extensions, trust, user_files
 from lmjax.config.checks import check
 from lmjax.config.codec import LARGEST_CONFIG, apply_overrides, differences, from_tree
-from lmjax.config.errors import UserError, nearest, one_line
+from lmjax.config.errors import CLOSE, UserError, nearest, one_line
 from lmjax.config.json_text import parse_json
 from lmjax.config.regular_files import read_regular
-from lmjax.config.schema import Config
+from lmjax.config.schema import Config, TrainConfig
 
 # Prefixes of the keys that leave the results of a run within its expected range.
 _SAME_RESULTS = ("name:", "seed:", "data.cache:", "parallel.", "runtime.", "track.", "checkpoint.", "guard.")
 _SAME_RESULTS += ("evaluate.", "train.log_", "train.sample_", "train.profile:", "train.callbacks:", "train.metrics:")
 _SAME_RESULTS += ("train.baselines:", "train.evaluate_every:", "train.evaluate_batches:", "train.expect:")
+
+
+#: Keys of which one gives the length of a run.
+LENGTHS = ("train.updates", "train.tokens", "train.epochs")
 
 
 def print_to_stderr(line: str) -> None:
@@ -38,13 +44,23 @@ def folder() -> Path:
 
 def names() -> dict[str, tuple[Path, str]]:
     """Return the file and the docstring's first line of each preset, without running its file."""
-    presets = {}
-    for path in sorted(folder().glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                summary = (ast.get_docstring(node) or "").split("\n")[0]
-                presets[node.name] = (path, summary)
-    return presets
+    return {name: (path, doc.split("\n")[0]) for name, (path, doc) in _documented().items()}
+
+
+def docstring(name: str) -> str:
+    """Return the docstring of a preset; empty for other names."""
+    return _documented()[name][1] if name in _documented() else ""
+
+
+@cache
+def _documented() -> dict[str, tuple[Path, str]]:
+    """The file and the docstring of each preset."""
+    return {
+        node.name: (path, ast.get_docstring(node) or "")
+        for path in sorted(folder().glob("*.py"))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    }
 
 
 def load(
@@ -83,11 +99,26 @@ def load(
 
 def _changed(config: Config, changes: Sequence[str]) -> Config:
     """Apply changes; the expected results are removed if a change makes others possible."""
-    changed = apply_overrides(config, changes)
+    changed = with_changes(config, changes)
     others = [line for line in differences(config, changed) if not line.startswith(_SAME_RESULTS)]
     if not others or changed.train.expect != config.train.expect:  # the user may state others
         return changed
     return replace(changed, train=replace(changed.train, expect=()))
+
+
+def with_changes(config: Config, changes: Sequence[str]) -> Config:
+    """Apply changes; one of `train.updates`, `tokens` and `epochs` replaces the others.
+
+    Raises:
+        UserError: A key or a value is invalid.
+    """
+    changed, default = apply_overrides(config, changes), TrainConfig()
+    named = {change.partition("=")[0].strip() for change in changes}
+    kinds = [key.partition(".")[2] for key in LENGTHS]
+    if any(f"train.{kind}" in named and getattr(changed.train, kind) for kind in kinds):
+        others = {kind: getattr(default, kind) for kind in kinds if f"train.{kind}" not in named}
+        changed = replace(changed, train=replace(changed.train, **others))
+    return changed
 
 
 def read(path: Path, changes: Sequence[str] = (), *, report: trust.Report | None = None) -> Config:
@@ -154,9 +185,30 @@ def _by_name(name: str) -> Config:
         raise UserError(f"cannot read the configuration {name}: {problem}")
     presets = names()
     if name not in presets:
-        raise UserError(f"unknown config '{name}'{nearest(name, presets)}")
+        raise unknown(name)
     path = presets[name][0]
     return _call(_functions(path)[name], path)
+
+
+def unknown(name: str) -> UserError:
+    """Return the error about an unknown preset; for `gpt2-medium` it names those of `gpt2`."""
+    return UserError(
+        f"unknown config '{name}'{nearest(_beginning(name), names(), '; `lmjax train --help` lists them')}"
+    )
+
+
+def has_similar(name: str) -> bool:
+    """Return whether presets have a similar name, or its beginning."""
+    return "did you mean" in nearest(_beginning(name), names())
+
+
+def _beginning(name: str) -> str:
+    """Return the name, or its first part if only that is known."""
+    plain = name.lower().replace("-", "_")
+    first = plain.partition("_")[0]
+    is_close = bool(difflib.get_close_matches(plain, names(), 1, CLOSE))
+    has_family = len(first) > 2 and any(preset.startswith(first) for preset in names())
+    return first if has_family and not is_close else plain
 
 
 def read_bytes(path: Path) -> bytes:

@@ -33,6 +33,16 @@ class Range:
     of_items: bool = False
 
 
+class OrInteger:
+    """Metadata of a field that may be given an integer, which its dataclass converts."""
+
+
+def accepts_integer(cls: Any, name: str) -> bool:
+    """Return whether a field of a dataclass may be given an integer."""
+    hint = _annotated_hints(cls)[name]
+    return any(extra is OrInteger for extra in getattr(hint, "__metadata__", ()))
+
+
 def check_ranges(config: Any, prefix: str = "") -> None:
     """Check every field of a dataclass against its type and its range.
 
@@ -45,7 +55,7 @@ def check_ranges(config: Any, prefix: str = "") -> None:
     Raises:
         UserError: A value is outside its range; the message names the key.
     """
-    hints = _hints(type(config))
+    hints = type_hints(type(config))
     for name, ranges in field_ranges(type(config)).items():
         key, value = f"{prefix}.{name}".lstrip("."), getattr(config, name)
         _check_numbers(value, hints[name], key)
@@ -107,7 +117,8 @@ def _valid(field_range: Range, value: Any) -> bool:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def type_hints(cls: Any) -> dict[str, Any]:
+    """Return the types of the fields of a dataclass, without metadata."""
     return typing.get_type_hints(cls)
 
 
@@ -117,11 +128,15 @@ def field_ranges(cls: type) -> dict[str, list[Range]]:
 
     The list is empty where every value of the type is valid.
     """
-    hints = typing.get_type_hints(cls, include_extras=True)
     return {
         name: [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)]
-        for name, hint in hints.items()
+        for name, hint in _annotated_hints(cls).items()
     }
+
+
+@cache
+def _annotated_hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 # ---- Numbers ----------------------------------------------------------------------------------------------------
@@ -296,5 +311,15 @@ def rate_cuts() -> Range:
         lambda cut: 0 <= cut[0] <= INT32 and 0 < cut[1] <= 1 and 1 <= cut[2] <= INT32,
         "must be (update, factor in (0, 1], updates to rise over)",
         "factor in (0, 1]",
+        of_items=True,
+    )
+
+
+def rate_extensions() -> Range:
+    """Extensions of the schedule: update, updates before, how it starts again."""
+    return Range(
+        lambda entry: 0 <= entry[0] <= entry[1] <= INT32 and entry[2] in ("rewarm", "restart"),
+        "must be (update, updates of the run before, rewarm or restart), update <= updates",
+        "update <= updates; rewarm or restart",
         of_items=True,
     )

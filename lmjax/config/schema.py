@@ -12,6 +12,7 @@ from lmjax.config.data import DataConfig
 from lmjax.config.models import GPTConfig, ModelConfig
 from lmjax.config.objectives import CausalConfig, ObjectiveConfig
 from lmjax.config.ranges import (
+    OrInteger,
     at_least,
     axis_size,
     batch_points,
@@ -24,6 +25,7 @@ from lmjax.config.ranges import (
     nonnegative,
     positive,
     rate_cuts,
+    rate_extensions,
     share,
     size,
     span,
@@ -73,8 +75,8 @@ class ScheduleConfig:
     #: Share of the run in which the rate rises linearly to `peak`. The rate of the first update is never zero.
     warmup: Annotated[float, share()] = 0.005
     #: Shape after the warmup, or the name of a registered one. `wsd` holds the peak and decays linearly over the last
-    #: `decay` share of the run.
-    shape: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant"] | str = "cosine"
+    #: `decay` share of the run. `range` rises exponentially from `final` x `peak` to `peak`, to find a learning rate.
+    shape: Literal["cosine", "linear", "inverse_sqrt", "wsd", "constant", "range"] | str = "cosine"
     #: Rate at the end as a share of the peak (not used by `constant` and `inverse_sqrt`).
     final: Annotated[float, share()] = 0.1
     #: Share of the run in which `wsd` decays.
@@ -84,26 +86,41 @@ class ScheduleConfig:
     #: Temporary reductions, ((update, factor, over), ...). At `update` the rate drops to `factor` of the schedule's
     #: rate and returns to the full rate over `over` updates. The guard adds one when skipping data does not help.
     cuts: Annotated[tuple[tuple[int, float, int], ...], rate_cuts()] = ()
+    #: How a resume that makes the run longer continues. `keep`: with the rates that the run would have if it had always
+    #: had its new length; the rate changes at once. `rewarm`: rise from the rate of the last update to `peak` over
+    #: `warmup` of the remaining run, then fall over the rest of it. `restart`: the complete schedule over the remaining
+    #: run, from its first rate.
+    on_extend: Literal["keep", "rewarm", "restart"] = "keep"
+    #: Where the schedule starts again, ((update, updates, how), ...): at `update` (counted from 0) a run of `updates`
+    #: was made longer, and the schedule starts again by `rewarm` or `restart`. A resume adds an entry according to
+    #: `on_extend`.
+    extended: Annotated[tuple[tuple[int, int, str], ...], rate_extensions()] = ()
 
 
 @dataclass(frozen=True)
 class BatchConfig:
     """Tokens per update, growing with the tokens seen, in equal microbatches."""
 
-    #: Batch size in tokens over the run, ((from_token, batch_tokens), ...).
-    tokens: Annotated[tuple[tuple[int, int], ...], batch_points()] = ((0, 32_768),)
+    #: Batch size in tokens over the run: a number, or ((from_token, batch_tokens), ...) if it grows.
+    tokens: Annotated[tuple[tuple[int, int], ...], batch_points(), OrInteger] = ((0, 32_768),)
     #: Growth between the points of `tokens`: a jump at each point, or a linear rise between the points.
     growth: Literal["steps", "linear"] = "steps"
     #: Sequences computed at a time over all devices. Batch growth changes only the number of accumulated
     #: microbatches, so it never causes a new compilation.
     microbatch: Annotated[int, size(1)] = 32
 
+    def __post_init__(self) -> None:
+        tokens: Any = self.tokens
+        if type(tokens) is int:
+            object.__setattr__(self, "tokens", ((0, tokens),))
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The length of the run, and its evaluations, logs and samples."""
 
-    #: Number of optimizer updates (0: as many as `tokens` need).
+    #: Number of optimizer updates (0: as many as `tokens` or `epochs` need). On the command line, one of the three
+    #: replaces the others.
     updates: Annotated[int, size(0)] = 0
     #: Number of training tokens; used if `updates` is 0.
     tokens: Annotated[int, at_least(0)] = 0
@@ -130,6 +147,11 @@ class TrainConfig:
     callbacks: tuple[str, ...] = ()
     #: Measure the byte unigram and the Kneser-Ney 5-gram on the same split at the end.
     baselines: bool = True
+    #: Number of passes over the training data, also a fraction (0: `updates` or `tokens` give the length). A pass of a
+    #: mixture has as many tokens as all of its sources together.
+    epochs: Annotated[float, nonnegative()] = 0.0
+    #: Training tokens of one pass. A run with `epochs` takes it from the data, whatever is given here.
+    epoch_tokens: Annotated[int, at_least(0)] = 0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A report on prepared text: lengths, what is lost, duplicates, and overlap with validation data and tasks.
+"""A report on prepared text: lengths, losses, duplicates, overlap with tasks.
 
 An evaluation example is contaminated if it shares a run of N words with the training text, where N is the length of
 the example at the 5th percentile of its task, but from 8 to 13 (Brown et al. 2020, appendix C).

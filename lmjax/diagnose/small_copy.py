@@ -18,6 +18,7 @@ from lmjax.config import (
 )
 from lmjax.config.policies import PolicyConfig
 from lmjax.models import registry
+from lmjax.optim.batch_plan import with_any_length
 from lmjax.run import build
 
 #: Updates of the small copy, and updates between its checkpoints; the guard is armed after 64.
@@ -41,6 +42,7 @@ def shrink(config: Config) -> Config:
     Raises:
         UserError: `config` has no length of the run, or its batches do not fit.
     """
+    config = with_any_length(config)
     plan, is_policy = build.plan_batches(config), isinstance(config.objective, PolicyConfig)
     model = registry.shrink(config.model)
     if is_policy or isinstance(config.data, PreferenceConfig):  # they are never cut: a smaller context leaves few

@@ -22,6 +22,8 @@ from lmjax.display.format import digits, duration, evaluation_line, known, numbe
 
 NARROWEST = 20  # columns of a terminal whose width is believed
 SMOOTHING = 0.95  # decay of the displayed loss: an average over about 20 records
+SETTLING = 10.0  # seconds after which the displayed end of the run follows a change of pace
+EARLIEST = 2.0  # seconds of training before the time left is shown: the pace until then is noise
 
 
 class Console:
@@ -45,10 +47,11 @@ class Console:
         clock: Any = time.monotonic,
     ):
         file = cast(TextIO, file or sys.stdout or _Nowhere())
+        self._file = _Unbreakable(file)
         if live is None:
             live = file.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
         self._rich = rich.console.Console(
-            file=cast(TextIO, _Unbreakable(file)),
+            file=cast(TextIO, self._file),
             width=width,
             force_terminal=True if live else None,
             force_jupyter=False,
@@ -63,6 +66,7 @@ class Console:
         self._interval = interval
         self._clock = clock
         self._printed = -math.inf
+        self._begun = clock()
         self._phases: list[tuple[str, float]] = []
         self._phases_seen: set[str] = set()
         self._ingested = self._ingesting = ""  # the displayed line, and its subject
@@ -99,6 +103,12 @@ class Console:
         """Print an event."""
         self._print(text)
 
+    def last_words(self, text: str) -> None:
+        """Print an event; on the standard error too if the reader of the output is gone."""
+        self._print(text)
+        if self._file.lost and sys.stderr is not None:
+            _Unbreakable(sys.stderr).write(printable(text) + "\n")
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Show the current phase of the run within the block: `compiling`, `saving`."""
@@ -127,8 +137,11 @@ class Console:
         amount = f": {quantity(done, 'B')}{share}" if done or total else " ..."
         begins, self._ingesting = message != self._ingesting, message
         self._ingested = (message or "reading") + amount
-        if not self._show() and (self._due() or begins or (total and done >= total)):
+        complete = bool(total) and done >= cast(int, total)
+        if not self._show() and (self._due() or begins or complete):
             self._print(self._ingested)
+        if complete:  # something else runs from now on
+            self._ingested = ""
 
     # ---- Before and after -----------------------------------------------------------------------------------
 
@@ -165,6 +178,8 @@ class Console:
                 self._left = self._progress.count
 
     def __enter__(self) -> "Console":
+        self._begun = self._clock()
+        self._show()
         return self
 
     def __exit__(
@@ -191,6 +206,8 @@ class Console:
             line = Text.assemble(shown, "  " if busy and shown else "", line)
         elif self._ingested or self._progress.updates:
             line = Text.assemble(self._ingested or f"0/{self._progress.updates}", "  " if busy else "", line)
+        elif not busy:
+            line = Text(f"working {duration(self._clock() - self._begun)}", style="yellow")
         line.truncate(width)
         return line
 
@@ -215,6 +232,8 @@ class Progress:
         self._skipped = 0
         self._last: Mapping[str, Any] = {}
         self._first: tuple[float, float, int] | None = None  # (time, share of the run done, number) of a record
+        self._latest = 0.0  # time of the last record
+        self._end: tuple[float, float] | None = None  # when the run will end, and when that was estimated
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add the record of an update."""
@@ -232,7 +251,7 @@ class Progress:
 
         The records of updates that were dispatched together arrive together, in no time.
         """
-        now = self._clock()
+        self._latest = now = self._clock()
         if self._first is not None:
             took = (self.count - self._first[2]) * seconds if number(seconds) else 0
             if now - self._first[0] >= took / 2:
@@ -240,13 +259,23 @@ class Progress:
         self._first = now, self._share(), self.count
 
     def left(self) -> float | None:
-        """Return the remaining seconds at the average pace so far; None if unknown."""
-        share = self._share()
-        if self._first is None or share <= self._first[1]:
-            speed = self._last.get("tokens_per_second")
-            known = self._tokens and number(speed) and speed
-            return (1 - share) * self._tokens / cast(float, speed) if known else None
-        return (self._clock() - self._first[0]) * max(1 - share, 0) / (share - self._first[1])
+        """Return the remaining seconds; None if unknown.
+
+        They follow from the average pace so far. A change of the pace moves the end of the run slowly.
+        """
+        share, now = self._share(), self._clock()
+        took = self._latest - self._first[0] if self._first else 0.0
+        if self._first is not None and share > self._first[1] and took >= EARLIEST:
+            end = self._latest + took * max(1 - share, 0) / (share - self._first[1])
+            if self._end is not None:
+                before, looked = self._end
+                end = before + (end - before) * -math.expm1((looked - now) / SETTLING)
+            self._end = end, now
+            return max(end - now, 0)
+        speed, seconds = self._last.get("tokens_per_second"), self._last.get("seconds")
+        if not (self._tokens and number(speed) and speed) or (number(seconds) and cast(float, seconds) < EARLIEST):
+            return None
+        return (1 - self._share()) * self._tokens / cast(float, speed)
 
     def line(self, width: int | None = None) -> str:
         """Return the progress line in at most `width` columns.
@@ -293,6 +322,8 @@ class _Unbreakable:
 
     def __init__(self, file: TextIO):
         self._file = file
+        #: Text was lost.
+        self.lost = False
 
     def write(self, text: str) -> int:
         try:
@@ -311,6 +342,7 @@ class _Unbreakable:
             self._lost(error)
 
     def _lost(self, error: Exception) -> None:
+        self.lost = True
         # The reader is gone. Otherwise Python's flush at exit would fail and change the exit status.
         if isinstance(error, BrokenPipeError) and self._file is sys.__stdout__:
             null = os.open(os.devnull, os.O_WRONLY)

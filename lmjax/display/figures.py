@@ -26,8 +26,6 @@ WIDTH = 1.6
 REFERENCE: dict[str, Any] = {"color": "0.3", "linewidth": 1.2}
 #: Style of the raw values of a smoothed curve.
 FAINT: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.3, "linestyle": "-"}
-#: Largest number of points drawn of a noisy curve.
-POINTS = 4000
 #: Style of the marks of values that are not finite.
 NOT_FINITE: dict[str, Any] = {"color": COLOURS[3], "linestyle": "", "marker": "^"}
 
@@ -94,38 +92,6 @@ def literal(name: str) -> str:
     name = printable(name.encode("utf-8", "replace").decode())  # a path may have bytes that are no text
     name = name if len(name) <= 48 else "..." + name[-45:]
     return (" " * name.startswith("_") + name).replace("$", r"\$")
-
-
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Average exponentially over 2 % of the points, but at most a tenth of the points so far.
-
-    The average therefore follows the steep start of a run closely. NaN values are ignored.
-    """
-    result, mean, count = np.full(len(values), np.nan), 0.0, 0
-    for i, value in enumerate(values.tolist()):
-        if value == value:  # not NaN
-            count += 1
-            mean += (value - mean) / max(1.0, min(len(values) / 50, count / 10))
-            result[i] = mean
-    return result
-
-
-def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Select at most `POINTS` points for a curve.
-
-    They are the lowest and the highest of each block, and one that is not finite. The selection contains every spike.
-    A value that is not finite becomes NaN, where the line has a gap.
-    """
-    y = np.where(np.isfinite(y), y, np.nan)
-    if len(y) <= POINTS:
-        return x, y
-    indices: list[int] = []
-    for block in np.array_split(np.arange(len(y)), POINTS // 3):
-        finite, gaps = block[np.isfinite(y[block])], block[np.isnan(y[block])]
-        indices += [int(finite[y[finite].argmin()]), int(finite[y[finite].argmax()])] if len(finite) else []
-        indices += gaps[:1].tolist()
-    chosen = np.unique(indices)
-    return x[chosen], y[chosen]
 
 
 def check_name(path: Path) -> None:

@@ -31,17 +31,27 @@ def quantity(value: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds: 3.2s, 1m05s, 2h03m, 3d04h."""
+    """Format seconds: 3.2s, 1m05s, 2h03m, 3d04h, 1.5 years, 97,000 years."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 59.5:
         return f"{seconds:.1f}s" if seconds < 9.95 else f"{seconds:.0f}s"
+    years = seconds / (365.25 * 86400)
+    if years >= 1:
+        return f"{years:.1f} years" if years < 9.95 else f"{float(f'{years:.2g}'):,.0f} years"
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
     if not hours:
         return f"{minute}m{second:02}s"
     return f"{days}d{hour:02}h" if days else f"{hour}h{minute:02}m"
+
+
+def memory(size: float) -> str:
+    """Format a number of bytes: 512.0 KiB, 25.3 MiB, 1.50 GiB."""
+    if size >= 2**30:
+        return f"{size / 2**30:,.2f} GiB"
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
 
 
 def printable(text: str) -> str:

@@ -17,7 +17,7 @@ TRANSIENT, ROLLED_BACK, SAVING = "transient: the spike did not come again", "rol
 MACHINE = ("jax", "devices", "processes", "platform", "mesh", "form", "xla_flags", "updates_at_once")
 _DEFAULTS = {"updates_at_once": 1}  # in journals of earlier versions, which lack the key; they may also lack flags
 # Prefixes of the keys that select how a run is computed and do not change what is learnt.
-MEANS = ("parallel.", "runtime.", "track.", "data.cache:", "train.expect:")
+MEANS = ("parallel.", "runtime.", "track.", "data.cache:", "train.expect:", "schedule.on_extend:")
 
 
 @dataclass(frozen=True)

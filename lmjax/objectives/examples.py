@@ -14,7 +14,7 @@ _SEARCHED = 1000  # rows of files
 
 
 def beginning(text: str) -> str:
-    """Return the first words of a text on one line; of a text without spaces, its first letters."""
+    """Return the first words of a text, or its first letters if it has no spaces."""
     shown = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
     return " ".join(shown.split()[:_WORDS])[:_LETTERS].strip()
 

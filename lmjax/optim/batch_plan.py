@@ -1,12 +1,13 @@
 """The batch size of every update."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
-from lmjax.config import BatchConfig, TrainConfig, UserError
+from lmjax.config import BatchConfig, Config, TrainConfig, UserError
 from lmjax.config.ranges import INT64, check_ranges
 
 #: Largest number of updates of a run: the schedule is computed for all of them at the start.
@@ -38,6 +39,11 @@ class BatchPlan:
         """The number of tokens that the run consumes."""
         return int(self.tokens_before[-1] + self.sequences[-1] * self.context)
 
+    def part(self, start: int, stop: int) -> "BatchPlan":
+        """Return the plan of the updates from `start` to `stop`; tokens count from `start`."""
+        before = self.tokens_before[start:stop]
+        return replace(self, sequences=self.sequences[start:stop], tokens_before=before - before[:1])
+
     @property
     def microbatches(self) -> np.ndarray:
         """int64[updates]: microbatches of each update; the maximum is the update step's K."""
@@ -63,11 +69,30 @@ class BatchPlan:
         return np.asarray(jumps, np.int64)
 
 
+def planned_tokens(train: TrainConfig) -> int:
+    """Return the number of tokens that `train.tokens` or `train.epochs` gives (0: unknown)."""
+    return math.ceil(min(train.epochs * train.epoch_tokens, 2.0**63)) if train.epochs else train.tokens
+
+
+def with_any_length(config: Config) -> Config:
+    """Return a configuration with some length, in place of one that only the data give.
+
+    Every batch size occurs in it.
+    """
+    batch, train = config.batch, config.train
+    if train.updates or not train.epochs or train.epoch_tokens:
+        return config
+    largest = max((size for _, size in batch.tokens), default=1)
+    last_start = batch.tokens[-1][0] if batch.tokens else 0
+    return replace(config, train=replace(train, epochs=0.0, tokens=last_start + 2 * largest))
+
+
 def batch_plan(batch: BatchConfig, train: TrainConfig, context: int) -> BatchPlan:
     """Compute the batch size of every update of the run.
 
     The size of an update is the value of `batch.tokens` at the number of tokens consumed before it, rounded to an
-    integer number of microbatches. With `train.tokens` the run ends with the first update that reaches this number.
+    integer number of microbatches. With `train.tokens` or `train.epochs` the run ends with the first update that
+    reaches this number.
 
     Raises:
         UserError: A key is out of range; the message names it.
@@ -81,7 +106,7 @@ def batch_plan(batch: BatchConfig, train: TrainConfig, context: int) -> BatchPla
     sizes, counts = [], []
     for (_, microbatches), end in zip(levels, ends, strict=True):
         size = microbatches * unit
-        limits = (end,) if train.updates else (end, train.tokens)
+        limits = (end,) if train.updates else (end, planned_tokens(train))
         room = [-((tokens - limit) // size) for limit in limits if limit]  # rounded up
         if train.updates:
             room.append(train.updates - updates)
@@ -96,9 +121,11 @@ def batch_plan(batch: BatchConfig, train: TrainConfig, context: int) -> BatchPla
 def _check_length(levels: list[tuple[int, int]], train: TrainConfig, unit: int) -> None:
     """Raise UserError if the run has more updates or tokens than can be planned."""
     smallest, largest = (pick(microbatches for _, microbatches in levels) * unit for pick in (min, max))
-    updates = train.updates or train.tokens // smallest
-    if updates > MAX_UPDATES and (train.updates or train.tokens // largest > MAX_UPDATES):
-        key = f"train.updates = {updates}" if train.updates else f"train.tokens = {train.tokens} in {updates} updates"
+    tokens = planned_tokens(train)
+    updates = train.updates or tokens // smallest
+    if updates > MAX_UPDATES and (train.updates or tokens // largest > MAX_UPDATES):
+        length = f"train.epochs = {train.epochs:g}, {tokens} tokens" if train.epochs else f"train.tokens = {tokens}"
+        key = f"train.updates = {updates}" if train.updates else f"{length} in {updates} updates"
         raise UserError(
             f"{key}: the schedule of a run has at most {MAX_UPDATES} updates (more would need "
             f"{updates * 40 / 2**30:,.0f} GiB for it); lower it, or raise batch.tokens"
@@ -140,8 +167,10 @@ def _check_batch(batch: BatchConfig, train: TrainConfig, unit: int) -> None:
     points = batch.tokens
     check_ranges(batch, "batch")
     check_ranges(train, "train")
-    if train.updates == train.tokens == 0:
-        raise UserError("train.updates and train.tokens are both 0; set train.updates or train.tokens")
+    if train.updates == planned_tokens(train) == 0:
+        if train.epochs:
+            raise UserError(f"train.epochs = {train.epochs:g}: only the data say how many tokens an epoch has")
+        raise UserError("train.updates, train.tokens and train.epochs are all 0; set one of them")
     if not points:
         raise UserError("batch.tokens is empty; give ((0, tokens), ...)")
     if points[0][0] != 0:

@@ -43,7 +43,7 @@ def learning_rates(schedule: ScheduleConfig, plan: BatchPlan) -> np.ndarray:
 
 
 def _with_extensions(schedule: ScheduleConfig, plan: BatchPlan) -> np.ndarray:
-    """The rates without cuts: those before the last extension, then those of the cycle that it starts."""
+    """The rates without cuts: those before the last extension, then its cycle."""
     if not schedule.extended:
         return _cycle(schedule, plan)
     *earlier, (update, updates, how) = schedule.extended

@@ -30,7 +30,7 @@ from lmjax.models import registry
 from lmjax.objectives.objective import Objective
 from lmjax.objectives.registry import build_objective, objective_without_data
 from lmjax.objectives.samples import Samples
-from lmjax.optim.batch_plan import BatchPlan, batch_plan
+from lmjax.optim.batch_plan import BatchPlan, batch_plan, with_any_length
 from lmjax.optim.learning_rate import learning_rates
 from lmjax.optim.optimizer import make_optimizer
 from lmjax.parallel import axes
@@ -158,13 +158,15 @@ def build(config: Config, store: Store) -> Run:
         UserError: Settings contradict each other, the data or the devices.
     """
     config = _with_labels(resolve(config, store.tokenizer.vocab_size), store)
+    config = _with_epoch(config, store)
     return Run(config=config, store=store, objective=build_objective(config, store), **_parts(config))
 
 
 def without_data(config: Config, devices: Sequence[Any] | None = None) -> Run:
     """Build a run that can be compiled and planned, but reads no data.
 
-    An unknown size of the vocabulary is estimated.
+    An unknown size of the vocabulary is estimated; of an unknown length of the run, a beginning is planned that has
+    every batch size.
 
     Args:
         config: the configuration.
@@ -174,7 +176,7 @@ def without_data(config: Config, devices: Sequence[Any] | None = None) -> Run:
         UserError: Settings contradict each other or the devices.
     """
     registry.check(config.model)
-    config, store = resolve(config, expected_vocabulary(config)), _NO_STORE
+    config, store = resolve(with_any_length(config), expected_vocabulary(config)), _NO_STORE
     return Run(config=config, store=store, objective=objective_without_data(config), **_parts(config, devices))
 
 
@@ -225,7 +227,7 @@ def check(config: Config) -> None:
     registry.check_packing(config.model, getattr(config.data, "packed", False))
     if isinstance(config.data, DataConfig):
         check_weights(config.data)
-    _parts(config)
+    _parts(with_any_length(config))
     tasks = in_training.load(config.evaluate.tasks, trained_in_context(config))
     if tasks:
         in_training.check(tasks, incremental.limit(config.model))
@@ -274,6 +276,14 @@ def _with_labels(config: Config, store: Store) -> Config:
             "leave objective.labels out to take those of the data"
         )
     return dataclasses.replace(config, objective=dataclasses.replace(objective, labels=data_labels))
+
+
+def _with_epoch(config: Config, store: Store) -> Config:
+    """Fill in the number of tokens of an epoch, which `train.epochs` multiplies."""
+    if not config.train.epochs:
+        return config
+    samples = build_objective(with_any_length(config), store).samples
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, epoch_tokens=samples.epoch))
 
 
 def trained_in_context(config: Config) -> InContextConfig | None:
@@ -385,6 +395,6 @@ def on_mesh(run: Run) -> AbstractContextManager[None]:
 
 def describe_data(run: Run) -> list[str]:
     """Describe the data: each source with its hash, the samples, notes on the figures."""
-    sources = run.store.manifest["sources"]
-    lines = [f"{s['name']}: {s['documents']:,} documents, sha256 {s['documents_sha256']}" for s in sources]
+    named = [(s, "document" + "s" * (s["documents"] != 1)) for s in run.store.manifest["sources"]]
+    lines = [f"{s['name']}: {s['documents']:,} {noun}, sha256 {s['documents_sha256']}" for s, noun in named]
     return [*lines, *run.samples.describe(), *run.objective.notes()]

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from lmjax import __version__
-from lmjax.config import ClassificationConfig, Config, DataConfig, UserError, codec, errors, extensions
+from lmjax.config import ClassificationConfig, Config, DataConfig, UserError, codec, extensions, presets
 from lmjax.config.json_text import parse_json
 from lmjax.config.policies import PolicyConfig
 from lmjax.config.rewards import LearnedRewardConfig
@@ -30,6 +30,9 @@ _SAME_CONTENT = ("data.cache", "data.exclude", "data.shuffle", "data.packed", "d
 def resolved_like(config: Config, saved: Config) -> Config:
     """Fill in the values that the data determine, as in the saved configuration."""
     config = build.resolve(config, saved.model.vocab_size) if config.model.vocab_size == 0 else config
+    if config.train.epochs and not config.train.epoch_tokens:
+        train = dataclasses.replace(config.train, epoch_tokens=saved.train.epoch_tokens)
+        config = dataclasses.replace(config, train=train)
     if isinstance(config.objective, ClassificationConfig) and isinstance(saved.objective, ClassificationConfig):
         labels = config.objective.labels or saved.objective.labels
         config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, labels=labels))
@@ -80,15 +83,17 @@ def _absolute(name: str) -> str:
 def allowed_changes(saved: Config, config: Config, allow: Sequence[str]) -> list[str]:
     """Return the differences between two configurations.
 
-    Keys of the devices and the runtime may always differ.
+    Keys of the devices and the runtime may always differ. A length that may differ replaces a length of another kind.
 
     Raises:
         UserError: Another key differs and is not in `allow`, or `allow` has an unknown key.
     """
     for key in allow:
         if key not in codec.keys(saved):
-            raise UserError(f"--allow-change {key}: unknown key{errors.nearest(key, codec.keys(saved))}")
+            raise UserError(f"--allow-change: {codec.unknown_key(key, saved)}")
     changed = codec.differences(saved, config)
+    if not {*presets.LENGTHS}.isdisjoint(allow):
+        allow = (*allow, *presets.LENGTHS)
     refused = [line for line in changed if line.partition(":")[0] not in allow and not line.startswith(MEANS)]
     if refused:
         refused = [_changed_files(saved, config) if line.startswith("extensions:") else line for line in refused]

@@ -17,7 +17,7 @@ from lmjax.display.console import Console
 from lmjax.journal.journal import Journal
 from lmjax.parallel import processes
 from lmjax.parallel.mesh import describe_mesh
-from lmjax.run import build, config_hash, episodes, plan, reference_file, transfer
+from lmjax.run import build, config_hash, data_warnings, episodes, pace, plan, reference_file, transfer
 from lmjax.run.build import Run
 from lmjax.run.identity import absolute, fingerprints, versions
 from lmjax.run.session import FINISHED, train_run
@@ -114,7 +114,7 @@ def prepare_run(config: Config, console: Console, *, kept: Path | None = None, k
     episodes.check_reward(run)
     software = f"{__version__}, jax {jax.__version__}"
     processes.agree(lmjax=software, configuration=codec.to_json(run.config), **fingerprints(run))
-    for line in build.describe_data(run):
+    for line in [*build.describe_data(run), *data_warnings.warnings(run)]:
         console.event(line)
     if run.mesh.size > 1:
         several = "" if processes.alone() else f", in {jax.process_count()} processes"
@@ -144,17 +144,26 @@ def _make(run_dir: Path) -> None:
         raise UserError(f"cannot write to {run_dir}: {error.strerror}; choose another place with --run-dir") from None
 
 
-def show_plan(config: Config) -> int:
+def show_plan(config: Config, *, measure: bool = False) -> int:
     """Print what a run of `config` would do and need; return an exit status.
 
-    An unknown size of the vocabulary is estimated. The sizes are those of `init_from`, if it exists.
+    An unknown size of the vocabulary is estimated, unless `train.epochs` makes it necessary to prepare the data. The
+    sizes are those of `init_from`, if it exists. `measure`: time updates of a model that fits this machine.
     """
     if config.init_from and Path(config.init_from).exists():
         config = transfer.adopt(absolute(config))
     build.check(config)
-    run = build.without_data(config)
     with Console() as console:
         console.event(machine.describe())
+        if config.train.epochs:  # only the data say how long the run is
+            run = build.build(config, prepare(config.data, report=console.report))
+        else:
+            run = build.without_data(config)
+        if problem := plan.warning(run):
+            console.event(problem)
+        elif measure:
+            with console.phase("measuring this machine"):
+                pace.measure(run)
         for table in plan.tables(run):
             console.table(*table)
     return FINISHED

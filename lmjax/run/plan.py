@@ -4,26 +4,26 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from lmjax.config import ClassificationConfig, Config, GPTConfig, PPOConfig, UserError
 from lmjax.config.objectives import RewardConfig
 from lmjax.config.policies import PolicyConfig
-from lmjax.display.format import duration, quantity
+from lmjax.display.format import duration, memory, quantity
 from lmjax.models import classifier, costs, registry
 from lmjax.parallel import processes
 from lmjax.parallel.mesh import make_mesh
-from lmjax.run import build
+from lmjax.run import build, pace
 from lmjax.run.build import Run
 from lmjax.system import machine
 
-#: Share of the machine's peak that a well-tuned run reaches (PaLM, table 3: 0.46).
-EXPECTED_UTILISATION = 0.4
 #: Share of the initial values in the average of the parameters that needs no notice.
 NEGLIGIBLE = 0.005
 
 
 # An estimate above this multiple of the memory cannot be right.
 _CERTAINLY_TOO_MUCH = 8
+_TOO_LONG = 30 * 86400  # seconds that nobody trains on one machine
 
 
 class Table(NamedTuple):
@@ -37,20 +37,33 @@ class Table(NamedTuple):
     header: Sequence[str] = ()
 
 
-def tables(run: Run) -> list[Table]:
-    """Plan a run; one without data (`build.without_data`) shows no epochs."""
+def tables(run: Run, update: int = 0) -> list[Table]:
+    """Plan a run; one without data (`build.without_data`) shows no epochs.
+
+    Args:
+        run: The run.
+        update: Number of updates applied already; the plan is that of the others.
+    """
     config = run.config
-    memory = _memory(config, run.mesh.shape)
+    sizes = _memory(config, run.mesh.shape)
+    milestones = ("update", "tokens", "batch", "learning rate", "")
     return [
         Table("Parameters", [(name, f"{count:,}") for name, count in _parameters(config).items()], ("", "count")),
-        Table("Run", _run(run)),
-        Table("Milestones", _milestones(run), ("update", "tokens", "batch", "learning rate", "")),
-        Table(
-            "Memory of a device",
-            [(name, f"{size / 2**30:.2f} GiB") for name, size in memory.items()],
-            ("", "closed form"),
-        ),
+        Table(f"Run, after update {update:,}" if update else "Run", _run(run, update)),
+        *([Table("Milestones", _milestones(run, update), milestones)] if update < run.plan.updates else []),
+        Table("Memory of a device", [(name, memory(size)) for name, size in sizes.items()], ("", "closed form")),
     ]
+
+
+def warning(run: Run) -> str:
+    """Return why a run is not for this machine; empty if it is."""
+    sizes, limit = _needed(run.config, run.mesh)
+    seconds, problems = pace.seconds(run), []
+    if limit and sizes["total"] > limit:
+        problems.append(f"does not fit in {memory(limit)}, needs about {memory(sizes['total'])}")
+    if seconds > _TOO_LONG:
+        problems.append(f"{duration(seconds)} here")
+    return f"{'; '.join(problems)}; plan it for other devices: --topology v5e:8x8" if problems else ""
 
 
 def _parameters(config: Config) -> dict[str, int]:
@@ -101,20 +114,27 @@ def check_memory(config: Config) -> None:
     Raises:
         UserError: The parameters and the optimizer's state alone, or all parts by far, do not fit.
     """
-    limit = machine.device_memory().get("limit") or machine.total_memory()
-    if not limit or not processes.alone():
+    if not processes.alone():
         return
     config = build.resolve(config, build.expected_vocabulary(config))
-    mesh = make_mesh(config.parallel, microbatch=config.batch.microbatch)
-    share = 1 if machine.device_memory() else mesh.size  # devices of one CPU share its memory
-    sizes = {name: size * share for name, size in _memory(config, mesh.shape).items()}
+    sizes, limit = _needed(config, make_mesh(config.parallel, microbatch=config.batch.microbatch))
     state = sizes["total"] - sizes.get("activations", 0) - sizes.get("logits", 0) - sizes["gradients"]
-    if state > limit or sizes["total"] > _CERTAINLY_TOO_MUCH * limit:
+    if limit and (state > limit or sizes["total"] > _CERTAINLY_TOO_MUCH * limit):
         parts = ", ".join(f"{name} {size / 2**30:,.1f} GiB" for name, size in sizes.items())
         raise UserError(
             f"the run needs more than the {limit / 2**30:,.1f} GiB of memory here: {parts}; make the model, "
             "model.context or batch.microbatch smaller (`lmjax plan` shows the memory of a configuration)"
         )
+
+
+def _needed(config: Config, mesh: Mesh) -> tuple[dict[str, float], int | None]:
+    """Return the bytes that a device (a CPU: all of its devices) needs, and those it has."""
+    share = 1 if machine.device_memory() else mesh.size  # devices of one CPU share its memory
+    return {name: size * share for name, size in _memory(config, mesh.shape).items()}, _limit()
+
+
+def _limit() -> int | None:
+    return machine.device_memory().get("limit") or machine.total_memory()
 
 
 def _accumulates(config: Config) -> bool:
@@ -124,29 +144,31 @@ def _accumulates(config: Config) -> bool:
     return max(tokens for _, tokens in config.batch.tokens) > microbatch
 
 
-def _run(run: Run) -> list[tuple[str, str]]:
+def _run(run: Run, update: int = 0) -> list[tuple[str, str]]:
     config, plan = run.config, run.plan
-    rows = int(plan.sequences.sum()) * build.rows_of_sequence(config)
-    total = run.flops_per_token * rows * registry.tokens(config.model)
-    seconds = total / (run.peak_flops * EXPECTED_UTILISATION)
     every, evaluate_every = config.checkpoint.every, config.train.evaluate_every
-    saves = _times(plan.updates - 1, every) + 1
-    evaluations = _times(plan.updates - 1, evaluate_every) + 1
+    saves = _times(update, plan.updates - 1, every) + 1
+    evaluations = _times(update, plan.updates - 1, evaluate_every) + 1
+    remaining = plan.updates - update
     return [
-        ("updates", f"{plan.updates:,}"),
-        *_tokens(run),
-        ("FLOPs", f"{total:.3g} ({quantity(run.flops_per_token)} a token)"),
+        ("updates", f"{remaining:,}" + (f" of {plan.updates:,}" if update else "")),
+        *_tokens(run, update),
+        ("FLOPs", f"{pace.flops(run, update):.3g} ({quantity(run.flops_per_token)} a token)"),
         ("devices", f"{run.mesh.size}, together {quantity(run.peak_flops, 'FLOP/s')} at most"),
-        ("expected time", f"{duration(seconds)} at {EXPECTED_UTILISATION:.0%} of that, without evaluations"),
+        ("expected time", pace.describe(run, update)),
         ("checkpoints", f"{saves}: {_when(every)}"),
         ("evaluations", f"{evaluations}: {_when(evaluate_every)}"),
         *_average(config, plan.updates),
     ]
 
 
-def _tokens(run: Run) -> list[tuple[str, str]]:
+def _tokens(run: Run, update: int) -> list[tuple[str, str]]:
     """Return the rows of the tokens, and of the epochs: those of each source, for a mixture."""
     tokens, epoch = run.plan.tokens, run.tokens_per_epoch
+    if update:
+        remaining = tokens - run.tokens_after(update)
+        epochs = f" ({remaining / epoch:.2f} epochs of {quantity(epoch)})" if epoch else ""
+        return [("tokens", f"{remaining:,} of {tokens:,}{epochs}")]
     by_source = run.samples.epochs(int(run.plan.sequences.sum())) if epoch else {}
     if not by_source:
         return [("tokens", f"{tokens:,}" + (f" ({tokens / epoch:.2f} epochs of {quantity(epoch)})" if epoch else ""))]
@@ -171,20 +193,21 @@ def _when(every: int) -> str:
     return f"every {every:,} updates and at the end" if every else "at the end"
 
 
-def _times(updates: int, every: int) -> int:
-    return updates // every if every else 0
+def _times(before: int, updates: int, every: int) -> int:
+    """Count the multiples of `every` after `before` and up to `updates`."""
+    return max(updates // every - before // every, 0) if every else 0
 
 
-def _milestones(run: Run, *, most: int = 8) -> list[tuple[str, ...]]:
-    """Return the updates at which the schedule or the batch changes.
+def _milestones(run: Run, first: int, *, most: int = 8) -> list[tuple[str, ...]]:
+    """Return the updates from `first` (counted from 0) on at which the schedule or the batch changes.
 
     Of a batch growth with more than `most` steps, only `most` are shown.
     """
     plan, rates = run.plan, run.rates
-    grows = plan.changes
+    grows = plan.changes[plan.changes >= first]
     if len(grows) > most:
         grows = grows[np.linspace(0, len(grows) - 1, most).astype(int)]
-    events: dict[int, list[str]] = {0: ["first update"]}
+    events: dict[int, list[str]] = {first: ["next update" if first else "first update"]}
     for update in grows.tolist():
         up = plan.sequences[update] > plan.sequences[update - 1]
         events.setdefault(update, []).append("batch grows" if up else "batch shrinks")
@@ -204,4 +227,5 @@ def _milestones(run: Run, *, most: int = 8) -> list[tuple[str, ...]]:
             ", ".join(names),
         )
         for update, names in sorted(events.items())
+        if update >= first
     ]

@@ -31,7 +31,7 @@ class TrainingResult(os.PathLike):
 
     @cached_property
     def metrics(self) -> dict[str, np.ndarray]:
-        """The columns of the training records, such as `update`, `tokens`, `loss`; NaN where a record has no value."""
+        """The columns of the training records, such as `loss`; NaN for a missing value."""
         return self._columns(validation=False)
 
     @cached_property

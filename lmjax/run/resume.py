@@ -6,14 +6,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lmjax.config import Config, UserError, presets, user_files
+from lmjax.config import Config, UserError, codec, presets, user_files
 from lmjax.data.store.preparation import cache_folder, find_store
 from lmjax.display.console import Console
 from lmjax.guard import detector
 from lmjax.journal.history import History, fold, learnt
 from lmjax.journal.journal import Journal
 from lmjax.parallel import processes
-from lmjax.run import config_hash, feed, reference_file, transfer
+from lmjax.run import config_hash, extension, feed, reference_file, transfer
 from lmjax.run.build import Run
 from lmjax.run.identity import (
     absolute,
@@ -68,24 +68,37 @@ def resume(config: Config, run_dir: Path, *, allow: Sequence[str] = ()) -> int:
             console.event("the run was stopped before its first update: starting it")
             return begin_run(run, run_dir, console, lock)
         same_inputs(run, journal)
+        extension.check_length(run, saved, fold(journal.records))
         run = reference_file.recorded(run, run_dir, journal.records[0], console)
         if processes.is_main():
             _restore_tokenizer(run, run_dir / "tokenizer.json", console)
         position = _restored(run, run_dir, journal, console)
+        given, run = run.config, extension.extend(run, saved, position.update)
+        changed += codec.differences(given, run.config)
         if changed and processes.is_main():
             user_files.save_copies(run.config.extensions, run_dir, write=write_bytes)
             config_hash.write(run.config, run_dir)
         elif processes.is_main():
             config_hash.add_hash(run_dir)
-        counters = {"update": position.update, "cursor": position.cursor, "wall_step": journal.wall_step}
-        before = fold(journal.records).machine
-        journal.write("resume", **counters, changed=changed, **versions(run))
-        console.event(f"resuming {run_dir} after update {position.update}")
-        past = fold(journal.records)
-        if past.machine != before:
-            console.event("on other devices or another JAX than before: losses are the same up to rounding")
-        recent = past.recent(detector.remembered(run.config.guard), cursor=position.cursor)
-        return train_run(run, run_dir, Position(position.state, **counters, recent=recent), journal, console, lock)
+        position = _announce(run, run_dir, saved, changed, position, journal, console)
+        return train_run(run, run_dir, position, journal, console, lock)
+
+
+def _announce(
+    run: Run, run_dir: Path, saved: Config, changed: list[str], position: Position, journal: Journal, console: Console
+) -> Position:
+    """Journal the resume, say what changes, and return the position with its last batches."""
+    before = fold(journal.records).machine
+    counters = {"update": position.update, "cursor": position.cursor, "wall_step": journal.wall_step}
+    journal.write("resume", **counters, changed=changed, **versions(run))
+    console.event(f"resuming {run_dir} after update {position.update}")
+    past = fold(journal.records)
+    if past.machine != before:
+        console.event("on other devices or another JAX than before: losses are the same up to rounding")
+    if line := extension.describe(run, saved, position.update, past.cuts):
+        console.event(line)
+    recent = past.recent(detector.remembered(run.config.guard), cursor=position.cursor)
+    return Position(position.state, **counters, recent=recent)
 
 
 def _with_cache(config: Config, cache: str, run_dir: Path, console: Console) -> Config:

@@ -3,8 +3,9 @@
 import dataclasses
 import math
 import os
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from lmjax.display.console import Console
 from lmjax.journal.history import last, machine_of
 from lmjax.journal.journal import Journal
 from lmjax.parallel import mesh, processes
-from lmjax.run import build, feed, plan, policy_evaluation, policy_progress, steps, validation
+from lmjax.run import build, feed, pace, plan, policy_evaluation, policy_progress, steps, validation
 from lmjax.run.build import Run
 from lmjax.run.callbacks import notifier
 from lmjax.run.identity import fingerprints, tolerance, versions
@@ -23,14 +24,15 @@ from lmjax.run.own_files import OwnFiles
 from lmjax.run.saved import read_summary
 from lmjax.run.spikes import report
 from lmjax.run.summary import finish, summarise
-from lmjax.system import faults
+from lmjax.system import faults, machine
 from lmjax.system.files import Lock
 from lmjax.system.json_files import write_json
 from lmjax.training import loop, metrics
 from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.dispatch import with_faults
-from lmjax.training.inputs import GaveUp, LoopInputs, Position, write
+from lmjax.training.inputs import GaveUp, LoopInputs, Position, every, write
 from lmjax.training.signals import StopRequest
+from lmjax.training.speed import Speed
 from lmjax.training.state import State
 from lmjax.training.trackers import open_trackers
 
@@ -56,10 +58,10 @@ def train_run(
     begun, before = time.perf_counter(), _seconds_before(run_dir)
     own = OwnFiles(run_dir, lock, console.event).check if lock else lambda: None
     with (
-        StopRequest(alone=processes.alone()) as stop,
+        StopRequest(alone=processes.alone(), resume=resume_command(run_dir)) as stop,
         _loop_inputs(run, run_dir, position, journal, console, stop, own) as inputs,
     ):
-        for table in plan.tables(run):
+        for table in plan.tables(run, position.update):
             console.table(*table)
         tokens, context = run.plan.tokens, run.plan.context
         console.start(run.plan.updates, tokens=tokens, context=context, update=position.update)
@@ -67,6 +69,7 @@ def train_run(
             faults.reach("prepared")
             policy_progress.begin(run, position, inputs)
             position = loop.train(inputs, position, stop=stop)
+            pace.remember(run, tokens=inputs.speed.total[0], seconds=inputs.speed.total[1])
         except GaveUp as error:
             seconds = before + time.perf_counter() - begun
             summary = _summarise(run, run_dir, error.position, status="gave up", seconds=seconds)
@@ -90,9 +93,15 @@ def train_run(
         inputs.notify("end", position.update, summary)
     if stopped:
         console.close()
-        console.event(f"stopped by {stopped}, saved after update {position.update}; resume with:")
-        console.event(f"  python train.py --resume {run_dir}")
+        console.last_words(
+            f"stopped by {stopped}, saved after update {position.update}; resume with:\n  {resume_command(run_dir)}"
+        )
     return FINISHED
+
+
+def resume_command(run_dir: Path) -> str:
+    """Return the command that resumes a run."""
+    return f"python train.py --resume {shlex.quote(str(run_dir))}"
 
 
 def _summarise(
@@ -139,7 +148,9 @@ def _loop_inputs(
         report=console.event,
     )
     path = run_dir / "metrics.jsonl"
-    scores = metrics.scores(metrics.read(path)) if path.exists() else {}
+    records = metrics.read(path) if path.exists() else []
+    scores, due = metrics.scores(records), _evaluation_due(run, update, records)
+    measure_again = partial(machine.peak_flops, config.model.dtype, devices=list(run.mesh.devices.flat), again=True)
     folder = run_dir / "checkpoints"
     with (
         metrics.Recorder(path if main else os.devnull, update=update, sinks=trackers, report=console.event) as recorder,
@@ -154,8 +165,8 @@ def _loop_inputs(
             sequences=int(run.plan.sequences.sum()),
             vote=None if processes.alone() else lambda number: {"votes": mesh.votes(run.mesh, number)},
             tokens=run.tokens_after,
-            flops_per_token=run.flops_per_token,
-            peak_flops=run.peak_flops,
+            speed=Speed(flops_per_token=run.flops_per_token, peak=run.peak_flops, measure=measure_again),
+            evaluation_due=due,
             dispatch=dispatch,
             step=step,
             batches=partial(feed.device_batches, run),
@@ -173,6 +184,17 @@ def _loop_inputs(
             console=console,
         )
     processes.barrier("the end")  # process 0 ends later than the others
+
+
+def _evaluation_due(run: Run, update: int, records: Sequence[metrics.Record]) -> bool:
+    """Whether an evaluation was due here and has no record; every process must call this."""
+
+    def missing() -> str | None:
+        due = 0 < update < run.plan.updates and every(run.config.train.evaluate_every, update)
+        done = any(record["update"] == update and "val_loss" in record for record in records)
+        return "due" if due and not done else None
+
+    return processes.broadcast_from_main(missing) is not None
 
 
 def _evaluator(

@@ -196,5 +196,5 @@ def next_commands(run_dir: Path, *, prompt: str, tasks: Sequence[str], seed: int
 
 
 def _quoted(text: str) -> str:
-    """Return a text as an argument of a shell, in double quotes if it has no special character."""
+    """Return a text as an argument of a shell, in double quotes if these suffice."""
     return f'"{text}"' if not set(text) & set('"$`\\!\t') else shlex.quote(text)

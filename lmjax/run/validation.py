@@ -17,12 +17,8 @@ from lmjax.parallel.mesh import local_copy
 from lmjax.run.build import Run, averaged, on_mesh, trained_in_context
 from lmjax.run.saved import LoadedRun
 from lmjax.system import faults
-from lmjax.training.signals import StopRequest
+from lmjax.training.signals import Interrupted, StopRequest
 from lmjax.training.state import State
-
-
-class Interrupted(RuntimeError):
-    """A signal asked the run to stop during an evaluation."""
 
 
 def evaluator(

@@ -1,4 +1,4 @@
-"""A range test of the learning rate: one run in which the rate rises, and the loss at each rate.
+"""A range test of the learning rate: a run with a rising rate, and its losses.
 
 Smith 2017, "Cyclical learning rates for training neural networks", section 3.3. The rate rises by the same factor in
 each update. The loss falls, is flat, and rises where the rate is too high.

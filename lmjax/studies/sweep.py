@@ -20,7 +20,7 @@ from lmjax.studies.sweep_report import MOST_CURVES, Outcome, draw_curves, score_
 
 
 def run_sweep(config: Config, axes: Mapping[str, Sequence[str]], out: Path, *, metric: str = "") -> list[Outcome]:
-    """Train a run for each point of a grid, and write sweep.md, sweep.json and sweep.png to `out`.
+    """Train a run for each point of a grid, and write the comparison to `out`.
 
     Args:
         config: The configuration that the runs share.

@@ -127,7 +127,7 @@ def write_sweep(out: Path, outcomes: Sequence[Outcome], *, metric: str) -> None:
 
 
 def draw_curves(outcomes: Sequence[Outcome], out: Path) -> None:
-    """Draw the curves of all runs over each other; a picture that cannot be drawn costs a line."""
+    """Draw the curves of all runs over each other; a failure costs a line."""
     try:
         for path in curves.draw([outcome.run for outcome in outcomes], out):
             print(path)

@@ -9,7 +9,7 @@ _SIZES = {"plan-tpu": "0.7 GB", "plan-gpu": "0.4 GB", "cuda": "3 GB"}  # of what
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs an extra: from the checkout that runs, or from the package index."""
+    """Return the command that installs an extra, from this checkout or the index."""
     if (_ROOT / "pyproject.toml").is_file():
         place = "." if Path.cwd() == _ROOT else str(_ROOT)
         command = f"pip install -e '{place}[{extra}]'"

@@ -49,7 +49,7 @@ def rows(name: str, subset: str = "", *, splits: Sequence[str] = ("train",)) -> 
 
 
 def check_network(what: str) -> None:
-    """Check within two seconds that the hub, or the proxy of this machine, accepts connections.
+    """Check within two seconds that the hub, or a proxy to it, accepts connections.
 
     The hub's client itself tries for half a minute.
 

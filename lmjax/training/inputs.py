@@ -16,6 +16,7 @@ from lmjax.training.checkpoint import Checkpoints
 from lmjax.training.dispatch import Dispatch
 from lmjax.training.events import Notify
 from lmjax.training.metrics import Recorder
+from lmjax.training.speed import Speed
 from lmjax.training.state import State
 from lmjax.training.step import Step
 
@@ -82,13 +83,14 @@ class LoopInputs:
     vote: Callable[[int], dict[str, jax.Array]] | None
     #: Number of updates -> number of tokens trained on after them.
     tokens: Callable[[int], int]
-    flops_per_token: float
-    #: FLOP/s of all devices together.
-    peak_flops: float
+    #: Computes the speed of the run.
+    speed: Speed
     #: Write the report of a spike.
     autopsy: Callable[[State, ScheduledBatch, Decision], None]
     #: (update, text): add a line to the report of the spike at an update.
     conclude: Callable[[int, str], None]
+    #: An evaluation was due at the first position, and the last session did not complete it.
+    evaluation_due: bool
     #: What the bits of a loss depend on besides the configuration (`history.machine_of`).
     machine: tuple[Any, ...]
     #: Relative difference allowed between the first loss after a resume and the journal's, if the machine changed.

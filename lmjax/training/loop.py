@@ -26,7 +26,7 @@ from lmjax.training.loop_state import LoopState, Watch
 from lmjax.training.profiling import start_profile
 from lmjax.training.saver import Saver
 from lmjax.training.settle import settle
-from lmjax.training.signals import StopRequest
+from lmjax.training.signals import Interrupted, StopRequest
 
 
 def train(inputs: LoopInputs, position: Position, *, stop: StopRequest) -> Position:
@@ -40,6 +40,8 @@ def train(inputs: LoopInputs, position: Position, *, stop: StopRequest) -> Posit
     loop = _begin(inputs, position)
     stopping = False
     try:
+        if inputs.evaluation_due:
+            evaluate(inputs, position, whole=False)
         while loop.position.update < inputs.updates and not stopping:
             # Read once: a signal that comes later in this iteration takes effect in the next one. Several processes
             # stop at the same update: each votes with its batches, and all read the same votes.
@@ -188,12 +190,15 @@ def _not_saved(inputs: LoopInputs, position: Position, error: NotFinite) -> str:
 def evaluate(inputs: LoopInputs, position: Position, *, whole: bool) -> dict[str, float]:
     """Evaluate, record and return the metrics.
 
-    A failure is shown and returns no metrics; it does not end the run.
+    A failure is shown and returns no metrics; it does not end the run. An interruption does not count as one.
     """
     try:
         faults.reach("evaluate")
         with inputs.console.phase("evaluating"):
             values = inputs.evaluate(position.state, whole)
+    except Interrupted as error:
+        inputs.console.event(f"update {position.update}: {error}; a resume begins with it")
+        return {}
     except Exception as error:
         inputs.console.event(f"update {position.update}: the evaluation failed ({error}); training continues")
         return {}

@@ -161,7 +161,7 @@ def _record(
     inputs.journal.note(update=position.update, cursor=batch.cursor, **journaled)
     tokens = inputs.tokens(position.update)
     computed = (tokens - inputs.tokens(position.update - 1)) * batch.share
-    speed = computed / max(seconds, 1e-9) if steady else math.nan
+    speed, share = inputs.speed.add(computed, seconds) if steady else (math.nan, math.nan)
     record = {
         "update": position.update,
         "loss": loss,
@@ -170,7 +170,7 @@ def _record(
         "batch_size": batch.sequences,
         "tokens": tokens,
         "tokens_per_second": speed,
-        "mfu": speed * inputs.flops_per_token / inputs.peak_flops,
+        "mfu": share,
         "seconds": seconds,
         **{name: value for name, value in values.items() if name not in _NOT_RECORDED},
     }

@@ -7,6 +7,10 @@ from types import FrameType
 from typing import Any
 
 
+class Interrupted(RuntimeError):
+    """A signal asked the run to stop during a task that a resume repeats."""
+
+
 class StopRequest:
     """A context manager that turns the first signal into a request to stop.
 
@@ -16,10 +20,12 @@ class StopRequest:
     Args:
         alone: Whether the run has no other process. Otherwise a signal is only a vote (`number`), and `hear` sets
             `name` from the votes of all processes, so that all of them stop at the same update.
+        resume: The command that resumes the run, shown when a second signal ends the process.
     """
 
-    def __init__(self, *, alone: bool = True) -> None:
+    def __init__(self, *, alone: bool = True, resume: str = "") -> None:
         self.name = ""
+        self._advice = f"; resume with:\n  {resume}" if resume else ""
         self.number = 0
         self._alone = alone
         self._before: dict[int, Any] = {}
@@ -40,7 +46,8 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number:
-            os.write(sys.stderr.fileno() if sys.stderr else 2, b"\nstopped immediately by a second signal\n")
+            text = f"\nstopped immediately by a second signal{self._advice}\n"
+            os.write(sys.stderr.fileno() if sys.stderr else 2, text.encode(errors="replace"))
             os._exit(128 + number)
         self.number = number
         if self._alone:

@@ -109,7 +109,7 @@ READING: dict[str, Callable[[Path], list[str | Path]]] = {
     "evaluate": lambda run: ["evaluate", run, "--tasks", run.parent / "task", "--limit", "2"],
     "export": lambda run: ["export", run, "exported"],
     "plot": lambda run: ["plot", run, "--out", "plots"],
-    "plan": lambda run: ["plan", run / "config.json"],
+    "plan": lambda run: ["plan", run / "config.json", "--no-measure"],
 }
 
 

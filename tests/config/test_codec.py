@@ -9,9 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmjax.config import Config, CustomModelConfig, CustomObjectiveConfig, MeshConfig, RNNConfig, SourceConfig, codec
+from lmjax.config import (
+    BatchConfig,
+    Config,
+    CustomModelConfig,
+    CustomObjectiveConfig,
+    GRPOConfig,
+    MeshConfig,
+    ParallelConfig,
+    RNNConfig,
+    SourceConfig,
+    codec,
+)
 from lmjax.config.codec import apply_overrides, from_json, to_json
 from lmjax.config.errors import UserError
+from lmjax.config.policies import PolicyConfig
+from lmjax.config.rewards import NumberConfig
 
 
 def values(hint: object) -> st.SearchStrategy:
@@ -45,7 +58,10 @@ def test_json_round_trip_is_exact(config: Config) -> None:
 
 @given(values(Config), st.data())
 def test_an_override_sets_one_key_and_reads_back_what_json_prints(config: Config, data: st.DataObject) -> None:
-    base = Config(data=type(config.data)(), model=type(config.model)(), objective=type(config.objective)())
+    objective = type(config.objective)()
+    if isinstance(objective, PolicyConfig):
+        objective = dataclasses.replace(objective, reward=type(config.objective.reward)())
+    base = Config(data=type(config.data)(), model=type(config.model)(), objective=objective)
     key = data.draw(st.sampled_from(codec.keys(base)))
     value = config
     for name in key.split("."):
@@ -114,7 +130,7 @@ def test_overrides_read_what_a_person_types(override: str, expected: object) -> 
         ("batch.tokens=(0,3)", "batch.tokens: expected 2 values"),
         ("model=3", "'model' is a group of keys"),
         ("nonsense", "not of the form key.path=value"),
-        ("qqqqqq=1", "--print-config shows every key"),
+        ("qqqqqq=1", "`lmjax explain` lists the keys"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_way_out(override: str, message: str) -> None:
@@ -129,7 +145,7 @@ def test_a_mistake_is_one_line_that_names_the_way_out(override: str, message: st
     [
         ("{", "the configuration is not JSON"),
         ("[]", "expected an object"),
-        ('{"model": {"layer": 3}}', "unknown key 'model.layer'; did you mean 'layers'?"),
+        ('{"model": {"layer": 3}}', "unknown key 'model.layer'; did you mean 'model.layers'?"),
         ('{"model": {"layers": "3"}}', "model.layers: expected an integer, got '3'"),
         ('{"model": {"layers": true}}', "model.layers: expected an integer"),
     ],
@@ -137,6 +153,64 @@ def test_a_mistake_is_one_line_that_names_the_way_out(override: str, message: st
 def test_a_damaged_file_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         from_json(text, Config)
+
+
+def test_a_batch_size_may_be_one_number() -> None:
+    expected = BatchConfig(tokens=((0, 8192),))
+    assert apply_overrides(Config(), ["batch.tokens=8192"]).batch == expected
+    assert apply_overrides(Config(), ["batch.tokens=8.192e3"]).batch == expected
+    assert apply_overrides(Config(), ["batch=tokens=8192"]).batch == expected
+    assert from_json('{"batch": {"tokens": 8192}}', Config).batch == expected
+    assert json.loads(to_json(Config(batch=expected)))["batch"]["tokens"] == [[0, 8192]]
+    with pytest.raises(UserError, match=r"batch\.tokens: expected 2 values, got '8k'; give one number"):
+        apply_overrides(Config(), ["batch.tokens=8k"])
+    for tokens in ('"8"', "true", "8.5"):
+        with pytest.raises(UserError, match=r"batch\.tokens: expected a list"):
+            from_json(f'{{"batch": {{"tokens": {tokens}}}}}', Config)
+
+
+@pytest.mark.parametrize(
+    "text", ["parallel.mesh=data=2,fsdp=4", "parallel.mesh = data = 2, fsdp = 4", "parallel=mesh=(data=2,fsdp=4)"]
+)
+def test_a_group_needs_no_brackets(text: str) -> None:
+    assert apply_overrides(Config(), [text]).parallel == ParallelConfig(mesh=MeshConfig(data=2, fsdp=4))
+
+
+def test_a_group_may_name_its_family() -> None:
+    changed = apply_overrides(Config(), ["model=family=rnn,cell=gru", "objective=(family=grpo, reward=family=number)"])
+    assert changed.model == RNNConfig(cell="gru")
+    assert changed.objective == GRPOConfig(reward=NumberConfig())
+
+
+HINTS: list[typing.Any] = [
+    str,
+    bool,
+    int,
+    float,
+    bool | None,
+    tuple[str, ...],
+    tuple[int, ...],
+    tuple[tuple[str, float, float], ...],
+    tuple[tuple[int, tuple[float, ...]], ...],
+    tuple[SourceConfig, ...],
+]
+
+
+@given(st.sampled_from(HINTS).flatmap(lambda hint: st.tuples(st.just(hint), values(hint))))
+def test_what_is_written_for_the_command_line_reads_back(pair: tuple[typing.Any, object]) -> None:
+    """Apart from texts with both kinds of quotes: the syntax has no escapes."""
+    hint, value = pair
+    texts = _texts(value)
+    quotes = '"\\' if hint == tuple[SourceConfig, ...] else ""  # objects are JSON
+    if not any(("'" in text and '"' in text) or text.strip() != text or set(text) & set(quotes) for text in texts):
+        assert codec._parse(codec.written(value), hint, "key") == value
+
+
+def _texts(value: object) -> list[str]:
+    """The texts in a value."""
+    value = dataclasses.astuple(value) if isinstance(value, SourceConfig) else value
+    parts = [text for item in value for text in _texts(item)] if isinstance(value, tuple) else []
+    return [value] if isinstance(value, str) else parts
 
 
 def test_a_group_of_keys_is_changed_at_once() -> None:

@@ -98,6 +98,52 @@ def test_expected_results_are_those_of_the_unchanged_preset(change: str, kept: b
     assert own.train.expect == (("val_loss", 1.0, 2.0),)
 
 
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("gpt2", ["gpt2_124m", "gpt2_350m", "gpt2_774m", "gpt2_1558m"]),
+        ("gpt2-medium", ["gpt2_124m", "gpt2_350m", "gpt2_774m", "gpt2_1558m"]),
+        ("llama", ["llama_1b", "llama_7b"]),
+        ("GPT2-124M", ["gpt2_124m"]),
+        ("quikstart", ["quickstart"]),
+        ("tinystories", []),
+    ],
+)
+def test_an_unknown_name_is_answered_with_similar_ones(name: str, listed: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        presets.load(name)
+    assert [preset for preset in presets.names() if f"'{preset}'" in str(caught.value)] == sorted(
+        listed, key=list(presets.names()).index
+    )
+    assert listed or str(caught.value).endswith("; `lmjax train --help` lists them")
+
+
+@pytest.mark.parametrize(
+    ("changes", "length"),
+    [
+        (["train.epochs=2"], (0, 0, 2.0)),
+        (["train.tokens=1e6"], (0, 1_000_000, 0.0)),
+        (["train.epochs=2", "train.epochs=0"], (600, 0, 0.0)),
+        (["train.updates=0", "train.epochs=.5"], (0, 0, 0.5)),
+        (["train.updates=5", "train.tokens=64"], (5, 64, 0.0)),
+        (["train.log_every=2"], (600, 0, 0.0)),
+    ],
+)
+def test_a_length_of_the_run_replaces_that_of_the_preset(changes: list[str], length: tuple) -> None:
+    for train in (
+        presets.load("quickstart", changes).train,
+        presets.with_changes(presets.load("quickstart"), changes).train,
+    ):
+        assert (train.updates, train.tokens, train.epochs) == length
+        assert type(train.epochs) is float  # as config.json has it
+
+
+@pytest.mark.parametrize("other", ["train.updates=5", "train.tokens=64"])
+def test_two_lengths_of_a_run_are_refused(other: str) -> None:
+    with pytest.raises(UserError, match=r"train.epochs = 2 and train.\w+ = \d+ are both set; set one of them to 0"):
+        check(presets.load("quickstart", ["train.epochs=2", other]))
+
+
 def test_a_saved_configuration(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(to_json(Config(seed=7)))

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lmjax.config import ChatConfig, PPOConfig
+from lmjax.config import ChatConfig, Config, PPOConfig, TrainConfig
 from lmjax.config.codec import apply_overrides
 from lmjax.data.store import preparation
-from lmjax.diagnose.small_copy import shrink
+from lmjax.diagnose.small_copy import UPDATES, shrink
 from lmjax.run import build
 from tests import small
 
@@ -22,6 +22,14 @@ def test_conversations_that_a_small_context_cannot_hold_are_cut(corpus: Path) ->
     same = shrink(small.config("chat", corpus))
     assert isinstance(same.data, ChatConfig)
     assert same.data.too_long == "drop"  # the context is small already
+
+
+def test_a_run_of_epochs_has_the_batches_of_a_run_that_reaches_its_last_size(tiny: Config) -> None:
+    copies = [shrink(replace(tiny, train=length)) for length in (TrainConfig(epochs=2.0), TrainConfig(tokens=640))]
+    assert copies[0].train == copies[1].train
+    assert copies[0].train.updates == UPDATES
+    assert [size for _, size in copies[0].batch.tokens] == [size for _, size in copies[1].batch.tokens]
+    assert len({size for _, size in copies[0].batch.tokens}) == 2
 
 
 def test_pairs_keep_their_context(corpus: Path) -> None:

@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmjax.display.console import Console, Progress
-from lmjax.display.format import duration, evaluation_line, printable, quantity
+from lmjax.display.format import duration, evaluation_line, memory, printable, quantity
 from tests import ROOT
 
 
@@ -253,6 +254,9 @@ def test_quantity(value: float, text: str) -> None:
         (59.6, "1m00s"),
         (3599.7, "1h00m"),
         (90_000, "1d01h"),
+        (365 * 86_400, "365d00h"),
+        (1.5 * 365.25 * 86_400, "1.5 years"),
+        (97_100 * 365.25 * 86_400, "97,000 years"),
         (float("inf"), "?"),
     ],
 )
@@ -378,6 +382,53 @@ def test_the_time_left_is_not_that_of_records_which_arrive_together() -> None:
             assert left is None  # no pace yet, not "0.0s left"
         before = left
     assert before == 0
+
+
+def test_memory_is_never_zero_point_zero() -> None:
+    sizes = {512: "0.5 KiB", 2**20 - 600: "1023.4 KiB", 2**20: "1.0 MiB", 25 << 20: "25.0 MiB", 3 << 29: "1.50 GiB"}
+    assert {size: memory(size) for size in sizes} == sizes
+
+
+def test_the_time_left_is_not_shown_at_first_and_does_not_jump() -> None:
+    """Ten updates a second, and after three seconds the machine is busy for two: the average pace jumps by 65 %."""
+    clock = Clock()
+    progress, shown = Progress(10_000, clock=clock), []
+    for update in range(1, 1000):
+        clock.now += 2 if update == 30 else 0.1
+        progress.add({"update": update, "loss": 1.0, "seconds": 0.1})
+        shown.append(progress.left())
+    assert shown[:20] == [None] * 20  # 1.9 seconds after the first record
+    assert shown[21] == pytest.approx(997.8)
+    assert max(abs(after / before - 1) for before, after in pairwise(shown[21:])) < 0.15
+    assert shown[-1] == pytest.approx(9001 * (997 * 0.1 + 2) / 998, rel=0.01)  # the average pace
+
+
+def test_the_last_words_reach_the_standard_error_if_the_reader_is_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with Console(Gone()) as console:
+        console.event("lost")
+        console.last_words("resume with: x")
+    assert capsys.readouterr().err == "resume with: x\n"
+    with Console(io.StringIO()) as console:
+        console.last_words("resume with: x")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_shows_at_once_that_something_runs_and_no_step_that_is_complete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    clock = Clock()
+    with Console(Terminal(), width=80, clock=clock) as console:
+        clock.now += 6
+        assert console._status().plain == "working 6.0s"
+        console.report(50, 100, "hashing")
+        assert console._status().plain == "hashing: 50 B of 100 B (50%)"
+        console.report(100, 100, "hashing")
+        assert console._status().plain == "working 6.0s"
 
 
 def test_a_closed_standard_output_and_a_width_of_zero_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

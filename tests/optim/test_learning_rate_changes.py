@@ -116,3 +116,45 @@ def test_a_linear_ramp_has_few_jumps() -> None:
     found = plan(list(range(1, 101))).jumps.tolist()
     assert found[:5] == [1, 2, 3, 4, 6]  # sizes 2, 3, 4, 5, 7: 5 -> 6 is only a fifth more
     assert len(found) == len(set(found)) < 22
+
+
+# ---- Extensions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["updates", "tokens"])
+@pytest.mark.parametrize("how", ["rewarm", "restart"])
+def test_an_extension_keeps_the_rates_before_it_and_covers_the_rest(how: str, unit: Any) -> None:
+    """A run of 30 updates becomes one of 60 at update 20; the rest against a formula, to the rounding of float32."""
+    schedule = ScheduleConfig(shape="cosine", peak=0.01, warmup=0.1, final=0.2, unit=unit)
+    first = learning_rate.learning_rates(schedule, plan([4] * 30))
+    rates = learning_rate.learning_rates(dataclasses.replace(schedule, extended=((20, 30, how),)), CONSTANT)
+    np.testing.assert_array_equal(rates[:20], first[:20])
+    lowest = float(first[19]) if how == "rewarm" else 0.0
+    for update in range(1, 41):  # of the 40 that remain, 4 rise
+        rising = lowest + (0.01 - lowest) * update / 4
+        falling = 0.01 * (0.2 + 0.8 * (1 + np.cos(np.pi * (update - 4) / 36)) / 2)
+        assert rates[19 + update] == pytest.approx(min(rising, 0.01) if update <= 4 else falling, rel=2e-7)
+
+
+def test_a_run_that_is_extended_twice_keeps_both_parts_before() -> None:
+    once = ScheduleConfig(peak=0.01, warmup=0.1, extended=((20, 30, "restart"),))
+    twice = dataclasses.replace(once, extended=(*once.extended, (40, 50, "rewarm")))
+    before = learning_rate.learning_rates(once, plan([4] * 50))
+    after = learning_rate.learning_rates(twice, CONSTANT)
+    np.testing.assert_array_equal(after[:40], before[:40])
+    assert after[40] > after[39]
+    assert after[41] == pytest.approx(0.01)  # 2 of 20 updates rise
+
+
+@pytest.mark.parametrize(
+    ("extended", "message"),
+    [
+        (((20, 61, "rewarm"),), "had 61 updates before it was made longer, and has 60 now"),
+        (((20, 10, "rewarm"),), "update <= updates"),
+        (((20, 30, "keep"),), "rewarm or restart"),
+        (((40, 50, "rewarm"), (20, 30, "rewarm")), "sorted by update"),
+    ],
+)
+def test_an_extension_that_cannot_be_is_named(extended: tuple, message: str) -> None:
+    with pytest.raises(UserError, match=f"schedule.extended.*{message}"):
+        learning_rate.learning_rates(ScheduleConfig(extended=extended), CONSTANT)

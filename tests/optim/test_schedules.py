@@ -1,5 +1,6 @@
 import math
 import time
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmjax.config import BatchConfig, ScheduleConfig, TrainConfig, UserError
+from lmjax.config import BatchConfig, Config, ScheduleConfig, TrainConfig, UserError
 from lmjax.optim import batch_plan, learning_rate
 
 # ---- Batch size --------------------------------------------------------------------------------------------
@@ -61,6 +62,26 @@ def test_batch_plan_equals_a_naive_loop(data):
     assert plan.changes.tolist() == [u for u in range(1, plan.updates) if plan.sequences[u] != plan.sequences[u - 1]]
 
 
+@pytest.mark.parametrize("growth", ["steps", "linear"])
+@pytest.mark.parametrize(("epochs", "tokens"), [(1.0, 10_000), (0.25, 2_500), (3.0, 30_000), (1 / 3, 3_334)])
+def test_epochs_are_as_many_tokens(growth, epochs, tokens):
+    batch = BatchConfig(tokens=((0, 64), (512, 256), (5000, 128)), microbatch=4, growth=growth)
+    by_epochs = batch_plan.batch_plan(batch, TrainConfig(epochs=epochs, epoch_tokens=10_000), 8)
+    by_tokens = batch_plan.batch_plan(batch, TrainConfig(tokens=tokens), 8)
+    assert np.array_equal(by_epochs.sequences, by_tokens.sequences)
+
+
+@pytest.mark.parametrize("growth", ["steps", "linear"])
+@pytest.mark.parametrize("points", [((0, 64),), ((0, 64), (1, 256)), ((0, 256), (1000, 64)), ((0, 33), (512, 640))])
+def test_a_run_of_unknown_length_is_planned_with_every_batch_size(growth, points):
+    config = Config(batch=BatchConfig(tokens=points, microbatch=4, growth=growth), train=TrainConfig(epochs=2.0))
+    some, all_of_it = batch_plan.with_any_length(config), TrainConfig(tokens=10**6)
+    sizes = {*batch_plan.batch_plan(config.batch, some.train, 8).sequences.tolist()}
+    assert sizes == {*batch_plan.batch_plan(config.batch, all_of_it, 8).sequences.tolist()}
+    known = replace(config, train=TrainConfig(updates=3))
+    assert batch_plan.with_any_length(known) is known
+
+
 def test_batch_plan_follows_gpt3():
     """Brown et al. 2020, appendix B: from 32k tokens linearly to the full batch over 4 billion tokens."""
     batch = BatchConfig(tokens=((0, 32_768), (4_000_000_000, 3_200_000)), growth="linear", microbatch=16)
@@ -91,7 +112,7 @@ def test_a_million_updates_take_well_under_a_second():
         ({"tokens": ((0, 63),)}, {"updates": 1}, "lower batch.microbatch to 3"),
         ({"tokens": ((0, 15),)}, {"updates": 1}, "one sequence has 16 tokens"),
         ({"microbatch": 0}, {"updates": 1}, "batch.microbatch = 0"),
-        ({}, {}, "set train.updates or train.tokens"),
+        ({}, {}, "train.updates, train.tokens and train.epochs are all 0"),
         ({}, {"updates": -1}, "train.updates = -1"),
         ({}, {"updates": 2**31 - 1}, "train.updates = 2147483647: the schedule .* at most 20000000 updates"),
         ({}, {"tokens": 9 * 10**18}, "train.tokens = 9000000000000000000 in .* updates"),

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.config import Config, SourceConfig, UserError, presets
+from lmjax.config import Config, DataConfig, GRPOConfig, SourceConfig, TrainConfig, UserError, presets
 from lmjax.data.store import preparation
 from lmjax.run import build, plan
 from lmjax.system import machine
+from tests import small
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +79,55 @@ def test_settings_that_do_not_fit_are_refused_before_any_data_are_read(tmp_path:
     build.check(missing)
     with pytest.raises(UserError, match="no such task"):
         build.check(replace(missing, evaluate=replace(missing.evaluate, tasks=("no such task",))))
+
+
+FAMILIES = ("nnlm", "lstm", "masked", "translation", "bert labels", "chat", "packed chat", "reward", "policy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_epochs_are_passes_over_the_data_of_every_family(name: str, corpus: Path) -> None:
+    """Counts of rows and tokens come from the store, the numbers of samples from the order of the run."""
+    config = small.config("chat" if name == "policy" else name, corpus)
+    config = small.policy(config, GRPOConfig(group=2)) if name == "policy" else config
+    unit = config.batch.microbatch * build.tokens_of_sequence(config)
+    growing = {"tokens": ((0, 2 * unit), (5 * unit, 4 * unit))} if name != "lstm" else {}
+    config = replace(config, batch=replace(config.batch, **growing), train=replace(config.train, updates=0, epochs=2.5))
+    store = preparation.prepare(config.data)
+    run = build.build(config, store)
+    ids, _ = run.order.take(0, int(run.plan.sequences.sum()))
+    last = int(run.plan.sequences[-1])
+    if isinstance(config.data, DataConfig):
+        tokens = sum(len(source.ids) for source in store.sources)
+        assert 0 <= len(ids) * config.model.context - 2.5 * tokens < last * config.model.context
+    else:
+        rows = sum(run.order.windows)
+        assert 0 <= len(ids) - 2.5 * rows < last
+        source, _, window = run.order.split_id(ids)
+        counts = np.unique(np.stack([source, window]), axis=1, return_counts=True)[1]
+        assert len(counts) == rows  # every row is read, and about equally often
+        assert 1 <= counts.min() <= counts.max() <= 4
+    assert run.config.train.epoch_tokens * 2.5 <= run.plan.tokens
+    again = build.build(replace(run.config, train=replace(run.config.train, epoch_tokens=1)), store)  # of other data
+    assert (again.config, again.plan.updates) == (run.config, run.plan.updates)
+
+
+def test_an_epoch_of_a_mixture_has_the_tokens_of_all_sources(tiny: Config, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("a few words\n\n" * 100)
+    sources = (SourceConfig(files=tiny.data.files), SourceConfig(files=(str(tmp_path / "other.txt"),), weight=3))
+    config = replace(
+        tiny, data=replace(tiny.data, files=(), mixture=sources), train=TrainConfig(epochs=2.0, sample_tokens=0)
+    )
+    run = build.build(config, preparation.prepare(config.data))
+    assert run.config.train.epoch_tokens == sum(len(source.ids) for source in run.store.sources)
+    assert 0 <= run.plan.tokens - 2 * run.config.train.epoch_tokens < 128
+    titles = {table.title: dict(table.rows) for table in plan.tables(run) if table.title == "Run"}
+    assert titles["Run"]["epochs"].count(",") == 1  # of each source
+
+
+def test_before_the_data_are_known_a_run_of_epochs_can_be_checked(tiny: Config) -> None:
+    config = replace(tiny, train=TrainConfig(epochs=2.0))
+    build.check(config)
+    assert {*build.without_data(config).plan.sequences.tolist()} == {4, 8}  # every batch size occurs
+    with pytest.raises(UserError, match=r"train\.epochs = 2: only the data say how many tokens an epoch has"):
+        build.plan_batches(config)

@@ -11,7 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from lmjax.config import UserError
-from lmjax.run.curves import draw, health_figure, load, loss_figure
+from lmjax.run.curves import draw, loss_figure
+from lmjax.run.health_curves import health_figure
+from lmjax.run.recorded import load
 from tests import ROOT
 
 LAST = 40

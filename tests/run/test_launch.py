@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from lmjax.cli import actions
-from lmjax.config import Config, UserError
+from lmjax.config import Config, UserError, presets
 from lmjax.config.codec import apply_overrides, from_json, to_json
 from lmjax.display.console import Console
 from lmjax.journal import journal
@@ -212,6 +212,26 @@ def test_a_run_resumes_only_as_it_was_configured(tiny: Config, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_more_epochs_after_the_end_give_the_run_of_that_length(tiny: Config, tmp_path: Path) -> None:
+    """The rate is constant, so that it does not depend on the length of the run."""
+    constant = ["schedule.shape=constant", "schedule.warmup=0", "train.updates=0"]
+    one, two = (apply_overrides(tiny, [*constant, f"train.epochs={count}"]) for count in ("0.25", "0.5"))
+    longer = digest_of(two, tmp_path / "two")
+    saved = from_json((tmp_path / "two" / "config.json").read_text(), Config).train
+    assert (saved.epochs, saved.tokens) == (0.5, 0)
+    assert 0 <= summary(tmp_path / "two")["tokens"] - 0.5 * saved.epoch_tokens < 128
+    assert digest_of(one, tmp_path / "one") != longer
+    with pytest.raises(UserError, match=r"train\.epochs: 0\.25 -> 0\.5\); to change it: --allow-change train\.epochs"):
+        resume.resume(two, tmp_path / "one")
+    assert resume.resume(two, tmp_path / "one", allow=["train.epochs"]) == 0
+    assert summary(tmp_path / "one")["digest"] == longer
+    updates = summary(tmp_path / "one")["updates"] + 2
+    changed = presets.load(str(tmp_path / "one" / "config.json"), [f"train.updates={updates}"], resuming=True)
+    assert resume.resume(changed, tmp_path / "one", allow=["train.updates"]) == 0  # allows the end of train.epochs, too
+    assert summary(tmp_path / "one")["updates"] == updates
+
+
+@pytest.mark.slow
 def test_a_complete_run_says_so_and_trains_nothing(
     tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,7 +273,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_at_zero(tiny: Co
 def test_the_plan_prints_without_training(tiny: Config, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch.show_plan(tiny) == 0
     printed = capsys.readouterr().out
-    for word in ("token embedding", "batch grows", "warm-up ends", "checkpoints", "GiB", "1,152"):
+    for word in ("token embedding", "batch grows", "warm-up ends", "checkpoints", "KiB", "1,152"):
         assert word in printed
 
 

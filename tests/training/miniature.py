@@ -28,6 +28,7 @@ from lmjax.training.inputs import LoopInputs, Position, ScheduledBatch
 from lmjax.training.loop import train
 from lmjax.training.metrics import Recorder
 from lmjax.training.signals import StopRequest
+from lmjax.training.speed import Speed
 from lmjax.training.state import State, abstract_state
 from lmjax.training.step import Step, chain_updates, make_update
 from tests.journal.records import MACHINE, START
@@ -78,6 +79,7 @@ def parts(
     grow: int = 6,
     saving: CheckpointConfig = EVERY_4,
     updates_per_dispatch: int | None = None,
+    evaluation_due: bool = False,
 ) -> Generator[LoopInputs, None, None]:
     """What the loop is handed. poison: sample ids whose value is `bad`. spoil: (cursor, values) -> values of a batch,
     as they are made. cuts: of the learning rate. grow: the update at which the batch doubles from 2, as announced.
@@ -131,8 +133,8 @@ def parts(
                 updates=updates,
                 sequences=sequences(updates),
                 tokens=sequences,
-                flops_per_token=1.0,
-                peak_flops=1e9,
+                speed=Speed(flops_per_token=1.0, peak=1e9),
+                evaluation_due=evaluation_due,
                 dispatch=used_dispatch,
                 step=used_step,
                 batches=batches,

@@ -1,6 +1,7 @@
 """The loop on a model of one number: counters, order of saving and evaluating, rejected updates, signals."""
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from lmjax.training import checkpoint, settle
 from lmjax.training.inputs import GaveUp
 from lmjax.training.loop import evaluate, train
 from lmjax.training.metrics import read
-from lmjax.training.signals import StopRequest
+from lmjax.training.signals import Interrupted, StopRequest
 from lmjax.training.state import State
 from tests.training import miniature
 from tests.training.miniature import SKIP, data, events, fresh, parts, weight
@@ -174,6 +175,32 @@ def test_saving_comes_before_an_evaluation_that_fails(tmp_path: Path) -> None:
         assert "no such metric" in made.console._rich.file._file.getvalue()  # type: ignore[attr-defined]
     assert end.update == 12
     assert not [record for record in read(tmp_path / "metrics.jsonl") if "val_loss" in record]
+
+
+def test_an_evaluation_that_a_signal_interrupts_did_not_fail(tmp_path: Path) -> None:
+    stop = StopRequest()
+
+    def interrupt(state: State, whole: bool) -> dict[str, float]:
+        stop.hear(signal.SIGINT)
+        raise Interrupted("the evaluation was interrupted by SIGINT")
+
+    with parts(tmp_path, evaluate=interrupt) as made:
+        assert train(made, fresh(), stop=stop).update == 4
+        printed = made.console._rich.file._file.getvalue()  # type: ignore[attr-defined]
+    assert "update 4: the evaluation was interrupted by SIGINT; a resume begins with it" in printed
+    assert "failed" not in printed
+
+
+def test_an_evaluation_that_is_due_precedes_the_first_update(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def count(state: State, whole: bool) -> dict[str, float]:
+        seen.append(int(state.update))
+        return {"val_loss": 1.0}
+
+    with parts(tmp_path, evaluate=count, evaluation_due=True) as made:
+        train(made, fresh(), stop=StopRequest())
+    assert seen == [0, 4, 8]
 
 
 def test_without_periodic_saves_the_end_is_saved(tmp_path: Path) -> None:

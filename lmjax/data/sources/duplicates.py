@@ -80,7 +80,7 @@ def shingles(words: list[str]) -> Iterator[str]:
 
 
 def without(pieces: Iterable[Piece], choice: Choice, count: Any) -> Iterator[Piece]:
-    """Yield the documents that did not occur before; memory is bounded but for what is remembered of each.
+    """Yield the documents that did not occur before.
 
     Args:
         pieces: The documents in pieces (text, whether a document begins with it).
