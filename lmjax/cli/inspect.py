@@ -1,8 +1,7 @@
-"""Commands around a run: plan, plot, audit, rehearse, ladder, tokenizer."""
+"""Commands around a run: plan, plot, audit, rehearse, ladder."""
 
 import argparse
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from lmjax.cli.entry import start_jax
@@ -179,35 +178,3 @@ def _ladder(options: argparse.Namespace) -> int:
         changes=options.words,
         bert=options.bert,
     )
-
-
-def tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `lmjax tokenizer`."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    train = actions.add_parser("train", help="train a byte-level BPE on the data of a configuration")
-    config_arguments(train)
-    train.add_argument("--out", type=Path, default=Path("tokenizer.json"), metavar="FILE")
-    train.set_defaults(function=_train_tokenizer)
-
-
-def _train_tokenizer(options: argparse.Namespace) -> int:
-    from lmjax.data import tokenizer
-    from lmjax.data.sources import streams
-    from lmjax.data.store import preparation
-    from lmjax.system.runtime import prepare
-
-    if options.out.is_dir() or not options.out.parent.is_dir():
-        raise UserError(f"cannot write --out {options.out}: give the name of a file in a folder that exists")
-    prepare()
-    data, dropped = _load(options.words).data, streams.Dropped()
-
-    def texts() -> Iterator[str]:
-        dropped.reset()
-        return preparation.tokenizer_texts(data, dropped=dropped)
-
-    trained = tokenizer.build_tokenizer(data.tokenizer, texts)
-    trained.save(options.out)
-    for line in filter(None, [*preparation.file_notes(data), dropped.note()]):
-        print(line)
-    print(f"{options.out}: {trained.vocab_size} entries, sha256 {trained.sha256}")
-    return 0

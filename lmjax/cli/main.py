@@ -15,9 +15,9 @@ from lmjax.cli.inspect import (
     plan_arguments,
     plot_arguments,
     rehearse_arguments,
-    tokenizer_arguments,
 )
 from lmjax.cli.sweep import sweep_arguments
+from lmjax.cli.tokenizers import tokenizer_arguments
 from lmjax.cli.train import train_arguments
 
 # Commands that read a configuration, which may list Python files.
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         ("rehearse", rehearse_arguments, "prove on a small copy of a configuration that its run survives faults"),
         ("sweep", sweep_arguments, "a grid of runs one after the other, or a range test of the learning rate"),
         ("ladder", ladder_arguments, "the history of language models, side by side at equal compute"),
-        ("tokenizer", tokenizer_arguments, "train a tokenizer"),
+        ("tokenizer", tokenizer_arguments, "train a tokenizer, report on one, show the tokens of a text"),
     ):
         command = commands.add_parser(
             name, help=summary, description=summary, formatter_class=HelpFormatter, add_help=name not in _EXPLAINING
