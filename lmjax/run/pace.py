@@ -42,12 +42,12 @@ class Pace(NamedTuple):
 
 
 def seconds(run: Run, update: int = 0) -> float:
-    """Return the expected seconds of the updates after the first `update`, without evaluations."""
+    """Return the expected seconds of the updates after the first `update`."""
     return _expected(run, known(run), update)
 
 
 def describe(run: Run, update: int = 0) -> str:
-    """Return the expected time of the updates after the first `update`, and how it is known."""
+    """Return the expected time after the first `update` updates, and how it is known."""
     pace = known(run)
     source = "as measured here" if pace else f"at {EXPECTED_UTILISATION:.0%} of that"
     return f"{duration(_expected(run, pace, update))} {source}, without evaluations"
@@ -67,7 +67,7 @@ def _expected(run: Run, pace: Pace | None, update: int) -> float:
 
 
 def _share(run: Run) -> float:
-    """Return the share of the places of a batch that is computed: that of the first batches, if there are data."""
+    """Return the share of a batch's places that is computed; of data, in the first batches."""
     if isinstance(run.config.data, DataConfig) or run.objective.episodic:
         return 1.0
     if run.store is None:

@@ -199,7 +199,7 @@ def _times(before: int, updates: int, every: int) -> int:
 
 
 def _milestones(run: Run, first: int, *, most: int = 8) -> list[tuple[str, ...]]:
-    """Return the updates from `first` (counted from 0) on at which the schedule or the batch changes.
+    """Return the updates from `first` on at which the schedule or the batch changes.
 
     Of a batch growth with more than `most` steps, only `most` are shown.
     """
