@@ -70,7 +70,7 @@ def _texts(tokenizer: Tokenizer, text: str) -> list[str]:
 
 
 def _parts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """Return what each token adds to the text; of a character in several tokens, the last one adds it."""
+    """Return what each token adds to the text; the last of a character adds it."""
     parts, before = [], ""
     for stop in range(1, len(ids) + 1):
         decoded = tokenizer.decode(ids[:stop])

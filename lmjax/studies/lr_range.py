@@ -62,7 +62,7 @@ class Range:
 
 
 def run_range(config: Config, out: Path, *, largest: float) -> Range:
-    """Train a run whose learning rate rises to `largest`, and write lr_range.md, .json and .png to `out`.
+    """Train a run whose learning rate rises to `largest`, and write the result to `out`.
 
     Args:
         config: The configuration; its schedule, evaluations and guard are replaced.

@@ -65,7 +65,7 @@ def _at(config: Config, point: Mapping[str, str]) -> Config:
 
 
 def folder_name(point: Mapping[str, str]) -> str:
-    """Return the name of the folder of a point: its values, as a name without special characters."""
+    """Return the name of the folder of a point, without special characters."""
     name = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())
     plain = re.sub(r"[^\w.+=,-]", "_", name, flags=re.ASCII)[:100]
     full = repr(sorted(point.items()))

@@ -99,7 +99,7 @@ def without(pieces: Iterable[Piece], choice: Choice, count: Any) -> Iterator[Pie
 
 
 def _documents(pieces: Iterable[Piece]) -> Iterator[tuple[list[Piece], bool]]:
-    """Yield the pieces of each document, and whether they are all of it; a long document comes in several parts."""
+    """Yield the pieces of each document, and whether they are all of it."""
     held: list[Piece] = []
     size, is_long = 0, False
     for piece in pieces:
