@@ -161,7 +161,7 @@ def generate(model: "str | os.PathLike[str] | LanguageModel", prompts: str | Seq
     from lmjax.inference.sampling import Sampling
 
     several = [prompts] if isinstance(prompts, str) else prompts
-    texts = generate.generate(lm, several, sampling=Sampling(**(DRAWN | settings)))
+    texts = generate.generate(lm, several, sampling=Sampling(**{**DRAWN, **settings}))
     return texts[0] if isinstance(prompts, str) else texts
 
 

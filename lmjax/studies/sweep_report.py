@@ -186,7 +186,7 @@ def figure(outcomes: Sequence[Outcome], metric: str) -> Figure:
     axes.plot(x, y, linestyle="", marker="o", markersize=5, alpha=0.6, color=colour(0), label="run")
     places = np.unique(x)
     means = [float(np.mean(y[x == place])) for place in places]
-    style = {"linewidth": WIDTH} if is_axis else {"linestyle": "", "marker": "_", "markersize": 24}
+    style: dict[str, Any] = {"linewidth": WIDTH} if is_axis else {"linestyle": "", "marker": "_", "markersize": 24}
     axes.plot(places, means, color=colour(1), label="mean of the seeds", **style)
     if is_axis:
         axes.set_xlabel(literal(keys[0]))

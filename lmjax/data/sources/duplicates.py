@@ -29,6 +29,7 @@ def identity(choice: Choice) -> list[Any]:
 class _Seen(Protocol):
     def add(self, text: str) -> bool:
         """Remember a text; return whether it is new."""
+        ...
 
 
 class _Exact:
