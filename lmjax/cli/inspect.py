@@ -59,6 +59,8 @@ def plot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories; all runs share one picture")
     where = "folder of the pictures (default: plots/ of the run; of several runs, plots/overlaid/ of the first)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=where)
+    what = "the horizontal axis; the time is that of the updates"
+    parser.add_argument("--x", choices=("updates", "tokens", "time", "flops"), default="tokens", help=what)
     parser.set_defaults(function=_plot)
 
 
@@ -68,7 +70,7 @@ def _plot(options: argparse.Namespace) -> int:
         raise UserError(f"--out {out}: give a folder, because several pictures are drawn (loss.png, health.png)")
     from lmjax.run import curves
 
-    for path in curves.draw(options.runs, options.out):
+    for path in curves.draw(options.runs, options.out, x=options.x):
         print(path)
     return 0
 

@@ -16,6 +16,7 @@ from lmjax.cli.inspect import (
     plot_arguments,
     rehearse_arguments,
 )
+from lmjax.cli.report import report_arguments
 from lmjax.cli.sweep import sweep_arguments
 from lmjax.cli.tokenizers import tokenizer_arguments
 from lmjax.cli.train import train_arguments
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         ("evaluate", models.evaluate_arguments, "measure zero-, one- and few-shot prompting"),
         ("compare", models.compare_arguments, "two results of evaluate, with paired tests"),
         ("export", models.export_arguments, "write a run as a folder for transformers"),
+        ("report", report_arguments, "one HTML page about one or several runs"),
         ("plot", plot_arguments, "draw the curves of one or several runs"),
         ("audit", audit_arguments, "check a run and print its history"),
         ("rehearse", rehearse_arguments, "prove on a small copy of a configuration that its run survives faults"),

@@ -61,7 +61,7 @@ def from_tree(tree: Any, cls: type[T]) -> T:
 
 def differences(old: Any, new: Any) -> list[str]:
     """Return a readable line for each key whose values differ."""
-    before, after = _flatten(dataclasses.asdict(old)), _flatten(dataclasses.asdict(new))
+    before, after = flatten(dataclasses.asdict(old)), flatten(dataclasses.asdict(new))
     keys = [key for key in before | after if before.get(key) != after.get(key)]
     return [f"{key}: {before.get(key)!r} -> {after.get(key)!r}" for key in keys]
 
@@ -357,8 +357,9 @@ def _describe(hint: Any) -> str:
     return names.get(hint, "a list" if typing.get_origin(hint) is tuple else str(hint))
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested objects by their dotted paths."""
     flat = {}
     for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat

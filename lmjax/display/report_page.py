@@ -176,7 +176,9 @@ def _blocks(blocks: Sequence[Block], charts: list[Chart]) -> str:
             )
             charts.append(block)
         elif isinstance(block, Folded):
-            parts.append(f"<details><summary>{_escaped(block.title)}</summary>{_blocks(block.blocks, charts)}</details>")
+            parts.append(
+                f"<details><summary>{_escaped(block.title)}</summary>{_blocks(block.blocks, charts)}</details>"
+            )
         elif isinstance(block, Table):
             parts.append(_table(block))
         elif isinstance(block, Text):

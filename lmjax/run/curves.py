@@ -113,7 +113,6 @@ def _draw_loss(axes: Axes, run: RecordedRun, style: dict[str, Any], *, x: str, s
 
 def _draw_difference(axes: Axes, runs: Sequence[RecordedRun], scales: Sequence[float], *, x: str) -> None:
     """Draw the losses of the second run minus those of the first, where both have them."""
-    first, second = runs
     for columns, key, style in (
         ("train", "loss", {"color": "0.3", "linewidth": WIDTH}),
         ("validation", "val_loss", {"color": COLOURS[1], "linewidth": 0.8, "marker": "o", "markersize": 4}),

@@ -15,6 +15,7 @@ from lmjax.rl import reward_report
 from lmjax.run import saved
 from lmjax.run.build import Run
 from lmjax.system import machine
+from lmjax.system.files import write_text
 from lmjax.system.json_files import write_json
 from lmjax.training.state import State
 
@@ -79,13 +80,25 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, con
     pictures = attempt("drawing", lambda: _draw(run_dir), [])
     if isinstance(run.objective, RewardModel):
         pictures += attempt("reporting", lambda: _report(run, run_dir, params, console), [])
-    write_json(run_dir / "summary.json", summary | ({"failed": failed} if failed else {}))
+    write_json(run_dir / "summary.json", summary)
+    pictures += attempt("writing the report", lambda: [_page(run_dir, sample)], [])
+    if failed:
+        write_json(run_dir / "summary.json", summary | {"failed": failed})
     config = run.config
     commands = next_commands(
         run_dir, prompt=run.objective.example_prompt(), tasks=config.evaluate.tasks, seed=config.seed
     )
     tracked = tracked_at(config.track, run_dir)
     print_summary(console, summary, sample=sample, plots=pictures, tracked=tracked, commands=commands)
+
+
+def _page(run_dir: Path, sample: str) -> Path:
+    """Write the sample and the HTML report of the run."""
+    from lmjax.run import html_report  # imports matplotlib, which is slow
+
+    if sample:
+        write_text(run_dir / html_report.SAMPLE, sample + "\n")
+    return html_report.write([run_dir])
 
 
 def _draw(run_dir: Path) -> list[Path]:

@@ -94,7 +94,13 @@ def test_a_part_that_fails_after_the_last_update_costs_a_line(tmp_path: Path) ->
     written = json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse)
     assert states == ["finishing", "finishing"]  # a run that ends here is completed by a resume
     assert (written["status"], written["val_loss"], written["val_exact"]) == ("finished", None, None)
-    assert written["failed"].keys() == {"baselines", "writing a sample", "finding the best checkpoint", "drawing"}
+    assert written["failed"].keys() == {
+        "baselines",
+        "writing a sample",
+        "finding the best checkpoint",
+        "drawing",
+        "writing the report",
+    }
     text = out.getvalue()
     assert "baselines failed (MemoryError: no memory left); the run is complete without it" in text
     assert [line.split()[1] for line in text.splitlines() if line.startswith("exact ")] == ["nan"]
