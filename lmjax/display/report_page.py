@@ -1,6 +1,6 @@
-"""A self-contained HTML page with interactive curves, tables and texts; it needs no network and no other file.
+"""A self-contained HTML page with interactive curves, tables and texts.
 
-All texts are escaped, because a run directory may have been written by anybody. The content security policy of the page
+It needs no network and no other file. All texts are escaped, because a run directory may have been written by anybody. The content security policy of the page
 allows no script and no style but those of lmjax, by their hashes, and no connection.
 """
 

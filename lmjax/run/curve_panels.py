@@ -1,4 +1,4 @@
-"""Parts that the figures of runs share: panels on one horizontal axis, styles, legends and values at the ends."""
+"""Parts that the figures of runs share: panels, styles, legends, values at the ends."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -87,7 +87,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
         ends: Place, value and colour of the end of each curve.
     """
     low, high = axes.get_ylim()
-    height = axes.get_position().height * axes.figure.get_size_inches()[1]
+    figure = axes.get_figure(root=True)
+    height = axes.get_position().height * figure.get_size_inches()[1] if figure else 0.0
     gap = (high - low) * 0.13 / max(height, 0.5)  # of a line of text, in inches
     shown = sorted((end for end in ends if low <= end[1] <= high), key=lambda end: end[1])[:_LABELS]
     heights = [value for _, value, _ in shown]

@@ -53,7 +53,7 @@ def draw(run_dirs: Sequence[str | Path], out: str | Path | None = None, *, x: st
 
 @own_style()
 def loss_figure(runs: Sequence[RecordedRun], *, x: str = "tokens") -> Figure:
-    """Plot loss, batch size and learning rate; for two runs also the difference of their losses.
+    """Plot loss, batch size and learning rate, and the difference of two runs.
 
     The loss axes show nats per token on the left and bits per byte on the right. If the runs' tokenizers differ, nats
     per token are not comparable, and the axis shows only bits per byte. If a tokenizer loses text, the run has no bits

@@ -17,7 +17,7 @@ _SAME_RATIO = 1.01  # largest relative difference of the ratio of speed and shar
 
 @own_style()
 def health_figure(runs: Sequence[RecordedRun], *, x: str = "tokens") -> Figure | None:
-    """Plot gradient norm, update size, throughput and rejected batches; None if nothing of it is known.
+    """Plot gradients, updates, throughput and rejected batches; None if nothing is known.
 
     A quantity that no run knows has no panel; neither have rejected batches if there is none.
     """

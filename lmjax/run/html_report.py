@@ -13,8 +13,17 @@ from lmjax.config.codec import flatten
 from lmjax.display.format import digits, duration, known, quantity
 from lmjax.display.report_page import Chart, Folded, Link, Page, Section, Series, Table, Text, render
 from lmjax.display.thinning import chosen, smooth
-from lmjax.run.recorded import AXES, Columns, RecordedRun, as_object, common_axes, is_finite, load, read_lines
-from lmjax.run.recorded import unit_of_loss as unit
+from lmjax.run.recorded import (
+    AXES,
+    Columns,
+    RecordedRun,
+    as_object,
+    common_axes,
+    is_finite,
+    load,
+    read_lines,
+    unit_of_loss,
+)
 from lmjax.system.files import write_text
 
 NAME = "report.html"
@@ -110,7 +119,7 @@ def _curves(runs: Sequence[RecordedRun], axes: Mapping[str, str]) -> list[Chart]
             series.append(_series("validation", number, run, run.validation, scored, axes, "points"))
     baselines = {name.replace("_", " "): value for name, value in runs[0].baselines.items() if name.endswith("_loss")}
     return [
-        Chart(f"loss{unit(runs)}", series, references=baselines, wide=True),
+        Chart(f"loss{unit_of_loss(runs)}", series, references=baselines, wide=True),
         *_chart("learning rate", runs, axes, "learning_rate", from_zero=True),
         *_chart("sequences in a batch", runs, axes, "batch_size", kind="step", from_zero=True),
         *_chart("tokens per second", runs, axes, "tokens_per_second", from_zero=True),
@@ -200,7 +209,7 @@ def _spikes(run: RecordedRun, base: Path) -> Table | None:
 
 
 def _configurations(runs: Sequence[RecordedRun]) -> Iterator[Any]:
-    """Yield what differs among the runs, and the configuration of each with what differs from its preset."""
+    """Yield what differs among the runs, and what each changes in its preset."""
     flat = [{key: _value(value) for key, value in flatten(dict(run.config)).items()} for run in runs]
     if len(runs) > 1:
         keys = [key for key in dict.fromkeys(k for tree in flat for k in tree) if len({t.get(key) for t in flat}) > 1]

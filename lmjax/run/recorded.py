@@ -92,7 +92,7 @@ def common_axes(runs: Sequence[RecordedRun]) -> list[str]:
 
 
 def unit_of_loss(runs: Sequence[RecordedRun]) -> str:
-    """Return the unit of the losses in parentheses; it is empty for objectives whose losses have none."""
+    """Return the unit of the losses in parentheses; empty if they have none."""
     families = {as_object(run.config.get("objective")).get("family") for run in runs}
     return "" if families & _NO_UNIT else " (nats per token)"
 
@@ -182,7 +182,7 @@ def _rejected(journal: Path, train: Columns) -> np.ndarray:
 def _flops_per_token(summary: Mapping[str, Any], config: Mapping[str, Any]) -> float | None:
     """Return the FLOPs of summary.json, or the closed form for a GPT that learns from given text."""
     flops = summary.get("flops_per_token")
-    if is_finite(flops) and flops > 0:
+    if isinstance(flops, int | float) and is_finite(flops) and flops > 0:
         return float(flops)
     objective, model = as_object(config.get("objective")), as_object(config.get("model"))
     if objective.get("family") not in ("causal", "sft") or model.get("family") != "gpt":

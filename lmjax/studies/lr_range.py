@@ -43,7 +43,7 @@ class Range:
 
     @property
     def steepest(self) -> float:
-        """The rate at which the smooth loss falls fastest in the logarithm of the rate, before its lowest value."""
+        """The rate at which the smooth loss falls fastest, before its lowest value."""
         until = max(2, int(np.argmin(self.smooth)) + 1)
         slopes = np.gradient(self.smooth[:until], np.log(self.rates[:until]))
         return float(self.rates[np.argmin(slopes)])
