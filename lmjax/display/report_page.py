@@ -1,7 +1,8 @@
 """A self-contained HTML page with interactive curves, tables and texts.
 
-It needs no network and no other file. All texts are escaped, because a run directory may have been written by anybody. The content security policy of the page
-allows no script and no style but those of lmjax, by their hashes, and no connection.
+It needs no network and no other file. All texts are escaped, because a run directory may have been written by anybody.
+The content security policy of the page allows no script and no style but those of lmjax, by their hashes, and no
+connection.
 """
 
 import base64
@@ -161,7 +162,7 @@ def render(page: Page) -> str:
 
 
 def _blocks(blocks: Sequence[Block], charts: list[Chart]) -> str:
-    """Return the HTML of blocks; `charts` receives the charts, and the page has a place for each."""
+    """Return the HTML of blocks with a place for each chart, which `charts` receives."""
     parts, in_grid = [], False
     for block in blocks:
         if isinstance(block, Chart) != in_grid:

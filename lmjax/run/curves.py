@@ -131,7 +131,7 @@ def _draw_difference(axes: Axes, runs: Sequence[RecordedRun], scales: Sequence[f
 
 
 def _ends(runs: Sequence[RecordedRun], scales: Sequence[float], *, x: str) -> list[tuple[float, float, str]]:
-    """Return place, value and colour at the ends: the validation loss, and for a single run the smoothed loss."""
+    """Return place, value and colour at the ends of the curves of losses."""
     ends = []
     for run, scale, style in zip(runs, scales, styles(runs), strict=True):
         sides = [(run.validation, run.validation.get("val_loss", np.empty(0)), COLOURS[1])]

@@ -49,7 +49,7 @@ def health_figure(runs: Sequence[RecordedRun], *, x: str = "tokens") -> Figure |
 
 
 def _share_of_peak(axes: Axes, runs: Sequence[RecordedRun]) -> None:
-    """Add a right axis with the share of the peak speed, if all runs have the same peak per token."""
+    """Add a right axis with the share of the peak speed, if all runs have the same."""
     ratios = np.concatenate([run.column("mfu") / run.column("tokens_per_second") for run in runs])
     ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
     if not len(ratios) or ratios.max() > _SAME_RATIO * ratios.min():

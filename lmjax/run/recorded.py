@@ -180,7 +180,7 @@ def _rejected(journal: Path, train: Columns) -> np.ndarray:
 
 
 def _flops_per_token(summary: Mapping[str, Any], config: Mapping[str, Any]) -> float | None:
-    """Return the FLOPs of summary.json, or the closed form for a GPT that learns from given text."""
+    """Return the FLOPs of summary.json, or the closed form for a GPT."""
     flops = summary.get("flops_per_token")
     if isinstance(flops, int | float) and is_finite(flops) and flops > 0:
         return float(flops)

@@ -50,7 +50,7 @@ class Range:
 
     @property
     def diverged(self) -> float | None:
-        """The rate from which the smooth loss stays above 1.5 times its lowest value; None if there is none."""
+        """The rate from which the smooth loss stays above 1.5 times its lowest value, or None."""
         above = self.smooth > _DIVERGED * self.smooth.min()
         after = np.flatnonzero(~above)[-1] + 1
         return float(self.rates[after]) if after < len(self.rates) else None
