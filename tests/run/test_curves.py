@@ -65,10 +65,9 @@ def legend(figure: Figure) -> list[str]:
 
 def test_the_loss_plot_shows_losses_batch_and_learning_rate_against_tokens(tmp_path: Path) -> None:
     figure = loss_figure(load([write_run(tmp_path / "quick")]))
-    raw, smoothed, validation = (line(figure, 0, i) for i in range(3))
+    curve, validation = (line(figure, 0, i) for i in range(2))  # without noise, the average is the curve
     tokens = 40.0 * np.arange(1, LAST + 1)
-    assert np.allclose(raw, np.stack([tokens, 3 + 5 * 0.8 ** np.arange(LAST)], 1), rtol=1e-12)
-    assert np.array_equal(smoothed[:, 0], tokens)
+    assert np.allclose(curve, np.stack([tokens, 3 + 5 * 0.8 ** np.arange(LAST)], 1), rtol=1e-12)
     assert np.allclose(validation, [[800, 3.1 + 5 * 0.8**19], [1600, 3.1 + 5 * 0.8**39]], rtol=1e-12)
     batch = line(figure, 1, 0)
     assert set(batch[:20, 1]) == {40.0}  # sequences of 10 tokens
@@ -116,8 +115,12 @@ def test_runs_are_overlaid_and_named_by_directory(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name) for name in ("one", "_$two")]
     figure = loss_figure(load(runs))
     colours = [artist.get_color() for artist in figure.axes[0].get_lines()]
-    assert len(set(colours[:3])) == len(set(colours[3:])) == 1
-    assert colours[0] != colours[3]
+    assert len(set(colours[:2])) == len(set(colours[2:4])) == 1  # curve and validation
+    assert colours[0] != colours[2]
+    widths = [artist.get_linewidth() for artist in figure.axes[0].get_lines()]
+    assert widths[0] > widths[2]  # equal curves are both visible
+    assert figure.axes[1].get_ylabel() == "loss: second\nminus first"
+    assert np.allclose(line(figure, 1, 0)[:, 1], 0)
     assert legend(figure) == ["one", r" _\$two", "training, smoothed", "validation"]
     assert draw(runs, tmp_path / "out")[0].stat().st_size > 0
 
@@ -126,7 +129,7 @@ def test_runs_with_other_tokenizers_are_compared_in_bits_per_byte(tmp_path: Path
     runs = [write_run(tmp_path / "a", nats=2.0), write_run(tmp_path / "b", nats=4.0)]
     figure = loss_figure(load(runs))
     assert figure.axes[0].get_ylabel() == "loss (bits per byte)"
-    assert np.allclose(line(figure, 0, 0)[:, 1] * 2, line(figure, 0, 3)[:, 1] * 4)
+    assert np.allclose(line(figure, 0, 0)[:, 1] * 2, line(figure, 0, 2)[:, 1] * 4)
     assert line(figure, 0, 0)[0, 1] == 4.0
     assert not figure.axes[0].child_axes
 
@@ -139,27 +142,52 @@ def test_the_health_plot_shows_norms_speed_and_rejected_batches(tmp_path: Path) 
     events = [("suspect", 10), ("checkpoint", 10), ("suspect", 10), ("suspect", 30)]
     (run / "journal.jsonl").write_text("".join(json.dumps({"event": e, "update": u}) + "\n" for e, u in events) + "{")
     figure = health_figure(load([run]))
+    assert figure is not None
     values = {axes.get_ylabel().replace("\n", " "): np.asarray(axes.get_lines()[0].get_ydata()) for axes in figure.axes}
     assert np.allclose(values["gradient norm"], 2.0)
     assert np.allclose(values["update norm / parameter norm"], 0.01)
     assert np.allclose(values["tokens per second"], 1000)
-    assert np.allclose(values["share of peak speed"], 0.4)
+    figure.draw_without_rendering()
+    (right,) = figure.axes[2].child_axes
+    assert right.get_ylabel() == "share of\npeak speed"
+    assert np.allclose(np.array(right.get_ylim()) / 0.4 * 1000, figure.axes[2].get_ylim())
     assert values["rejected batches"].tolist() == [0] * 9 + [2] * 20 + [3] * 11
-    assert [axes.get_yscale() for axes in figure.axes] == ["log", "log", "linear", "linear", "linear"]
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "log", "linear", "linear"]
 
 
 def test_without_a_journal_the_records_say_what_was_skipped(tmp_path: Path) -> None:
     figure = health_figure(load([write_run(tmp_path / "run", skipped=1)]))
+    assert figure is not None
     assert np.asarray(figure.axes[-1].get_lines()[0].get_ydata()).tolist() == list(range(1, LAST + 1))
 
 
 def test_what_a_run_does_not_know_has_no_panel(tmp_path: Path) -> None:
     figure = health_figure(load([write_run(tmp_path / "run", mfu=None, param_norm=None)]))
-    assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == [
-        "gradient",
-        "tokens per",
-        "rejected",
-    ]
+    assert figure is not None
+    assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == ["gradient", "tokens per"]
+    assert not figure.axes[1].child_axes
+    nothing = write_run(tmp_path / "none", grad_norm=None, update_norm=None, tokens_per_second=None)
+    assert health_figure(load([nothing])) is None
+
+
+def test_a_curve_with_noise_is_drawn_with_its_average(tmp_path: Path) -> None:
+    records = [{"update": n, "tokens": n, "loss": 3 + 0.5 * (-1) ** n} for n in range(1, 501)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    figure = loss_figure(load([tmp_path]))
+    raw, average = line(figure, 0, 0)[:, 1], line(figure, 0, 1)[:, 1]
+    assert raw.tolist() == [record["loss"] for record in records]
+    assert np.abs(average[100:] - 3).max() < 0.1  # over 10 records
+
+
+@pytest.mark.parametrize(("x", "last"), [("updates", 40), ("tokens", 1600), ("time", 40 * 0.5), ("flops", 1600 * 7e6)])
+def test_the_horizontal_axis_is_a_choice(tmp_path: Path, x: str, last: float) -> None:
+    run = write_run(tmp_path / "run", seconds=0.5)
+    (run / "summary.json").write_text(json.dumps({"flops_per_token": 7e6}))
+    assert line(loss_figure(load([run]), x=x), 0, 0)[-1, 0] == pytest.approx(last)
+    unknown = write_run(tmp_path / "unknown", seconds=None)
+    if x in ("time", "flops"):
+        with pytest.raises(UserError, match="choose another --x"):
+            loss_figure(load([unknown]), x=x)
 
 
 # ---- Files ------------------------------------------------------------------------------------------------------
@@ -194,7 +222,8 @@ def test_forged_values_are_drawn_or_named(tmp_path: Path, changes: dict[str, Any
     run = write_run(tmp_path / "run", **changes)
     (run / "config.json").write_text(json.dumps({"model": {"context": 10**400}}))
     loss_figure(load([run])).draw_without_rendering()
-    health_figure(load([run])).draw_without_rendering()
+    if figure := health_figure(load([run])):  # none of nothing that can be drawn
+        figure.draw_without_rendering()
 
 
 def test_forged_numbers_of_a_journal_are_left_out(tmp_path: Path) -> None:
@@ -202,20 +231,22 @@ def test_forged_numbers_of_a_journal_are_left_out(tmp_path: Path) -> None:
     events = [{"event": "suspect", "update": update} for update in (7, 10**400, 2**64, "x", None, True)]
     (run / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     assert load([run])[0].rejected.dtype == np.float64
-    health_figure(load([run])).draw_without_rendering()
+    figure = health_figure(load([run]))
+    assert figure is not None
+    figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize(
-    "records",
+    ("records", "count"),
     [
-        [{"update": 0, "tokens": 0, "val_loss": 5.0, "val_bits_per_byte": 2.5}],
-        pytest.param([{"update": 1, "tokens": 10, "loss": None, "grad_norm": 0.0}], marks=pytest.mark.slow),
-        [{"update": 1, "tokens": 10, "loss": 5.0}, {"update": 1, "tokens": 10, "val_loss": None}],
+        ([{"update": 0, "tokens": 0, "val_loss": 5.0, "val_bits_per_byte": 2.5}], 1),
+        pytest.param([{"update": 1, "tokens": 10, "loss": None, "grad_norm": 0.0}], 2, marks=pytest.mark.slow),
+        ([{"update": 1, "tokens": 10, "loss": 5.0}, {"update": 1, "tokens": 10, "val_loss": None}], 1),
     ],
 )
-def test_a_run_that_has_hardly_begun_can_be_drawn(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+def test_a_run_that_has_hardly_begun_can_be_drawn(tmp_path: Path, records: list[dict[str, Any]], count: int) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert len(draw([tmp_path])) == 2
+    assert len(draw([tmp_path])) == count
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
