@@ -136,6 +136,8 @@ class TrainConfig:
     sample_tokens: Annotated[int, size(0)] = 200
     #: Prompt of the sample.
     sample_prompt: str = ""
+    #: Evaluations during the run between samples that are written to `samples.jsonl` (0: only the one at the end).
+    sample_every: Annotated[int, size(0)] = 0
     #: Expected results, ((metric, from, to), ...), such as ("val_bits_per_byte", 1.6, 1.8). The report shows them
     #: next to the results of the run.
     expect: Annotated[tuple[tuple[str, float, float], ...], expected_results()] = ()

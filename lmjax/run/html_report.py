@@ -13,6 +13,7 @@ from lmjax.config.codec import flatten
 from lmjax.display.format import digits, duration, known, quantity
 from lmjax.display.report_page import Chart, Folded, Link, Page, Section, Series, Table, Text, render
 from lmjax.display.thinning import chosen, smooth
+from lmjax.run import samples_over_time
 from lmjax.run.recorded import (
     AXES,
     Columns,
@@ -31,6 +32,7 @@ SAMPLE = "sample.txt"
 _POINTS = 2000  # of a curve
 _ROWS = 30  # of the table of evaluations
 _MOST_SPIKES = 100
+_SAMPLES = 12  # over time that are shown
 _LONGEST_SAMPLE = 20_000  # characters
 _SHOWN_APART = {"update", "tokens", "loss", "learning_rate", "batch_size", "grad_norm", "tokens_per_second", "mfu"}
 _SHOWN_APART |= {"seconds", "skipped", "update_norm", "param_norm", "weight"}
@@ -69,7 +71,7 @@ def page(runs: Sequence[RecordedRun], *, base: Path) -> Page:
         Section("Results", [_results(runs)]),
         Section("Curves", _curves(runs, axes)),
         Section("Health", _health(runs, axes)),
-        Section("Samples", [Text(text, title=run.name) for run in runs if (text := _sample(run))]),
+        Section("Samples", [block for run in runs for block in _samples(run, several=len(runs) > 1)]),
         Section("Evaluations", [table for run in runs if (table := _evaluations(run, several=len(runs) > 1))]),
         Section("Spikes", [table for run in runs if (table := _spikes(run, base))]),
         Section("Configuration", list(_configurations(runs))),
@@ -262,6 +264,20 @@ def _start(run: RecordedRun) -> Mapping[str, Any]:
 
 
 # ---- Texts ----------------------------------------------------------------------------------------------------------
+
+
+def _samples(run: RecordedRun, *, several: bool) -> Iterator[Text]:
+    """Yield samples over time, folded, and the one at the end."""
+    name = f"{run.name}: " if several else ""
+    try:
+        found = samples_over_time.read(run.folder / samples_over_time.NAME)
+    except OSError:
+        found = []
+    kept = np.unique(np.linspace(0, max(0, len(found) - 1), min(len(found), _SAMPLES)).astype(int))
+    for number in kept.tolist():
+        yield Text(found[number]["text"], title=f"{name}update {found[number]['update']:,}", folded=True)
+    if text := _sample(run):
+        yield Text(text, title=f"{name}at the end")
 
 
 def _sample(run: RecordedRun) -> str:

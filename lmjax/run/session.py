@@ -16,7 +16,7 @@ from lmjax.display.console import Console
 from lmjax.journal.history import last, machine_of
 from lmjax.journal.journal import Journal
 from lmjax.parallel import mesh, processes
-from lmjax.run import build, feed, pace, plan, policy_evaluation, policy_progress, steps, validation
+from lmjax.run import build, feed, pace, plan, policy_evaluation, policy_progress, samples_over_time, steps, validation
 from lmjax.run.build import Run
 from lmjax.run.callbacks import notifier
 from lmjax.run.identity import fingerprints, tolerance, versions
@@ -202,7 +202,8 @@ def _evaluator(
 ) -> Callable[[State, bool], dict[str, float]]:
     if run.objective.episodic:
         return policy_evaluation.evaluator(run, run_dir, say=console.event)
-    return validation.evaluator(run, stop=stop, report=console.event)
+    evaluate = validation.evaluator(run, stop=stop, report=console.event)
+    return samples_over_time.with_samples(run, run_dir, evaluate, report=console.event)
 
 
 def _seconds_before(run_dir: Path) -> float:

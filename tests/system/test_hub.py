@@ -37,9 +37,7 @@ def test_a_hub_that_does_not_answer_is_said_before_its_client_tries(monkeypatch:
     for name in ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://192.0.2.1:9")
-    with pytest.raises(
-        UserError, match=r"dataset 'a/b': 192\.0\.2\.1 is not reachable .*data\.files"
-    ):
+    with pytest.raises(UserError, match=r"dataset 'a/b': 192\.0\.2\.1 is not reachable .*data\.files"):
         next(hub.rows("a/b"))
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = f"http://127.0.0.1:{server.getsockname()[1]}"
