@@ -40,7 +40,7 @@ def test_a_run_directory_holds_what_the_design_says(tiny: Config, tmp_path: Path
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "config.sha256", "tokenizer.json", "metrics.jsonl", "journal.jsonl", "checkpoints",
-        "summary.json", "plots",
+        "summary.json", "plots", "report.html", "sample.txt",
     }  # fmt: skip
     saved = from_json((folder / "config.json").read_text(), Config)
     assert saved == build.resolve(tiny, 257)
