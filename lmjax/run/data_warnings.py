@@ -7,6 +7,7 @@ from lmjax.run.build import Run
 
 EPOCHS, MANY_EPOCHS = 4, 40
 FILLED = 0.9  # share of the entries of a vocabulary that training should find
+LARGEST_SHARE = 0.2  # of the tokens in the validation split, unless more were asked for
 VALIDATION = 10_000  # tokens of a validation split whose loss is stable
 _TRAINED = ("bpe", "wordpiece")  # tokenizers whose vocabulary has a size to fill
 
@@ -46,6 +47,12 @@ def _validation(run: Run) -> Iterator[str]:
     if not isinstance(run.config.data, DataConfig):
         return
     count = len(run.store.validation.ids)
+    total = count + sum(len(source.ids) for source in run.store.sources)
+    if count > total * max(LARGEST_SHARE, 2 * run.config.data.validation_fraction):
+        yield (
+            f"WARNING: the validation split has {count / total:.0%} of the tokens, since it takes complete documents; "
+            "set data.validation=tail, or a smaller unit with data.document"
+        )
     if count < VALIDATION:
         yield (
             f"note: the validation split has {count:,} tokens, so that its loss is uncertain; raise "

@@ -28,6 +28,15 @@ def test_epochs_vocabulary_and_validation_are_compared_with_the_text(corpus: Pat
         assert bool(line) == bool(expected)
 
 
+def test_a_validation_split_with_most_of_the_text_is_named(corpus: Path) -> None:
+    """Of few documents, a hash may select the long ones."""
+    run = small.build("nnlm", corpus)
+    assert not [line for line in data_warnings.warnings(run) if "of the tokens, since" in line]
+    larger = replace(run, store=replace(run.store, streams={**run.store.streams, "validation": run.store.sources[0]}))
+    share = len(larger.store.validation.ids) / (2 * len(larger.store.validation.ids))
+    assert f"the validation split has {share:.0%} of the tokens" in "\n".join(data_warnings.warnings(larger))
+
+
 def test_enough_text_gives_no_line(corpus: Path) -> None:
     run = small.build("nnlm", corpus, "train.updates=8", "data.validation_fraction=0.5")
     assert [line for line in data_warnings.warnings(run) if "validation" not in line] == []
