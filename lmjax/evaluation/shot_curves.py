@@ -1,6 +1,5 @@
 """Plots of in-context learning: metrics against the number of examples, and during a run."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLoc
 
 from lmjax.config import UserError
 from lmjax.display.figures import MARKERS, REFERENCE, WIDTH, colour, literal, own_style, panels, save
-from lmjax.evaluation.results import Result, Score
+from lmjax.evaluation.results import MEASURED, Result, Score
 from lmjax.evaluation.task_metrics import PRIMARY, has_chance
 
 COLUMNS = 4  # panels side by side
 MOST_TASKS = 50  # panels of a row; a picture has at most 65,536 pixels
-MEASURED = re.compile(r"val_(.+)_([0-9]{1,9})_shot")
 
 
 def draw(results: Sequence[Result], path: str | Path) -> Path:

@@ -12,7 +12,7 @@ from lmjax.config import GPTConfig, UserError
 from lmjax.config.codec import from_tree
 from lmjax.config.json_text import parse_json
 from lmjax.config.regular_files import read_regular
-from lmjax.evaluation.shot_curves import MEASURED
+from lmjax.evaluation.results import MEASURED
 from lmjax.models import costs
 from lmjax.training.metrics import read
 

@@ -12,7 +12,7 @@ from lmjax.display.format import digits, duration, known, number, quantity
 from lmjax.objectives.reward import RewardModel
 from lmjax.pytrees import count, digest
 from lmjax.rl import reward_report
-from lmjax.run import saved
+from lmjax.run import html_report, saved
 from lmjax.run.build import Run
 from lmjax.system import machine
 from lmjax.system.files import write_text
@@ -94,8 +94,6 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, con
 
 def _page(run_dir: Path, sample: str) -> Path:
     """Write the sample and the HTML report of the run."""
-    from lmjax.run import html_report  # imports matplotlib, which is slow
-
     if sample:
         write_text(run_dir / html_report.SAMPLE, sample + "\n")
     return html_report.write([run_dir])
