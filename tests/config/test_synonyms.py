@@ -58,7 +58,7 @@ def test_a_name_has_one_meaning() -> None:
         ("tokens", "did you mean 'batch.tokens' or 'train.tokens'?"),
         ("modle.layers", "did you mean 'model.layers'?"),
         ("schedule.paek", "did you mean 'schedule.peak'?"),
-        ("train.every", "did you mean 'train.evaluate_every' or 'train.log_every'?"),
+        ("train.every", "did you mean 'train.evaluate_every', 'train.log_every' or 'train.sample_every'?"),
         ("model.cell", "it is a key of model.family=rnn, which this configuration does not have"),
         ("data.limit", "it is a key of data.family=records, chat or preferences, which"),
         ("cell", "did you mean 'model.cell' (a key of model.family=rnn)?"),
