@@ -154,7 +154,7 @@ def with_first_number(value: Any, hint: Any, number: Any) -> Any:
     return tuple(items)
 
 
-@pytest.mark.parametrize("cls", set(CLASSES), ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", [*dict.fromkeys(CLASSES)], ids=lambda cls: cls.__name__)
 def test_every_numeric_field_has_a_range(cls: type) -> None:
     hints = typing.get_type_hints(cls)
     numeric = [name for name, hint in hints.items() if not is_dataclass(hint) and has_number(hint)]
