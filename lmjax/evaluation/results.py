@@ -1,6 +1,5 @@
 """Evaluation results: samples by document, number of shots and seed, and their scores."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,9 +8,6 @@ import numpy as np
 
 from lmjax.evaluation.task_metrics import Statistic, measure, standard_error, statistics
 from lmjax.tasks.spec import TaskConfig
-
-#: A score in context of a record of metrics.jsonl: the task and the number of examples.
-MEASURED = re.compile(r"val_(.+)_([0-9]{1,9})_shot")
 
 Response = tuple[float, bool] | str  # (log-probability in nats, whether greedy decoding gives it), or generated text
 

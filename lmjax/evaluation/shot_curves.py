@@ -13,8 +13,9 @@ from matplotlib.ticker import EngFormatter, FixedLocator, FuncFormatter, NullLoc
 
 from lmjax.config import UserError
 from lmjax.display.figures import MARKERS, REFERENCE, WIDTH, colour, literal, own_style, panels, save
-from lmjax.evaluation.results import MEASURED, Result, Score
+from lmjax.evaluation.results import Result, Score
 from lmjax.evaluation.task_metrics import PRIMARY, has_chance
+from lmjax.training.metrics import MEASURED
 
 COLUMNS = 4  # panels side by side
 MOST_TASKS = 50  # panels of a row; a picture has at most 65,536 pixels

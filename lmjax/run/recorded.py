@@ -12,9 +12,8 @@ from lmjax.config import GPTConfig, UserError
 from lmjax.config.codec import from_tree
 from lmjax.config.json_text import parse_json
 from lmjax.config.regular_files import read_regular
-from lmjax.evaluation.results import MEASURED
 from lmjax.models import costs
-from lmjax.training.metrics import read
+from lmjax.training.metrics import MEASURED, read
 
 _LARGEST = 1e100  # of a value; the sums and products of a figure stay finite
 _MOST_SKIPPED = 1000  # updates of a record

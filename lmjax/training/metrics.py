@@ -6,6 +6,7 @@ finite is written as null, so that every line is valid JSON.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from lmjax.system.files import replacing
 from lmjax.system.json_files import plain
 from lmjax.training.trackers import Record, Report, Sink, first_line
 
+#: A score in context of a record: the task and the number of examples.
+MEASURED = re.compile(r"val_(.+)_([0-9]{1,9})_shot")
 _LONGEST = 1 << 24  # bytes of a line
 _MOST = 10**15  # updates of a run
 
