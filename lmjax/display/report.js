@@ -20,9 +20,9 @@
     parent.append(made);
     return made;
   }
-  function toggle(text, colour, pressed, parent, changed) {
-    const button = element("button", { type: "button", className: "toggle" }, parent);
-    if (colour) element("span", { className: `swatch c${colour}` }, button);
+  function toggle(text, colour, pressed, parent, changed, kind = "") {
+    const button = element("button", { type: "button", className: kind === "log" ? "toggle log" : "toggle" }, parent);
+    if (colour) element("span", { className: `swatch c${colour} ${kind}` }, button);
     button.append(text);
     button.setAttribute("aria-pressed", pressed);
     button.addEventListener("click", () => {
@@ -110,7 +110,7 @@
   }
   function widthOf(series) { // equal curves stay visible: each is narrower than the one below it
     const below = data.runs.length - 1 - series.run;
-    return 1.7 + Math.min(1.6, 4 / Math.max(data.runs.length - 1, 1)) * below;
+    return 1.7 + Math.min(2.4, 4 / Math.max(data.runs.length - 1, 1)) * below;
   }
   function path(view, series) {
     const x = points(series);
@@ -294,10 +294,10 @@
         toggle(name + value, several ? 0 : colourOf(view, series), true, bar, (shown) => {
           view.hidden[shown ? "delete" : "add"](name);
           draw(view);
-        });
+        }, series.kind);
       }
     if (chart.series.some((series) => series.y.some((y) => y > 0)))
-      toggle("log", 0, view.log, bar, (log) => { view.log = log; draw(view); });
+      toggle("log", 0, view.log, bar, (log) => { view.log = log; draw(view); }, "log");
     view.svg = drawn("svg", { tabindex: 0, role: "img", "aria-label":
       `${chart.title}. Arrow keys show values, plus and minus zoom, Escape resets.` }, box);
     view.tip = element("div", { className: "tip", hidden: true }, box);

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -208,7 +209,7 @@ def _table(table: Table) -> str:
 def _cell(cell: Cell) -> str:
     if isinstance(cell, str):
         return _escaped(cell)
-    return f'<a href="{_escaped(quote(cell.path))}">{_escaped(cell.text)}</a>'
+    return f'<a href="{_escaped(quote(os.fsencode(cell.path)))}">{_escaped(cell.text)}</a>'
 
 
 def _text(block: Text) -> str:

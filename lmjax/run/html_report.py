@@ -1,7 +1,7 @@
 """The HTML report of one or several runs, from their run directories alone."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,8 @@ import numpy as np
 
 from lmjax.config import UserError, presets
 from lmjax.config.codec import flatten
-from lmjax.display.format import digits, duration, known, quantity
+from lmjax.config.regular_files import open_regular
+from lmjax.display.format import digits, duration, quantity
 from lmjax.display.report_page import Chart, Folded, Link, Page, Section, Series, Table, Text, render
 from lmjax.display.thinning import chosen, smooth
 from lmjax.run import samples_over_time
@@ -32,11 +33,13 @@ SAMPLE = "sample.txt"
 _POINTS = 2000  # of a curve
 _ROWS = 30  # of the table of evaluations
 _MOST_SPIKES = 100
+_OWN_REPORTS = {"rl_report.md": "reinforcement learning", "reward_report.md": "reward model"}
 _SAMPLES = 12  # over time that are shown
-_LONGEST_SAMPLE = 20_000  # characters
+_LONGEST_SAMPLE = 20_000  # bytes
 _SHOWN_APART = {"update", "tokens", "loss", "learning_rate", "batch_size", "grad_norm", "tokens_per_second", "mfu"}
 _SHOWN_APART |= {"seconds", "skipped", "update_norm", "param_norm", "weight"}
 _OF_POLICY = ("reward", "kl", "entropy", "length", "finished", "distinct")  # shown at first if they are there
+_IN_BITS = "_bits_per_byte"
 _VERSIONS = ("lmjax", "python", "jax", "platform", "devices", "processes", "mesh")
 
 Kind = Literal["line", "faint", "points", "step", "marks"]
@@ -73,7 +76,7 @@ def page(runs: Sequence[RecordedRun], *, base: Path) -> Page:
         Section("Health", _health(runs, axes)),
         Section("Samples", [block for run in runs for block in _samples(run, several=len(runs) > 1)]),
         Section("Evaluations", [table for run in runs if (table := _evaluations(run, several=len(runs) > 1))]),
-        Section("Spikes", [table for run in runs if (table := _spikes(run, base))]),
+        Section("Reports", [table for run in runs if (table := _reports(run, base))]),
         Section("Configuration", list(_configurations(runs))),
         Section("Data and machine", [_machine(runs)]),
         Section("Commands", [Text(_commands(run), title=run.name if len(runs) > 1 else "") for run in runs]),
@@ -84,7 +87,7 @@ def page(runs: Sequence[RecordedRun], *, base: Path) -> Page:
 
 def _headline(run: RecordedRun) -> str:
     status, loss = run.summary.get("status", "not finished"), run.summary.get("val_loss")
-    seen = f"{int(run.train['update'][-1]):,} updates, {quantity(float(run.train['tokens'][-1]))} tokens"
+    seen = f"{int(run.last('update')):,} updates, {quantity(run.last('tokens'))} tokens"
     return f"{run.name}: {status}, {seen}" + (f", validation loss {digits(loss)}" if is_finite(loss) else "")
 
 
@@ -119,14 +122,20 @@ def _curves(runs: Sequence[RecordedRun], axes: Mapping[str, str]) -> list[Chart]
         if len(run.validation["update"]):
             scored = run.validation["val_loss"]
             series.append(_series("validation", number, run, run.validation, scored, axes, "points"))
-    baselines = {name.replace("_", " "): value for name, value in runs[0].baselines.items() if name.endswith("_loss")}
     return [
-        Chart(f"loss{unit_of_loss(runs)}", series, references=baselines, wide=True),
+        Chart(f"loss{unit_of_loss(runs)}", series, references=_baselines(runs[0]), wide=True),
         *_chart("learning rate", runs, axes, "learning_rate", from_zero=True),
         *_chart("sequences in a batch", runs, axes, "batch_size", kind="step", from_zero=True),
         *_chart("tokens per second", runs, axes, "tokens_per_second", from_zero=True),
         *_scores(runs, axes),
     ]
+
+
+def _baselines(run: RecordedRun) -> dict[str, float]:
+    """Return the baselines of the loss; bits per byte are converted to nats per token."""
+    nats = {key: value * run.nats for key, value in run.baselines.items() if run.nats and key.endswith(_IN_BITS)}
+    losses = nats | {key: value for key, value in run.baselines.items() if key.endswith("_loss")}
+    return {key.removesuffix(_IN_BITS).replace("_", " "): value for key, value in losses.items()}
 
 
 def _scores(runs: Sequence[RecordedRun], axes: Mapping[str, str]) -> Iterator[Chart]:
@@ -154,9 +163,18 @@ def _health(runs: Sequence[RecordedRun], axes: Mapping[str, str]) -> list[Any]:
         if np.isfinite(share).any():
             series.append(_series("update", number, run, run.train, share, axes, "line"))
     blocks += [Chart("norm of an update as a share of the parameters'", series, log=True)] if series else []
+    if any(len(run.rejected) for run in runs):
+        blocks.append(Chart("batches that were rejected", list(_rejected(runs, axes)), from_zero=True))
     others = dict.fromkeys(name for run in runs for name in run.train if name not in _SHOWN_APART | {*_OF_POLICY})
     rest = [chart for name in others for chart in _chart(name, runs, axes, name)]
     return [*blocks, Folded("all other metrics", rest)] if rest else blocks
+
+
+def _rejected(runs: Sequence[RecordedRun], axes: Mapping[str, str]) -> Iterator[Series]:
+    """Yield the number of rejected batches so far of each run."""
+    for number, run in enumerate(runs):
+        so_far = np.searchsorted(np.sort(run.rejected), run.train["update"], side="right")
+        yield _series("rejected", number, run, run.train, so_far.astype(float), axes, "step")
 
 
 # ---- Tables ---------------------------------------------------------------------------------------------------------
@@ -166,19 +184,34 @@ def _results(runs: Sequence[RecordedRun]) -> Table:
     """Return the fields of summary.json that are numbers, a column for each run."""
     fields: dict[str, Any] = {
         "status": lambda run: str(run.summary.get("status", "not finished")),
-        "updates": lambda run: f"{int(run.train['update'][-1]):,}",
-        "tokens": lambda run: f"{int(run.train['tokens'][-1]):,}",
-        "time": lambda run: known(run.summary.get("seconds"), duration) or "",
-        "parameters": lambda run: known(run.summary.get("parameters"), lambda count: f"{count:,}") or "",
-        "memory": lambda run: known(run.summary.get("peak_memory_bytes"), lambda size: quantity(size, "B")) or "",
+        "updates": lambda run: f"{int(run.last('update')):,}",
+        "tokens": lambda run: f"{int(run.last('tokens')):,}",
+        "time": lambda run: _fact(run, "seconds", duration),
+        "parameters": lambda run: _fact(run, "parameters", lambda count: f"{count:,}"),
+        "memory": lambda run: _fact(run, "peak_memory_bytes", lambda size: quantity(size, "B")),
     }
     rows = [(name, *(text(run) for run in runs)) for name, text in fields.items()]
     scores = dict.fromkeys(name for run in runs for name in run.summary if name.startswith("val_"))
-    rows += [(name, *(_shown(run.summary.get(name)) for run in runs)) for name in scores]
+    rows += [(name, *(_score(run, name) for run in runs)) for name in scores]
     baselines = dict.fromkeys(name for run in runs for name in run.baselines)
     rows += [(name.replace("_", " "), *(_shown(run.baselines.get(name)) for run in runs)) for name in baselines]
     rows = [row for row in rows if any(row[1:])]
     return Table(rows, header=("", *(run.name for run in runs)) if len(runs) > 1 else ())
+
+
+def _fact(run: RecordedRun, key: str, show: Callable[[Any], str]) -> str:
+    """Format a number of summary.json; anything else becomes the empty text."""
+    value: Any = run.summary.get(key)
+    return show(value) if is_finite(value) and value >= 0 else ""
+
+
+def _score(run: RecordedRun, name: str) -> str:
+    """Format a score, and the range that the configuration expects of it."""
+    listed, text = run.summary.get("expect"), _shown(run.summary.get(name))
+    for entry in listed if isinstance(listed, list) else ():
+        if isinstance(entry, list) and len(entry) == 3 and entry[0] == name and all(map(is_finite, entry[1:])):
+            return f"{text} (expected: {digits(entry[1])} to {digits(entry[2])})"
+    return text
 
 
 def _shown(value: Any) -> str:
@@ -198,16 +231,18 @@ def _evaluations(run: RecordedRun, *, several: bool) -> Table | None:
     return Table(rows, header=("update", "tokens", *columns), title=run.name if several else "")
 
 
-def _spikes(run: RecordedRun, base: Path) -> Table | None:
-    """Return a table with a link to the report of each spike."""
+def _reports(run: RecordedRun, base: Path) -> Table | None:
+    """Return a table with links to the other reports of a run and to those of spikes."""
     try:
         reports = sorted((run.folder / "spikes").glob("*.md"))[:_MOST_SPIKES]
         inside = run.folder.resolve().is_relative_to(base.resolve())
     except OSError:
         return None
     prefix = run.folder.resolve().relative_to(base.resolve()) if inside else run.folder.resolve()
-    rows = [(Link(path.name, str(prefix / "spikes" / path.name)),) for path in reports]
-    return Table(rows, header=("report",), title=run.name) if rows else None
+    rows = [(Link(path.name, str(prefix / "spikes" / path.name)), "spike") for path in reports]
+    own = {name: what for name, what in _OWN_REPORTS.items() if (run.folder / name).is_file()}
+    rows = [(Link(name, str(prefix / name)), what) for name, what in own.items()] + rows
+    return Table(rows, header=("report", "about"), title=run.name) if rows else None
 
 
 def _configurations(runs: Sequence[RecordedRun]) -> Iterator[Any]:
@@ -282,8 +317,8 @@ def _samples(run: RecordedRun, *, several: bool) -> Iterator[Text]:
 
 def _sample(run: RecordedRun) -> str:
     try:
-        with (run.folder / SAMPLE).open(encoding="utf-8", errors="replace") as file:
-            return file.read(_LONGEST_SAMPLE)
+        with open_regular(run.folder / SAMPLE) as file:
+            return file.read(_LONGEST_SAMPLE).decode("utf-8", "replace")
     except OSError:
         return ""
 

@@ -62,6 +62,10 @@ class RecordedRun:
     #: The run's tokenizer.json; None if it is missing.
     tokenizer: bytes | None
 
+    def last(self, key: str) -> float:
+        """Return `update` or `tokens` of the last record."""
+        return float(max(columns[key][-1] for columns in (self.train, self.validation) if len(columns[key])))
+
     def column(self, key: str) -> np.ndarray:
         """Return a column of the training records; all NaN if there is no such column."""
         return self.train.get(key, np.full(len(self.train["tokens"]), np.nan))
@@ -92,7 +96,7 @@ def common_axes(runs: Sequence[RecordedRun]) -> list[str]:
 
 def unit_of_loss(runs: Sequence[RecordedRun]) -> str:
     """Return the unit of the losses in parentheses; empty if they have none."""
-    families = {as_object(run.config.get("objective")).get("family") for run in runs}
+    families = {str(as_object(run.config.get("objective")).get("family")) for run in runs}
     return "" if families & _NO_UNIT else " (nats per token)"
 
 

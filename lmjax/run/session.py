@@ -12,11 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from lmjax.config import TrackConfig
+from lmjax.config.errors import one_line
 from lmjax.display.console import Console
 from lmjax.journal.history import last, machine_of
 from lmjax.journal.journal import Journal
 from lmjax.parallel import mesh, processes
-from lmjax.run import build, feed, pace, plan, policy_evaluation, policy_progress, samples_over_time, steps, validation
+from lmjax.run import (
+    build,
+    feed,
+    html_report,
+    pace,
+    plan,
+    policy_evaluation,
+    policy_progress,
+    samples_over_time,
+    steps,
+    validation,
+)
 from lmjax.run.build import Run
 from lmjax.run.callbacks import notifier
 from lmjax.run.identity import fingerprints, tolerance, versions
@@ -72,7 +84,7 @@ def train_run(
             pace.remember(run, tokens=inputs.speed.total[0], seconds=inputs.speed.total[1])
         except GaveUp as error:
             seconds = before + time.perf_counter() - begun
-            summary = _summarise(run, run_dir, error.position, status="gave up", seconds=seconds)
+            summary = _summarise(run, run_dir, error.position, status="gave up", seconds=seconds, console=console)
             inputs.notify("end", error.position.update, summary)
             console.close()
             console.event(f"given up: {error}; the newest checkpoint is a healthy one; lmjax audit {run_dir} explains")
@@ -82,7 +94,7 @@ def train_run(
         stopped = stop.name  # read once: a later signal finds the run finished
         status = "stopped" if stopped else "finished"
         seconds = before + time.perf_counter() - begun
-        summary = _summarise(run, run_dir, position, status=status, seconds=seconds, measured=measured)
+        summary = _summarise(run, run_dir, position, status=status, seconds=seconds, console=console, measured=measured)
         if stopped and (last(journal.records, "signal") or {}).get("wall_step") != position.wall_step:
             write(inputs, position, "signal", name=stopped)  # the signal came after the last update
         if not stopped:
@@ -111,16 +123,28 @@ def _summarise(
     *,
     status: str,
     seconds: float,
+    console: Console,
     measured: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Return the summary; write summary.json unless the run is finished.
+    """Return the summary; write summary.json and the report unless the run is finished.
 
-    `finish` writes that of a finished run, with its baselines.
+    `finish` writes those of a finished run, with its baselines.
     """
     summary = summarise(run, position.state, status=status, seconds=seconds, measured=measured or {})
     if status != "finished" and processes.is_main():
         write_json(run_dir / "summary.json", summary)
+        _report_early_end(run_dir, console)
     return summary
+
+
+def _report_early_end(run_dir: Path, console: Console) -> None:
+    """Write the HTML report of a run that is stopped or gives up, if it has records."""
+    try:
+        if not (run_dir / "metrics.jsonl").stat().st_size:
+            return
+        html_report.write([run_dir])
+    except Exception as error:  # everything else is saved
+        console.event(f"writing the report failed ({type(error).__name__}: {one_line(error)})")
 
 
 @contextmanager

@@ -41,6 +41,7 @@ def summarise(run: Run, state: State, *, status: str, seconds: float, measured: 
         "baselines": {},
         "digest": digest(state),
         "parameters": count(state.params),
+        "flops_per_token": run.flops_per_token,
         "peak_memory_bytes": machine.peak_memory(),
         **run.samples.lost(),
     }

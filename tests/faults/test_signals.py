@@ -57,6 +57,7 @@ def test_the_first_signal_saves_and_says_how_to_go_on(
     assert runs.start(short, folder, f"{spike} {point.replace('@', f'={number}@')}") == session.FINISHED
     *_, told, how = capsys.readouterr().out.splitlines()
     (said,), stopped = runs.records(folder, "signal"), runs.summary(folder)
+    assert (folder / "report.html").exists() == bool((folder / "metrics.jsonl").read_text())
     newest = checkpoint.folders(folder / "checkpoints")[-1]
     assert told.endswith(f"stopped by {number}, saved after update {newest.name}; resume with:")
     assert how.strip() == f"python train.py --resume {folder}"

@@ -1,6 +1,7 @@
 """The HTML report of runs, written from their directories alone."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,43 @@ def test_the_command_names_the_file(
             main.main(["report", *words])
         shown = capsys.readouterr()
         assert (left.value.code, text in shown.out + shown.err) == (status, True), shown
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", {"update": 0, "tokens": 0, "val_loss": 5.0}),
+        ("config.json", {"objective": {"family": ["causal"]}, "model": {"family": "gpt", "context": 10**300}}),
+        ("summary.json", {"seconds": 10**400, "parameters": -1, "val_loss": 10**400, "expect": [["val_loss", "x", 1]]}),
+        ("summary.json", {"status": ["<b>"], "peak_memory_bytes": float("inf"), "baselines": {"x_loss": 10**400}}),
+    ],
+)
+def test_forged_files_are_shown_or_left_out(tmp_path: Path, name: str, content: Any) -> None:
+    run = recorded(tmp_path / "run")
+    (run / name).write_text(json.dumps(content) + "\n")
+    assert "<b>" not in html_report.write([run, run], tmp_path / "out.html").read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
+def test_a_pipe_and_a_name_that_is_no_text_do_not_stop_a_report(tmp_path: Path) -> None:
+    run = recorded(tmp_path / "run")
+    (run / "sample.txt").unlink()
+    os.mkfifo(run / "sample.txt")
+    (run / os.fsdecode(b"spikes/\xff.md")).write_text("a spike")
+    assert 'href="spikes/%FF.md"' in html_report.write([run]).read_text()
+
+
+def test_baselines_ranges_and_reports_are_shown(tmp_path: Path) -> None:
+    baselines = {"kneser_ney_5gram_bits_per_byte": 2.0, "other_accuracy": 0.5}
+    run = recorded(tmp_path / "run", baselines=baselines, expect=[["val_loss", 4.0, 4.5]])
+    (run / "rl_report.md").write_text("healthy")
+    suspects = [json.dumps({"event": "suspect", "update": update}) + "\n" for update in (3, 3, 6)]
+    (run / "journal.jsonl").write_text("".join(suspects))
+    page = html_report.page(html_report.load([run], all_metrics=True), base=run)
+    curves, health = (next(s.blocks for s in page.sections if s.title == title) for title in ("Curves", "Health"))
+    assert curves[0].references == {"kneser ney 5gram": pytest.approx(2.0 * 4.75 / 2.5)}  # type: ignore[union-attr]
+    (rejected,) = (chart for chart in health if getattr(chart, "title", "") == "batches that were rejected")
+    assert rejected.series[0].y.tolist() == [0, 0, 2, 2, 2, 3, 3, 3]  # type: ignore[union-attr]
+    written = html_report.write([run]).read_text()
+    assert "4.250 (expected: 4.000 to 4.500)" in written
+    assert 'href="rl_report.md"' in written
