@@ -5,14 +5,14 @@ JAX is imported inside them, after the settings that must precede its start (`ru
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmjax.config import Config, RunError, UserError, grid, presets, user_files
 from lmjax.config.checks import check
 from lmjax.config.defaults import DRAWN
+from lmjax.display.printing import printing
 from lmjax.system import runtime
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def train(
     runtime.start(chosen.runtime)
     from lmjax.run import launch
 
-    with _printing(not quiet):
+    with printing(not quiet):
         return _finished(launch.start(chosen, folder), folder)
 
 
@@ -85,7 +85,7 @@ def resume(
     runtime.start(config.runtime)
     from lmjax.run import resume
 
-    with _printing(not quiet):
+    with printing(not quiet):
         return _finished(resume.resume(config, folder, allow=allow), folder)
 
 
@@ -117,7 +117,7 @@ def sweep(
     runtime.start(chosen.runtime)
     from lmjax.studies import sweep
 
-    with _printing(not quiet):
+    with printing(not quiet):
         outcomes = sweep.run_sweep(chosen, axes, Path(out), metric=metric)
     if len(outcomes) < math.prod(map(len, axes.values())):
         raise KeyboardInterrupt(f"the sweep was stopped after {len(outcomes)} runs; the same call continues it")
@@ -212,13 +212,3 @@ def _finished(status: int, run_dir: Path) -> "TrainingResult":
     if status:
         raise RunError(f"the guard gave up; `lmjax audit {run_dir}` explains why")
     return result.result_of(run_dir)
-
-
-@contextmanager
-def _printing(shown: bool) -> Iterator[None]:
-    """Print nothing unless `shown`."""
-    if shown:
-        yield
-        return
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
-        yield

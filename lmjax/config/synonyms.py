@@ -82,7 +82,7 @@ _GROUPS = (
     ("freeze_layers frozen", "optimizer.freeze (patterns of parameter paths)"),
     ("label_smoothing_factor", "objective.label_smoothing"),
     ("z_loss_weight z_loss_multiplier", "objective.z_loss"),
-    ("mlm_probability masked_lm_prob", "objective.rate (of objective.family=masked)"),
+    ("mlm_probability masked_lm_prob mask_rate masking_rate mask_prob", "objective.rate (of objective.family=masked)"),
     ("eval_interval eval_steps eval_every val_check_interval steps_per_eval", "train.evaluate_every (updates)"),
     (
         "eval_iters max_eval_batches val_iters limit_val_batches",

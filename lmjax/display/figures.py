@@ -29,6 +29,8 @@ FAINT: dict[str, Any] = {"linewidth": 0.8, "alpha": 0.3, "linestyle": "-"}
 #: Style of the marks of values that are not finite.
 NOT_FINITE: dict[str, Any] = {"color": COLOURS[3], "linestyle": "", "marker": "^"}
 
+_LINE = 0.13  # height of a line of small text, in inches
+
 
 @contextmanager
 def own_style() -> Iterator[None]:
@@ -76,6 +78,23 @@ def panels(
 def colour(number: int) -> str:
     """Return the colour of a curve by its index."""
     return COLOURS[number % len(COLOURS)]
+
+
+def moved_apart(axes: Axes, values: Sequence[float]) -> list[float]:
+    """Raise ascending values so that a line of text fits between any two.
+
+    Args:
+        axes: The panel; its limits are final, its axis is linear.
+        values: Ascending values at which texts stand.
+    """
+    low, high = axes.get_ylim()
+    figure = axes.get_figure(root=True)
+    height = axes.get_position().height * figure.get_size_inches()[1] if figure else 0.0
+    gap = (high - low) * _LINE / max(height, 0.5)
+    apart: list[float] = []
+    for value in values:
+        apart.append(max(value, apart[-1] + gap) if apart else value)
+    return apart
 
 
 def mark_not_finite(axes: Axes, x: np.ndarray, **style: Any) -> Line2D:

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, FuncFormatter
 
 from lmjax.config import UserError
-from lmjax.display.figures import COLOURS, FAINT, LINES, WIDTH, colour, literal, panels
+from lmjax.display.figures import COLOURS, FAINT, LINES, WIDTH, colour, literal, moved_apart, panels
 from lmjax.display.format import duration
 from lmjax.display.thinning import smooth, thin
 from lmjax.run.recorded import AXES, Columns, RecordedRun
@@ -87,13 +87,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
         ends: Place, value and colour of the end of each curve.
     """
     low, high = axes.get_ylim()
-    figure = axes.get_figure(root=True)
-    height = axes.get_position().height * figure.get_size_inches()[1] if figure else 0.0
-    gap = (high - low) * 0.13 / max(height, 0.5)  # of a line of text, in inches
     shown = sorted((end for end in ends if low <= end[1] <= high), key=lambda end: end[1])[:_LABELS]
-    heights = [value for _, value, _ in shown]
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + gap)
+    heights = moved_apart(axes, [value for _, value, _ in shown])
     for (x, value, text_colour), y in zip(shown, heights, strict=True):
         axes.annotate(
             f"{value:.3f}",

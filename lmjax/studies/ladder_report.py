@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
 
 from lmjax.display.console import Console
-from lmjax.display.figures import REFERENCE, WIDTH, colour, own_style, panels
+from lmjax.display.figures import REFERENCE, WIDTH, colour, moved_apart, own_style, panels
 from lmjax.display.format import duration, quantity
 from lmjax.models import registry
 from lmjax.run import recorded
@@ -99,7 +99,7 @@ def figure(levels: Sequence[Level], out: Path) -> Figure:
     for axes, label in ((left, "training compute (FLOPs)"), (right, "parameters")):
         axes.set_xlabel(label)
     levels = [level for level in levels if isfinite(level.bits_per_byte)]
-    counted = sorted((level for level in levels if not level.compute), key=lambda level: level.rung)
+    counted = sorted((level for level in levels if not level.compute), key=lambda level: level.bits_per_byte)
     trained = [level for level in levels if level.compute]
     lowest = [level.bits_per_byte for level in levels]
     for at, level in enumerate(trained):
@@ -130,8 +130,18 @@ def _draw_counted(left: Axes, right: Axes, counted: Sequence[Level]) -> None:
     for level in counted:
         for axes in (left, right):
             axes.axhline(level.bits_per_byte, **style)
-        across = left.get_yaxis_transform()
-        left.text(0.01, level.bits_per_byte, level.rung, transform=across, fontsize="small", va="bottom", color="0.3")
+    across = left.get_yaxis_transform()
+    heights = moved_apart(left, [level.bits_per_byte for level in counted])
+    for level, y in zip(counted, heights, strict=True):
+        left.text(
+            0.01,
+            y,
+            f"{level.rung}: {level.bits_per_byte:.2f}",
+            transform=across,
+            fontsize="small",
+            va="bottom",
+            color="0.3",
+        )
 
 
 def _logarithmic(axes: Axes, form: Formatter) -> None:

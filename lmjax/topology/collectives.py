@@ -47,7 +47,9 @@ class Collective(NamedTuple):
         return self.size * share
 
 
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
+    """One instruction of a computation."""
+
     #: Name of the result.
     name: str
     #: Type of the result in HLO's notation.
@@ -74,7 +76,7 @@ def collectives(text: str, *, dynamic: float = 1, islands: Sequence[int] = ()) -
         dynamic: Number of iterations of a loop whose count is not in the text.
         islands: The slice or node of each device, in the order of the program's device numbers.
     """
-    program, entry = _computations(text)
+    program, entry = computations(text)
     devices = len(islands) or int((re.search(r"num_partitions=(\d+)", text) or [0, 1])[1])
     by_key: dict[object, Collective] = {}
     for name, times, fused in _calls(program, entry, 1.0, dynamic):
@@ -92,8 +94,9 @@ def collectives(text: str, *, dynamic: float = 1, islands: Sequence[int] = ()) -
     return list(by_key.values())
 
 
-def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    program: dict[str, list[_Instruction]] = {}
+def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """Return the instructions of each computation of an HLO text, and the name of the entry."""
+    program: dict[str, list[Instruction]] = {}
     entry = name = ""
     for line in text.splitlines():
         if head := _COMPUTATION.match(line):
@@ -101,12 +104,12 @@ def _computations(text: str) -> tuple[dict[str, list[_Instruction]], str]:
             program[name] = []
             entry = name if head[1] else entry
         elif name and (match := _INSTRUCTION.match(line)):
-            program[name].append(_Instruction(*match.groups()))
+            program[name].append(Instruction(*match.groups()))
     return program, entry
 
 
 def _calls(
-    program: dict[str, list[_Instruction]], name: str, times: float, dynamic: float, fused: bool = False
+    program: dict[str, list[Instruction]], name: str, times: float, dynamic: float, fused: bool = False
 ) -> Iterator[tuple[str, float, bool]]:
     """Yield (computation, executions, whether in a fusion) of `name` and its callees.
 
@@ -129,7 +132,7 @@ def _calls(
                 yield from _calls(program, callee, times, dynamic, inside)
 
 
-def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], dynamic: float) -> float:
+def _trips(loop: Instruction, program: dict[str, list[Instruction]], dynamic: float) -> float:
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.arguments)
     if noted:
         return int(noted[1])
@@ -149,7 +152,7 @@ def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], dynamic: 
 
 
 def _counted(
-    instructions: Sequence[_Instruction], operation: str, attribute: str = ""
+    instructions: Sequence[Instruction], operation: str, attribute: str = ""
 ) -> Iterator[tuple[str, int, int]]:
     """Yield the operations on an element of the loop's state and a constant.
 
@@ -166,7 +169,7 @@ def _counted(
             yield instruction.name, int(indices[0][1]), int(numbers[0])
 
 
-def _scatters(instruction: _Instruction) -> bool:
+def _scatters(instruction: Instruction) -> bool:
     """Whether an instruction is a TPU's reduce-scatter.
 
     It is a fusion of an all-reduce and a slice of its result.
@@ -175,9 +178,9 @@ def _scatters(instruction: _Instruction) -> bool:
 
 
 def _collective(
-    instruction: _Instruction,
-    named: dict[str, _Instruction],
-    program: dict[str, list[_Instruction]],
+    instruction: Instruction,
+    named: dict[str, Instruction],
+    program: dict[str, list[Instruction]],
     times: float,
     devices: int,
     islands: Sequence[int],
@@ -201,7 +204,7 @@ def _collective(
     return Collective(kind, _bytes(shape), groups.shape[1], times, far, where[1] if where else "")
 
 
-def _between_slices(instruction: _Instruction, times: float) -> Collective:
+def _between_slices(instruction: Instruction, times: float) -> Collective:
     """Return a collective between TPU slices.
 
     Each slice runs its own program and receives from the network.

@@ -1,5 +1,6 @@
 """The style of figures: panels, names, files; no module has its own."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from lmjax.config import UserError
-from lmjax.display.figures import COLOURS, colour, literal, mark_not_finite, own_style, panels, save
+from lmjax.display.figures import COLOURS, colour, literal, mark_not_finite, moved_apart, own_style, panels, save
 from tests import ROOT
 
 
@@ -83,3 +84,15 @@ def test_values_that_are_not_finite_are_marked_at_the_top() -> None:
     marks = mark_not_finite(axes, np.array([3.0, 5.0]), color="k")
     assert np.asarray(marks.get_xdata()).tolist() == [3, 5]
     assert marks.get_transform() == axes.get_xaxis_transform()
+
+
+def test_texts_at_values_that_are_moved_apart_do_not_overlap() -> None:
+    figure, (axes,) = panels((4, 3))
+    axes.set_ylim(1, 3)
+    values = [1.2, 1.9, 1.91, 1.92, 2.5]
+    heights = moved_apart(axes, values)
+    texts = [axes.text(0.1, y, "5-gram: 1.91", fontsize="small", va="bottom") for y in heights]
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+    assert (heights[0], heights[1], heights[4]) == (1.2, 1.9, 2.5)  # those with room stay
