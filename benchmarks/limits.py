@@ -4,7 +4,7 @@ Run: python benchmarks/limits.py [--shapes cpu,baby,gpt2] [--rounds 5]  (needs t
 
 The products are those of an update at each shape of benchmarks/contender.py: forward, gradient of the input, gradient
 of the weight. Each library is a process of its own, and they take turns. A product runs for at least `SECONDS` in a
-turn; its time is the median over the rounds. The limit of a shape is the rate of all its products, each by its faster
+turn, `AT_ONCE` in a call; its time is the median over the rounds. The limit of a shape is the rate of all its products, each by its faster
 library. So it counts neither attention nor what is no product.
 """
 
@@ -20,7 +20,7 @@ from contender import SHAPES
 from turns import Worker, rounds
 
 LIBRARIES, DTYPES = ("xla", "onednn"), ("float32", "bfloat16")
-SECONDS = 0.2
+SECONDS, AT_ONCE = 0.2, 8
 Product = tuple[str, int, int, int]  # form, rows, inner size, columns
 
 
@@ -89,13 +89,13 @@ def work(library: str) -> None:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Return the seconds of a call, the mean over `SECONDS`."""
+    """Return the seconds of a product; `call` computes `AT_ONCE` of them."""
     call()
     begun, count = time.perf_counter(), 0
     while (taken := time.perf_counter() - begun) < SECONDS or count < 2:
         call()
         count += 1
-    return taken / count
+    return taken / count / AT_ONCE
 
 
 def sizes(product: Product) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -105,25 +105,41 @@ def sizes(product: Product) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def xla(product: Product, dtype: str) -> Callable[[], object]:
-    """The product with a float32 result, as lmjax computes it."""
+    """The products of one program, as lmjax computes them: with a float32 result, weight gradients by either layout."""
     import jax
     import jax.numpy as jnp
     from jax import lax
 
-    contracted = {"nn": ((1,), (0,)), "nt": ((1,), (1,)), "tn": ((0,), (0,))}[product[0]]
-    a, b = (jax.random.normal(jax.random.key(i), size, jnp.dtype(dtype)) for i, size in enumerate(sizes(product)))
-    compute = jax.jit(lambda a, b: lax.dot_general(a, b, (contracted, ((), ())), preferred_element_type=jnp.float32))
-    return lambda: compute(a, b).block_until_ready()
+    from lmjax.models.layers import row_major
+
+    form, keys = product[0], jax.random.split(jax.random.key(0), AT_ONCE + 1)
+    left, right = sizes(product)
+    lefts = [jax.random.normal(key, left, jnp.dtype(dtype)) for key in keys[1:]]
+    weight = jax.random.normal(keys[0], right, jnp.dtype(dtype))
+
+    def compute(a: jax.Array, b: jax.Array) -> jax.Array:
+        if form == "tn" and dtype == "bfloat16":
+            return lax.dot_general(row_major(a.T), b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+        contracted = {"nn": ((1,), (0,)), "nt": ((1,), (1,)), "tn": ((0,), (0,))}[form]
+        return lax.dot_general(a, b, (contracted, ((), ())), preferred_element_type=jnp.float32)
+
+    every = jax.jit(lambda lefts, b: [compute(a, b) for a in lefts])
+    return lambda: jax.block_until_ready(every(lefts, weight))
 
 
 def onednn(product: Product, dtype: str) -> Callable[[], object]:
-    """The product as PyTorch computes it; the result has the dtype of the factors."""
+    """The products as PyTorch computes them; a result has the dtype of its factors."""
     import torch
 
     form = product[0]
     a, b = (torch.randn(size).to(getattr(torch, dtype)) for size in sizes(product))
     left, right = (a.T if form == "tn" else a), (b.T if form == "nt" else b)
-    return lambda: left @ right
+
+    def compute() -> None:
+        for _ in range(AT_ONCE):
+            left @ right  # pyright: ignore[reportUnusedExpression]
+
+    return compute
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ or in the rows raise an error. Bounds are counts of characters and steps, not se
 the same on every machine.
 """
 
+import itertools
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from lmjax.system.time_limit import limited
 
 LONGEST = 4_000  # characters at the end of an answer that are searched for a number or an expression
 SECONDS = 10.0  # of one call of a user's function
+_REPEATED = 16  # first calls of a user's function, which are made twice: another result is refused
 _UNBOUNDED = 4  # unbounded repetitions of an expression
 _DIGITS = 1000  # of a number in an answer
 _LARGEST = 1e15  # of the reward of a user's function; squares of sums stay finite in float32
@@ -264,11 +266,24 @@ def _function(config: FunctionConfig) -> RewardFunction:
             "lmjax.register_reward in a file, and name the file in extensions=[FILE.py]"
         )
 
+    calls = itertools.count()
+
     def reward(text: str, row: Row) -> float:
+        number = once(text, row)
+        if next(calls) < _REPEATED and (again := once(text, row)) != number:
+            raise UserError(
+                f"the reward '{config.name}' gave {number}, then {again} for the same answer; it must depend on the text "
+                "and the row only, because the run could not be repeated otherwise"
+            )
+        return number
+
+    def once(text: str, row: Row) -> float:
         message = f"the reward '{config.name}' took more than {SECONDS:g} s for an answer of {len(text)} characters"
         with limited(SECONDS, message):
             try:
                 value = function(text, dict(row))
+                if isinstance(value, str | bytes):
+                    raise TypeError(f"{value!r} is a text; return a number")
                 number = float(value)
             except (Exception, SystemExit) as error:  # of the user's code
                 if isinstance(error, UserError) and error.args == (message,):

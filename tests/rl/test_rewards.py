@@ -1,5 +1,6 @@
 """Verifiable rewards: what they accept, and that no text makes them fail or wait."""
 
+import itertools
 import json
 import math
 import time
@@ -279,6 +280,27 @@ def test_a_function_gets_a_copy_of_the_row() -> None:
         42,
     ]
     assert row == ROW
+
+
+def test_a_function_that_depends_on_more_than_the_answer_is_refused() -> None:
+    calls = itertools.count()
+    register_reward("counts", lambda text, row: next(calls) % 5)
+    with pytest.raises(
+        UserError, match=r"'counts' gave 0.0, then 1.0 for the same answer; it must depend on the text and"
+    ):
+        rewards.score(rewards.build(FunctionConfig(name="counts")), ["a"], [ROW])
+    register_reward("clock", lambda text, row: time.perf_counter())
+    with pytest.raises(UserError, match=r"'clock' gave .* for the same answer"):
+        rewards.score(rewards.build(FunctionConfig(name="clock")), ["a"], [ROW])
+
+
+def test_a_text_is_no_reward() -> None:
+    register_reward("texts", lambda text, row: "1.0")  # type: ignore[arg-type, return-value]
+    scores = rewards.score(rewards.build(FunctionConfig(name="texts")), ["a"], [ROW])
+    assert (scores.failed, scores.failure) == (
+        1,
+        "the reward 'texts' raised TypeError: '1.0' is a text; return a number",
+    )
 
 
 def test_a_function_that_never_returns_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
