@@ -272,8 +272,8 @@ def _function(config: FunctionConfig) -> RewardFunction:
         number = once(text, row)
         if next(calls) < _REPEATED and (again := once(text, row)) != number:
             raise UserError(
-                f"the reward '{config.name}' gave {number}, then {again} for the same answer; it must depend on the text "
-                "and the row only, because the run could not be repeated otherwise"
+                f"the reward '{config.name}' gave {number}, then {again} for the same answer; it must depend on the "
+                "text and the row only, because the run could not be repeated otherwise"
             )
         return number
 
