@@ -4,8 +4,8 @@ Run: python benchmarks/limits.py [--shapes cpu,baby,gpt2] [--rounds 5]  (needs t
 
 The products are those of an update at each shape of benchmarks/contender.py: forward, gradient of the input, gradient
 of the weight. Each library is a process of its own, and they take turns. A product runs for at least `SECONDS` in a
-turn, `AT_ONCE` in a call; its time is the median over the rounds. The limit of a shape is the rate of all its products, each by its faster
-library. So it counts neither attention nor what is no product.
+turn, `AT_ONCE` in a call; its time is the median over the rounds. The limit of a shape is the rate of all its products,
+each by its faster library. So it counts neither attention nor what is no product.
 """
 
 import argparse
