@@ -15,6 +15,8 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser)
     what = "also count the examples of these evaluation tasks that occur in the training text"
     parser.add_argument("--tasks", metavar="A,B", default="", help=what)
+    what = "also count documents with nearly the same text as an earlier one"
+    parser.add_argument("--near", action="store_true", help=what)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.set_defaults(function=_data)
 
@@ -38,7 +40,8 @@ def _data(options: argparse.Namespace) -> int:
         run = build.build(config, prepare(config.data, report=console.report))
         for line in [*build.describe_data(run), *data_warnings.warnings(run)]:
             console.event(line)
-        found = data_report.streams(run.store, context=run.plan.context)
+        with console.phase("reading the documents"):
+            found = data_report.streams(run.store, context=run.plan.context, near=options.near)
         header, rows = data_report.table(found)
         console.table("Documents", rows, header)
         results = {"streams": [asdict(report) for report in found]}

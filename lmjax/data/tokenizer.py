@@ -221,20 +221,22 @@ class Tokenizer:
         try:
             with library_errors(what, quiet=bool(self.budget.patterns)):
                 self.budget.check(texts)
-                encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-                batch = [encoding.ids for encoding in encodings]
+                batch = [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         except UserError as error:
             wrong = next(filter(None, map(not_utf8, texts)), None)
             raise (UserError(f"{what}: {wrong}") if wrong else error) from None
-        if self._by_character and not special:
-            for item, ids in zip(texts, batch, strict=True):
-                if len(ids) != len(item):
-                    lacking = next(c for c in item if c not in self._vocabulary)
-                    raise UserError(
-                        f"character {lacking!r} (U+{ord(lacking):04X}) is not in the tokenizer's vocabulary "
-                        f"of {len(self._vocabulary) - len(self.backend.get_added_tokens_decoder())} characters"
-                    )
+        if self.by_character and not special:
+            wrong = (text for text, ids in zip(texts, batch, strict=True) if len(ids) != len(text))
+            if lacking := "".join(map(self.refused, wrong))[:1]:
+                raise UserError(
+                    f"character {lacking!r} (U+{ord(lacking):04X}) is not in the tokenizer's vocabulary "
+                    f"of {len(self._vocabulary) - len(self.backend.get_added_tokens_decoder())} characters"
+                )
         return batch
+
+    def refused(self, text: str) -> str:
+        """Return the characters of a text that a character vocabulary lacks; other vocabularies take every text."""
+        return "".join(c for c in text if c not in self._vocabulary) if self.by_character else ""
 
     @cached_property
     def budget(self) -> tokenizer_budget.Budget:
@@ -300,7 +302,7 @@ class Tokenizer:
         parts = steps(self.backend.pre_tokenizer)
         model, table = self.backend.model, vocabularies.byte_of()
         if not self._by_bytes:
-            return self._by_character and not parts
+            return self.by_character and not parts
         return (
             isinstance(model, models.BPE)
             and not (model.continuing_subword_prefix or model.end_of_word_suffix)
@@ -316,13 +318,14 @@ class Tokenizer:
         return isinstance(self.backend.decoder, decoders.ByteLevel)
 
     @property
-    def _by_character(self) -> bool:  # only this kind joins its tokens without another step
+    def by_character(self) -> bool:
+        """Whether each token is a character: only this kind joins its tokens without another step."""
         return isinstance(self.backend.decoder, decoders.Fuse)
 
     @cached_property
     def _lengths(self) -> np.ndarray | None:
         """UTF-8 bytes of each token (0 if special); None unless tokens are bytes or characters."""
-        if not (self._by_bytes or self._by_character):
+        if not (self._by_bytes or self.by_character):
             return None
         lengths = np.zeros(self.vocab_size, np.int64)
         added = self.backend.get_added_tokens_decoder()

@@ -28,7 +28,7 @@ def facts(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     roles = {"unknown": known.unknown, "[CLS]": known.cls, "[SEP]": known.sep, "[MASK]": known.mask, "[PAD]": known.pad}
     named = [f"{role}: {known.token(id)} ({id})" for role, id in roles.items() if id is not None]
     return [
-        ("model", type(known.backend.model).__name__),
+        ("model", type(known.backend.model).__name__ + ", of characters" * known.by_character),
         ("entries", f"{known.vocab_size:,}"),
         ("special tokens", f"{len(special)}: {', '.join(special[:12])}{', ...' * (len(special) > 12)}"),
         ("end of a document", known.end_description),
@@ -40,12 +40,17 @@ def facts(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 def measures(tokenizer: Tokenizer, text: str) -> list[tuple[str, str]]:
     """Return (name, value) of how the tokenizer divides a text."""
+    refused = tokenizer.refused(text)
+    share = len(refused) / max(1, len(text))
+    text = _without(text, refused)
     ids = np.asarray(tokenizer.encode(text), np.int64)
     size, count = len(text.encode()), max(1, len(ids))
     unknown = int(np.count_nonzero(ids == tokenizer.unknown)) if tokenizer.unknown is not None else 0
     used = np.unique(ids)
     longest = sorted({tokenizer.token_text(int(id)) for id in used}, key=lambda token: (-len(token), token))
+    examples = ", ".join(map(repr, sorted(set(refused))[:_LONGEST]))
     return [
+        *([("characters it refuses", f"{len(refused):,} ({share:.2%}), left out: {examples}")] if refused else []),
         ("bytes of text", f"{size:,}"),
         ("tokens", f"{len(ids):,}"),
         ("bytes a token", f"{size / count:.3f}"),
@@ -65,8 +70,12 @@ def rows(tokenizer: Tokenizer, text: str) -> list[Row]:
     return [Row(id, tokenizer.token(id), part) for id, part in zip(ids, parts, strict=True)]
 
 
+def _without(text: str, refused: str) -> str:
+    return text.translate(dict.fromkeys(map(ord, refused)))
+
+
 def _texts(tokenizer: Tokenizer, text: str) -> list[str]:
-    return _parts(tokenizer, tokenizer.encode(text))
+    return _parts(tokenizer, tokenizer.encode(_without(text, tokenizer.refused(text))))
 
 
 def _parts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:

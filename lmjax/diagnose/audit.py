@@ -23,7 +23,7 @@ from lmjax.diagnose.story import describe_share, tell_story
 from lmjax.display.console import Console
 from lmjax.display.format import quantity
 from lmjax.journal import journal
-from lmjax.journal.history import MEANS, Applied, History, Record, learnt, machine_of
+from lmjax.journal.history import MEANS, OTHER_REWARDS, Applied, History, Record, learnt, machine_of
 from lmjax.parallel import mesh
 from lmjax.pytrees import digest
 from lmjax.run import build, config_hash, identity, reference_file, steps
@@ -334,11 +334,16 @@ def _replay(
 
 def _difference(values: dict[str, Any], applied: Applied, *, cursor: int, tolerance: float) -> str:
     """Compare the metrics of a recomputed update with the journal; empty if they agree."""
+    answers, before = sampled(values), applied.sampled
+    other_rewards = answers and before and answers.tokens == before.tokens and answers.reward != before.reward
+    if other_rewards and not tolerance:
+        now, then = map(float.fromhex, (answers.reward, before.reward))
+        return f"{OTHER_REWARDS}; their mean is {now}, in the journal {then}"
     for name, value in (("loss", applied.loss), ("grad_norm", applied.grad_norm)):
         now, then = values[name], float.fromhex(value)
         if now.hex() != value and not math.isclose(now, then, rel_tol=tolerance):
             return f"the {name} is {now}, in the journal {then}"
-    if not tolerance and sampled(values) != applied.sampled:
+    if not tolerance and answers != before:
         return "its answers, their rewards or their KL divergence are not those in the journal"
     if cursor != applied.cursor:
         return f"its batch ends at cursor {cursor}, in the journal {applied.cursor}"

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from lmjax.data.sources.duplicates import Seen, nothing_seen
 from lmjax.data.store.store import Store, Tokens, holds_text
 from lmjax.tasks.spec import Document, Task
 
 SHORTEST, LONGEST = 8, 13  # words of a run that an example shares
+SAMPLED = 10_000  # documents of a stream whose characters are counted
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 _WORD = re.compile(r"\w+")
 Progress = Callable[[int, int], None]
@@ -41,6 +43,10 @@ class StreamReport:
     duplicates: int
     #: Documents with the same tokens as one of the training streams (0 for these).
     trained_on: int
+    #: Characters of a token, in about `SAMPLED` documents; None: the tokenizer does not give the text back.
+    characters: float | None = None
+    #: Documents with nearly the same text as an earlier one, of this or an earlier stream; None: not looked for.
+    near: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,18 @@ class Contamination:
     first: list[str] = field(default_factory=list)
 
 
-def streams(store: Store, *, context: int) -> list[StreamReport]:
-    """Return the figures of each stream of text, training first."""
+def streams(store: Store, *, context: int, near: bool = False) -> list[StreamReport]:
+    """Return the figures of each stream of text, training first.
+
+    Args:
+        store: The prepared data.
+        context: Tokens of a sample.
+        near: Also look for documents with nearly the same text (`lmjax.data.sources.duplicates`).
+
+    Raises:
+        UserError: An optional package is missing.
+    """
+    seen = nothing_seen("near") if near else None
     names = sorted(filter(holds_text, store.streams), key=lambda name: name.startswith("validation"))
     known: set[bytes] = set()
     reports = []
@@ -78,11 +94,26 @@ def streams(store: Store, *, context: int) -> list[StreamReport]:
                 unknown=store.unknown_tokens(name) / max(1, len(tokens.ids)),
                 duplicates=len(digests) - len(set(digests)),
                 trained_on=sum(digest in known for digest in digests) if is_validation else 0,
+                characters=_characters(store, tokens),
+                near=None if seen is None else _near(store, tokens, seen),
             )
         )
         if not is_validation:
             known.update(digests)
     return reports
+
+
+def _characters(store: Store, tokens: Tokens) -> float | None:
+    if store.lossless is False:
+        return None
+    lengths = np.diff(tokens.starts, append=len(tokens.ids))
+    step = -(-len(lengths) // SAMPLED) or 1
+    sampled = itertools.islice(_documents(store, tokens), 0, None, step)
+    return sum(len(store.tokenizer.decode(ids)) for ids in sampled) / max(1, int(lengths[::step].sum()))
+
+
+def _near(store: Store, tokens: Tokens, seen: Seen) -> int:
+    return sum(not seen.add(store.tokenizer.decode(ids)) for ids in _documents(store, tokens))
 
 
 def _digests(store: Store, tokens: Tokens) -> Iterator[bytes]:
@@ -171,10 +202,12 @@ def _figures(report: StreamReport) -> dict[str, str]:
         "tokens": f"{report.tokens:,}",
         "bytes of text": f"{report.bytes:,}",
         "bytes a token": f"{report.bytes / max(1, report.tokens):.2f}",
+        "characters a token": "" if report.characters is None else f"{report.characters:.2f}",
         "tokens of a document: shortest, median": f"{lengths[0]:,}, {lengths[1]:,}",
         "90 %, 99 %, longest": ", ".join(f"{length:,}" for length in lengths[2:]),
         "documents longer than the context": f"{report.longer:.1%}",
         "unknown tokens": f"{report.unknown:.2%}",
         "documents that occurred before": f"{report.duplicates:,}",
         "documents that are trained on": f"{report.trained_on:,}" if report.name.startswith("validation") else "",
+        **({} if report.near is None else {"documents nearly as an earlier one": f"{report.near:,}"}),
     }

@@ -47,6 +47,13 @@ class Sampled(NamedTuple):
     tokens: str
 
 
+#: The explanation of an update whose answers are those in the journal and whose rewards are not.
+OTHER_REWARDS = (
+    "the answers are the same and their rewards are not: the reward depends on more than the answer and its row (the "
+    "time, the process, earlier calls)"
+)
+
+
 class Applied(NamedTuple):
     """An applied update."""
 

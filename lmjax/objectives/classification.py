@@ -1,9 +1,9 @@
 """One label for a text or a pair of texts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,13 @@ class Classification(Objective):
         """Build the model of a resolved configuration, which names the labels."""
         assert isinstance(config.objective, ClassificationConfig)
         return Classifier(config.model, len(config.objective.labels))
+
+    @classmethod
+    def without_data(cls, config: Config) -> Self:
+        """Build the objective without data; labels that only the data know are taken to be two."""
+        assert isinstance(config.objective, ClassificationConfig)
+        labels = config.objective.labels or ("first", "second")
+        return super().without_data(replace(config, objective=replace(config.objective, labels=labels)))
 
     @property
     def _settings(self) -> ClassificationConfig:

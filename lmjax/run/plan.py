@@ -1,6 +1,7 @@
 """The plan of a run: tables of what it will do and need; nothing is trained."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ NEGLIGIBLE = 0.005
 # An estimate above this multiple of the memory cannot be right.
 _CERTAINLY_TOO_MUCH = 8
 _TOO_LONG = 30 * 86400  # seconds that nobody trains on one machine
+_STATE_OF_A_NODE = 4e11  # bytes of parameters and moments that fit into 8 GPUs of 80 GB beside activations
 
 
 class Table(NamedTuple):
@@ -56,14 +58,29 @@ def tables(run: Run, update: int = 0) -> list[Table]:
 
 
 def warning(run: Run) -> str:
-    """Return why a run is not for this machine; empty if it is."""
+    """Return why a run is not for this machine, and what to do; empty if it is."""
     sizes, limit = _needed(run.config, run.mesh)
-    seconds, problems = pace.seconds(run), []
+    seconds, problems, advice = pace.seconds(run), [], []
     if limit and sizes["total"] > limit:
         problems.append(f"does not fit in {memory(limit)}, needs about {memory(sizes['total'])}")
+        fitting = _fitting_microbatch(run, limit)
+        advice += [f"batch.microbatch={fitting} fits"] if fitting else []
     if seconds > _TOO_LONG:
         problems.append(f"{duration(seconds)} here")
-    return f"{'; '.join(problems)}; plan it for other devices: --topology v5e:8x8" if problems else ""
+    state = sizes["total"] - sizes.get("activations", 0) - sizes.get("logits", 0)
+    advice.append(f"plan it for other devices: --topology {'h100:8' if state < _STATE_OF_A_NODE else 'v5e:8x8'}")
+    return "; ".join([*problems, *advice]) if problems else ""
+
+
+def _fitting_microbatch(run: Run, limit: float) -> int:
+    """Return the largest microbatch by halving with which the run fits; 0 if none does."""
+    microbatch, config = run.config.batch.microbatch, run.config
+    while microbatch % 2 == 0 and microbatch // 2 % run.mesh.size == 0:
+        microbatch //= 2
+        smaller = replace(config, batch=replace(config.batch, microbatch=microbatch))
+        if _needed(smaller, run.mesh)[0]["total"] <= limit:
+            return microbatch
+    return 0
 
 
 def _parameters(config: Config) -> dict[str, int]:

@@ -42,10 +42,14 @@ class LoadedRun:
 
 
 def load(run_dir: Path, update: int | None = None) -> LoadedRun:
-    """Load the newest complete checkpoint of a run, or that of update `update`.
+    """Load the newest checkpoint of a run, or that of update `update`.
+
+    A resume may take an older checkpoint, because training repeats the updates between them. Here nothing would, so a
+    damaged newest checkpoint is refused.
 
     Raises:
-        UserError: There is no run, or no such checkpoint, or config.json or tokenizer.json was damaged or edited.
+        UserError: There is no run, or no such checkpoint, or config.json or tokenizer.json was damaged or edited, or
+            the newest checkpoint is damaged and an older one is not.
         CheckpointError: No checkpoint can be read.
     """
     config = saved_config(run_dir)
@@ -62,7 +66,13 @@ def load(run_dir: Path, update: int | None = None) -> LoadedRun:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         jax.eval_shape(partial(initial, config, objective, optimizer.make_optimizer(config.optimizer))),
     )
-    restored, state, _ = checkpoint.load(run_dir / "checkpoints", abstract, update=update)
+    restored, state, problems = checkpoint.load(run_dir / "checkpoints", abstract, update=update)
+    if problems:
+        newest = run_dir / "checkpoints" / str(max(saved))
+        raise UserError(
+            f"{run_dir}: {problems[0]}; bring {newest} back, or remove it to use the checkpoint of update "
+            f"{restored.meta['update']}"
+        )
     tokenizer = _tokenizer(run_dir / "tokenizer.json", restored.meta.get("tokenizer_sha256"))
     return LoadedRun(config, objective, averaged(state), tokenizer, restored.meta["update"])
 

@@ -87,7 +87,11 @@ def finish(run: Run, run_dir: Path, summary: dict[str, Any], *, params: Any, con
         write_json(run_dir / "summary.json", summary | {"failed": failed})
     config = run.config
     commands = next_commands(
-        run_dir, prompt=run.objective.example_prompt(), tasks=config.evaluate.tasks, seed=config.seed
+        run_dir,
+        prompt=run.objective.example_prompt(),
+        tasks=config.evaluate.tasks,
+        seed=config.seed,
+        extensions=bool(config.extensions),
     )
     tracked = tracked_at(config.track, run_dir)
     print_summary(console, summary, sample=sample, plots=pictures, tracked=tracked, commands=commands)
@@ -194,15 +198,26 @@ def tracked_at(config: TrackConfig, run_dir: Path) -> list[str]:
     return places
 
 
-def next_commands(run_dir: Path, *, prompt: str, tasks: Sequence[str], seed: int) -> list[str]:
-    """Return commands to try on a finished run; the last one trains with another seed."""
+def next_commands(
+    run_dir: Path, *, prompt: str, tasks: Sequence[str], seed: int, extensions: bool = False
+) -> list[str]:
+    """Return commands to try on a finished run; the last one trains with another seed.
+
+    Args:
+        run_dir: The run.
+        prompt: Words of its own data.
+        tasks: Tasks that it evaluates.
+        seed: Its seed.
+        extensions: Whether it lists Python files, which commands import only if they are told to.
+    """
+    trusted = " --allow-extensions" if extensions else ""
     run, config = shlex.quote(str(run_dir)), shlex.quote(str(run_dir / "config.json"))
     names = (run_dir.with_name(f"again{number or ''}") for number in range(1000))
     again = next((path for path in names if not path.exists()), run_dir.with_name("again"))
     return [
-        f"lmjax generate {run} --prompt {_quoted(prompt)}",
-        *([f"lmjax evaluate {run} --tasks {','.join(tasks)} --shots 0,1,8"] if tasks else []),
-        f"lmjax audit {run}",
+        f"lmjax generate {run} --prompt {_quoted(prompt)}{trusted}",
+        *([f"lmjax evaluate {run} --tasks {','.join(tasks)} --shots 0,1,8{trusted}"] if tasks else []),
+        f"lmjax audit {run}{trusted}",
         f"python train.py {config} seed={2 if seed == 1 else 1} --run-dir {shlex.quote(str(again))}",
     ]
 

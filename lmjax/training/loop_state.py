@@ -7,9 +7,11 @@ from typing import Any
 import jax
 
 from lmjax.config.errors import RunError
-from lmjax.journal.history import History, Sampled
+from lmjax.journal.history import OTHER_REWARDS, History, Sampled
 from lmjax.training.inputs import LoopInputs, Position, ScheduledBatch
 from lmjax.training.saver import Saver
+
+_OTHER_STATE = "the restored state is not the saved one, or this machine computes something else"
 
 
 class Watch:
@@ -40,9 +42,10 @@ class Watch:
         self.differs = update
         inputs.console.event(f"update {update}: the loss is {loss}, the journal has {before}")
         if self._resumed_at == update - 1 and inputs.guard.canary:
+            same_answers = now is not None and expected.sampled is not None
             raise RunError(
-                f"update {update}: the first loss after the resume is {loss}, the journal has {before}: the restored "
-                "state is not the saved one, or this machine computes something else; to continue nevertheless: "
+                f"update {update}: the first loss after the resume is {loss}, the journal has {before}: "
+                f"{OTHER_REWARDS if same_answers else _OTHER_STATE}; to continue nevertheless: "
                 "guard.canary=false --allow-change guard.canary"
             )
 
@@ -56,9 +59,8 @@ class Watch:
         inputs.console.event(f"update {update}: the answers are not those in the journal{reason}")
         if same_machine and self._resumed_at == update - 1 and inputs.guard.canary:
             raise RunError(
-                f"update {update}: the first answers after the resume are not those in the journal: the restored "
-                "state is not the saved one, or this machine computes something else; to continue nevertheless: "
-                "guard.canary=false --allow-change guard.canary"
+                f"update {update}: the first answers after the resume are not those in the journal: {_OTHER_STATE}; to "
+                "continue nevertheless: guard.canary=false --allow-change guard.canary"
             )
 
 

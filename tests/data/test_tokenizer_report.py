@@ -40,6 +40,16 @@ def test_counts_are_those_of_the_text() -> None:
     assert dict(tokenizer_report.facts(PIECES))["roles"].startswith("unknown: [UNK] (")
 
 
+def test_characters_that_a_vocabulary_refuses_are_counted_and_left_out() -> None:
+    known = build_tokenizer(TokenizerConfig("characters"), lambda: iter(["abc de"]))
+    found = dict(tokenizer_report.measures(known, "abc_de_Z"))
+    assert found["characters it refuses"] == "3 (37.50%), left out: 'Z', '_'"
+    assert (found["tokens"], found["the text comes back"]) == ("5", "yes")
+    assert found["'2026'"] == ""
+    assert dict(tokenizer_report.facts(known))["model"] == "BPE, of characters"
+    assert "characters it refuses" not in dict(tokenizer_report.measures(BYTES, "abc_de_Z"))
+
+
 def test_the_commands_print_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

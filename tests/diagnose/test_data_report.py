@@ -43,6 +43,8 @@ def test_figures_are_those_of_the_texts(tmp_path: Path) -> None:
     assert longer == sum(len(text.encode()) + 1 > 12 for text in texts)
     for report in reports:
         assert report.lengths == sorted(report.lengths)
+    characters = sum((report.characters or 0) * report.tokens for report in reports)
+    assert characters == pytest.approx(sum(map(len, texts)), rel=1e-12)  # of rounding
     header, rows = data_report.table(reports)
     assert header[0] == ""
     assert all(len(row) == len(header) for row in rows)
@@ -53,6 +55,17 @@ def test_a_validation_document_that_is_trained_on_is_counted(tmp_path: Path) -> 
     *_, validation = data_report.streams(prepared, context=64)
     assert validation.name.startswith("validation")
     assert validation.trained_on >= validation.documents - 1  # the cut may divide one
+
+
+def test_nearly_equal_documents_are_counted_once_each(tmp_path: Path) -> None:
+    pytest.importorskip("datasketch")
+    words = [[f"w{number}x{place}" for place in range(60)] for number in range(20)]
+    texts = [" ".join(row) for row in words] + [" ".join([*row[:-1], "other"]) for row in words[:7]]
+    found = data_report.streams(store(tmp_path, texts), context=64, near=True)
+    assert sum(report.near or 0 for report in found) == 7
+    assert sum(report.duplicates for report in found) == 0
+    _, rows = data_report.table(found)
+    assert rows[-1][0] == "documents nearly as an earlier one"
 
 
 def test_examples_that_share_a_run_of_words_with_the_text_are_found(tmp_path: Path) -> None:

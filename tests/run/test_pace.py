@@ -1,12 +1,13 @@
 """The expected time of a run: by the peak of the machine, or as updates were measured here."""
 
+import re
 import time
 from pathlib import Path
 
 import jax
 import pytest
 
-from lmjax.config import Config
+from lmjax.config import Config, presets
 from lmjax.config.codec import apply_overrides
 from lmjax.models import registry
 from lmjax.run import build, pace, plan
@@ -67,7 +68,23 @@ def test_a_plan_that_is_not_for_this_machine_says_so_first() -> None:
     large = plan.warning(run("model.layers=100", "model.width=4096", "train.updates=10000000"))
     assert large.startswith("does not fit in 4.00 GiB, needs about ")
     assert " years here; " in large
-    assert large.endswith("plan it for other devices: --topology v5e:8x8")
+    assert large.endswith("plan it for other devices: --topology h100:8")
+
+
+def test_a_plan_that_fits_with_a_smaller_microbatch_names_it() -> None:
+    planned = run("model.context=512", "batch.tokens=2097152", "batch.microbatch=4096")
+    warning = plan.warning(planned)
+    fitting = int(re.search(r"batch\.microbatch=(\d+) fits", warning)[1])
+    assert 4 <= fitting < 4096
+    assert plan.warning(run("model.context=512", "batch.tokens=2097152", f"batch.microbatch={fitting}")) == ""
+
+
+@pytest.mark.slow
+def test_labels_that_only_the_data_know_do_not_stop_a_plan() -> None:
+    config = apply_overrides(presets.load("classify"), ["model.layers=1", "model.width=16", "model.heads=2"])
+    planned = build.without_data(config)
+    pace.measure(planned)
+    assert pace.known(planned) is not None
 
 
 @pytest.mark.slow

@@ -129,6 +129,13 @@ def test_a_prompt_is_one_argument_of_a_shell(tmp_path: Path) -> None:
     assert command == f'lmjax generate {tmp_path} --prompt "it\'s"'
 
 
+def test_commands_import_the_files_of_a_run_with_extensions(tmp_path: Path) -> None:
+    *commands, again = next_commands(tmp_path, prompt="x", tasks=["copying"], seed=0, extensions=True)
+    assert len(commands) == 3
+    assert all(command.endswith(" --allow-extensions") for command in commands)
+    assert "--allow-extensions" not in again  # train.py imports them without
+
+
 def test_the_next_run_has_another_seed_and_another_directory(tmp_path: Path) -> None:
     for number, folder in enumerate(("again", "again1", "again2")):
         *_, command = next_commands(tmp_path / "a b", prompt="x", tasks=(), seed=number)

@@ -26,7 +26,9 @@ def identity(choice: Choice) -> list[Any]:
     return [choice] if choice == "exact" else [choice, SHINGLE, PERMUTATIONS, THRESHOLD]
 
 
-class _Seen(Protocol):
+class Seen(Protocol):
+    """Texts that occurred before."""
+
     def add(self, text: str) -> bool:
         """Remember a text; return whether it is new."""
         ...
@@ -56,7 +58,7 @@ class _Near:
         try:
             import datasketch  # an optional package
         except ModuleNotFoundError:
-            raise missing("data.deduplicate=near", "datasketch", "data") from None
+            raise missing("data.deduplicate=near or --near", "datasketch", "data") from None
         self._library: Any = datasketch
         self._index: Any = datasketch.MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
         self._sketches: list[Any] = []
@@ -75,6 +77,15 @@ class _Near:
         return True
 
 
+def nothing_seen(choice: Choice) -> Seen:
+    """Return an empty memory of texts.
+
+    Raises:
+        UserError: An optional package is missing.
+    """
+    return _Near() if choice == "near" else _Exact()
+
+
 def shingles(words: list[str]) -> Iterator[str]:
     """Yield the runs of five words."""
     return (" ".join(words[start : start + SHINGLE]) for start in range(len(words) - SHINGLE + 1))
@@ -91,7 +102,7 @@ def without(pieces: Iterable[Piece], choice: Choice, count: Any) -> Iterator[Pie
     Raises:
         UserError: An optional package is missing.
     """
-    seen: _Seen = _Near() if choice == "near" else _Exact()
+    seen = nothing_seen(choice)
     for held, is_complete in _documents(pieces):
         if not is_complete or seen.add("".join(text for text, _ in held)):
             yield from held

@@ -92,5 +92,5 @@ def test_a_store_has_no_duplicates_and_counts_them(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(UserError, match=r"data\.deduplicate=near needs datasketch, .*\[data\]"):
+    with pytest.raises(UserError, match=r"data\.deduplicate=near or --near needs datasketch, .*\[data\]"):
         kept(["a"], "near")
