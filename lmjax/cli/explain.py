@@ -89,6 +89,8 @@ def explanation(name: str) -> str:
         return _family_keys(name)
     if name in presets.names() or name.endswith((".py", ".json")):
         return _configuration(name)
+    if named := [key for key in every if key.name == synonyms.SYNONYMS.get(name)]:
+        return f"{name}: the name of another tool for\n{_key(named)}"
     if name not in synonyms.SYNONYMS and presets.has_similar(name):
         raise presets.unknown(name)
     raise unknown_key(name, Config())

@@ -1,6 +1,7 @@
 """The command line. Heavy modules are imported only after the arguments are checked."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         add(command)
         if name in _EXTENSIBLE:
             extensions_argument(command)
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.exit(2, parser.format_help())
     finish(parse(parser, arguments))
 
 

@@ -180,7 +180,8 @@ def _parse_field(text: str, cls: type, name: str, key: str) -> Any:
     try:
         return _parse(text, hint, key) if number is None else number
     except UserError as error:
-        raise UserError(f"{error}; give one number, or a list as `lmjax explain {key}` shows") from None
+        problem = str(error) if text[:1] in ("(", "[") else f"{key}: {shown(text)} is not a number"
+        raise UserError(f"{problem}; give one number, or a list as `lmjax explain {key}` shows") from None
 
 
 def _group(node: Any, name: str, text: str, key: str, root: Any) -> Any:

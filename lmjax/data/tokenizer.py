@@ -235,7 +235,7 @@ class Tokenizer:
         return batch
 
     def refused(self, text: str) -> str:
-        """Return the characters of a text that a character vocabulary lacks; other vocabularies take every text."""
+        """Return the characters of a text that a character vocabulary lacks."""
         return "".join(c for c in text if c not in self._vocabulary) if self.by_character else ""
 
     @cached_property

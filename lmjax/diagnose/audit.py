@@ -335,9 +335,8 @@ def _replay(
 def _difference(values: dict[str, Any], applied: Applied, *, cursor: int, tolerance: float) -> str:
     """Compare the metrics of a recomputed update with the journal; empty if they agree."""
     answers, before = sampled(values), applied.sampled
-    other_rewards = answers and before and answers.tokens == before.tokens and answers.reward != before.reward
-    if other_rewards and not tolerance:
-        now, then = map(float.fromhex, (answers.reward, before.reward))
+    if not tolerance and answers and before and answers.tokens == before.tokens and answers.reward != before.reward:
+        now, then = float.fromhex(answers.reward), float.fromhex(before.reward)
         return f"{OTHER_REWARDS}; their mean is {now}, in the journal {then}"
     for name, value in (("loss", applied.loss), ("grad_norm", applied.grad_norm)):
         now, then = values[name], float.fromhex(value)

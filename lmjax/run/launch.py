@@ -131,7 +131,10 @@ def check_name(run_dir: Path) -> None:
         UserError: The name is a remote address, too long, or one that a library cannot be given.
     """
     if paths.is_remote(run_dir):
-        raise UserError(f"--run-dir {run_dir} is a remote address; runs are local directories: copy the run afterwards")
+        raise UserError(
+            f"--run-dir {paths.address(run_dir)} is a remote address; runs are local directories: copy the run "
+            "afterwards"
+        )
     arrays.check_path(run_dir)
 
 

@@ -25,7 +25,7 @@ NEGLIGIBLE = 0.005
 # An estimate above this multiple of the memory cannot be right.
 _CERTAINLY_TOO_MUCH = 8
 _TOO_LONG = 30 * 86400  # seconds that nobody trains on one machine
-_STATE_OF_A_NODE = 4e11  # bytes of parameters and moments that fit into 8 GPUs of 80 GB beside activations
+_STATE_OF_A_NODE = 4e11  # bytes of parameters and moments that fit into 8 GPUs of 80 GB together with activations
 
 
 class Table(NamedTuple):
@@ -170,6 +170,7 @@ def _run(run: Run, update: int = 0) -> list[tuple[str, str]]:
     return [
         ("updates", f"{remaining:,}" + (f" of {plan.updates:,}" if update else "")),
         *_tokens(run, update),
+        *_rounded(run),
         ("FLOPs", f"{pace.flops(run, update):.3g} ({quantity(run.flops_per_token)} a token)"),
         ("devices", f"{run.mesh.size}, together {quantity(run.peak_flops, 'FLOP/s')} at most"),
         ("expected time", pace.describe(run, update)),
@@ -195,6 +196,18 @@ def _tokens(run: Run, update: int) -> list[tuple[str, str]]:
         advice = "the run ends before data.mixture_changes raise its weight, but the vocabulary and val_loss have it"
         rows.append(("never read", f"{', '.join(unread)}: {advice}"))
     return rows
+
+
+def _rounded(run: Run) -> list[tuple[str, str]]:
+    """Return a row if a batch is not the size that was asked for, by more than a percent."""
+    microbatch = run.config.batch.microbatch
+    unit = microbatch * run.plan.context
+    asked = {tokens: max(1, (2 * tokens + unit) // (2 * unit)) * unit for _, tokens in run.config.batch.tokens}
+    changed = [f"{size:,} not {tokens:,}" for tokens, size in asked.items() if abs(size - tokens) > 0.01 * tokens]
+    if not changed:
+        return []
+    why = f"a batch is a multiple of batch.microbatch={microbatch} times {run.plan.context} tokens"
+    return [("batch", f"{', '.join(changed)}: {why}")]
 
 
 def _average(config: Config, updates: int) -> list[tuple[str, str]]:

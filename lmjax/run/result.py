@@ -55,7 +55,9 @@ def result_of(run_dir: Path) -> TrainingResult:
     status = str(summary.get("status"))
     signal = last(journal.read(run_dir / "journal.jsonl"), "signal") or {}
     if status == "stopped" and signal.get("name") == "SIGINT":
-        raise KeyboardInterrupt(f"saved after update {summary.get('updates')}; continue with lmjax.resume({run_dir})")
+        raise KeyboardInterrupt(
+            f"saved after update {summary.get('updates')}; continue with lmjax.resume({str(run_dir)!r})"
+        )
     return TrainingResult(run_dir, status, summary)
 
 

@@ -208,7 +208,7 @@ def next_commands(
         prompt: Words of its own data.
         tasks: Tasks that it evaluates.
         seed: Its seed.
-        extensions: Whether it lists Python files, which commands import only if they are told to.
+        extensions: Whether it lists Python files, which commands import only with a flag.
     """
     trusted = " --allow-extensions" if extensions else ""
     run, config = shlex.quote(str(run_dir)), shlex.quote(str(run_dir / "config.json"))
@@ -224,4 +224,7 @@ def next_commands(
 
 def _quoted(text: str) -> str:
     """Return a text as an argument of a shell, in double quotes if these suffice."""
+    if "\t" in text:  # a terminal shows a tab as spaces, which are copied
+        escaped = shlex.quote(text.replace("\\", r"\\").replace("\t", r"\t"))
+        return f'"$(printf %b {escaped})"'
     return f'"{text}"' if not set(text) & set('"$`\\!\t') else shlex.quote(text)

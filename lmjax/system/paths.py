@@ -129,10 +129,17 @@ def is_remote(name: str | Path) -> bool:
     return _REMOTE.match(str(name)) is not None
 
 
+def address(path: str | Path) -> str:
+    """Return a remote address as it was given: a `Path` has one of its slashes only."""
+    return re.sub(r"^(\w+):/+", r"\1://", str(path))
+
+
 def missing(path: Path) -> UserError:
     """Return the error for a path that does not exist, with its reason or the nearest name."""
     if is_remote(path):
-        return UserError(f"'{path}' is a remote address, lmjax reads local files; download it and give its path")
+        return UserError(
+            f"'{address(path)}' is a remote address, lmjax reads local files; download it and give its path"
+        )
     if path.is_symlink():
         return UserError(
             f"'{path}' is a link to '{os.readlink(path)}', which does not exist; repair or remove the link"

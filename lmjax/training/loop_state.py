@@ -42,10 +42,10 @@ class Watch:
         self.differs = update
         inputs.console.event(f"update {update}: the loss is {loss}, the journal has {before}")
         if self._resumed_at == update - 1 and inputs.guard.canary:
-            same_answers = now is not None and expected.sampled is not None
+            other_rewards = now is not None and expected.sampled is not None and now.reward != expected.sampled.reward
             raise RunError(
                 f"update {update}: the first loss after the resume is {loss}, the journal has {before}: "
-                f"{OTHER_REWARDS if same_answers else _OTHER_STATE}; to continue nevertheless: "
+                f"{OTHER_REWARDS if other_rewards else _OTHER_STATE}; to continue nevertheless: "
                 "guard.canary=false --allow-change guard.canary"
             )
 

@@ -84,7 +84,7 @@ def test_without_a_name_all_groups_are_listed(command: Command) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lr", "unknown key 'lr'; use schedule.peak"),
+        ("batch_size", "unknown key 'batch_size'; use batch.tokens (tokens of an update) and batch.microbatch"),
         ("schedule.paek", "unknown key 'schedule.paek'; did you mean 'schedule.peak'?"),
         ("gpt2", "unknown config 'gpt2'; did you mean 'gpt2_124m', 'gpt2_350m'"),
         ("gate", "unknown key 'gate'; `lmjax explain` lists the keys"),
@@ -95,6 +95,10 @@ def test_without_a_name_all_groups_are_listed(command: Command) -> None:
 def test_an_unknown_name_gets_the_advice_of_a_change(name: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         explain.explanation(name)
+
+
+def test_the_name_of_another_tool_is_explained_as_the_key() -> None:
+    assert explain.explanation("lr") == f"lr: the name of another tool for\n{explain.explanation('schedule.peak')}"
 
 
 @pytest.mark.parametrize("words", [("plan", "--help"), ("train", "-h")])

@@ -62,10 +62,23 @@ def test_help_names_every_preset_and_every_group_of_keys(door: Door) -> None:
         assert word in printed
 
 
+def test_without_a_command_the_commands_are_listed(door: Door) -> None:
+    status, _, error = door(main=cli.main)
+    assert status == 2
+    assert "audit" in error
+    assert "lmjax COMMAND --help" in error
+
+
+def test_a_batch_that_is_no_multiple_of_the_microbatch_is_shown(door: Door) -> None:
+    _, printed, _ = door("plan", "quickstart", "--no-measure", "batch.microbatch=7", main=cli.main)
+    assert "1,792 not 2,048, 4,480 not 4,096: a batch is a multiple of batch.microbatch=7" in " ".join(printed.split())
+
+
 @pytest.mark.parametrize("name", presets.names())
 def test_every_preset_can_be_planned(name: str, door: Door) -> None:
     status, printed, _ = door("plan", name, "--no-measure", main=cli.main)
     assert status == 0
+    assert "a batch is a multiple of" not in printed
     for word in ("Parameters", "Milestones", "warm-up ends", "last update", "iB"):
         assert word in printed
     assert presets.load(name).name == name

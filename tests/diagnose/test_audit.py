@@ -456,6 +456,9 @@ def test_answers_that_a_journal_lacks_or_has_otherwise_are_found(tmp_path: Path)
     told = Applied(8, (-0.5).hex(), (1.0).hex(), (), Sampled((0.5).hex(), (0.0).hex(), "ab"))
     assert audit._difference(values, told, cursor=8, tolerance=0.0) == ""
     assert "its answers" in audit._difference(values, told._replace(sampled=None), cursor=8, tolerance=0.0)
+    assert told.sampled is not None
+    other = told._replace(sampled=told.sampled._replace(reward=(9.0).hex()), loss=(9.0).hex())
+    assert "the reward depends on more than the answer" in audit._difference(values, other, cursor=8, tolerance=0.0)
     (tmp_path / "metrics.jsonl").write_text(json.dumps(values) + "\n")
     for kl, wrong in ((0.0).hex(), []), ("0x1.8p+9999", ["metrics: update 1: the kl is 0.0, and 0x1.8p+9999 in the"]):
         findings, sampled = Findings(), Sampled((0.5).hex(), kl, "ab")

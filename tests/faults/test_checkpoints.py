@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lmjax.config import Config
+from lmjax.config import Config, UserError
+from lmjax.run import saved
 from lmjax.training import checkpoint
 from lmjax.training.checkpoint import CheckpointError
 from tests.faults import runs
@@ -73,6 +74,18 @@ def falls_back(folder: Path, said: str, update: int, *names: str) -> None:
         assert name in text
         assert name in said.replace("\n", "")
     assert f"resuming {folder} after update {update}" in said.replace("\n", "")
+
+
+@pytest.mark.slow
+def test_another_use_of_the_run_refuses_a_damaged_newest_checkpoint(folder: Path) -> None:
+    """A resume repeats the updates between two checkpoints; who loads parameters would get older ones."""
+    path = newest(folder)
+    DAMAGE["flip"](max(path.joinpath("state").rglob("*"), key=lambda file: file.stat().st_size * file.is_file()))
+    with pytest.raises(UserError, match=r"checkpoint 45: .*; bring .*/45 back, or remove it to use .* update 40"):
+        saved.load(folder)
+    assert saved.load(folder, 40).update == 40
+    shutil.rmtree(path)
+    assert saved.load(folder).update == 40
 
 
 KINDS = ("data", "manifest.json", "meta.json", "metadata")

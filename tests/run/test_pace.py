@@ -68,7 +68,7 @@ def test_a_plan_that_is_not_for_this_machine_says_so_first() -> None:
     large = plan.warning(run("model.layers=100", "model.width=4096", "train.updates=10000000"))
     assert large.startswith("does not fit in 4.00 GiB, needs about ")
     assert " years here; " in large
-    assert large.endswith("plan it for other devices: --topology h100:8")
+    assert large.endswith("plan it for other devices: --topology v5e:8x8")
 
 
 def test_a_plan_that_fits_with_a_smaller_microbatch_names_it() -> None:

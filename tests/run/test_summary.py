@@ -5,12 +5,14 @@ import json
 import math
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from lmjax.config import TrackConfig
 from lmjax.display.console import Console
+from lmjax.display.format import printable
 from lmjax.run.summary import finish, next_commands, print_summary, result_rows, score_rows, tracked_at
 
 
@@ -81,7 +83,11 @@ def test_a_part_that_fails_after_the_last_update_costs_a_line(tmp_path: Path) ->
         baselines=fail, finish=lambda _: {"val_exact": math.nan}, sample=fail, example_prompt=lambda: "x"
     )
     settings = SimpleNamespace(
-        train=SimpleNamespace(baselines=True), evaluate=SimpleNamespace(tasks=()), seed=0, track=TrackConfig()
+        train=SimpleNamespace(baselines=True),
+        evaluate=SimpleNamespace(tasks=()),
+        seed=0,
+        track=TrackConfig(),
+        extensions=(),
     )
     run: Any = SimpleNamespace(config=settings, objective=objective)
     summary: dict[str, Any] = {"status": "finished", "updates": 3, "val_loss": math.inf, "baselines": {}}
@@ -123,9 +129,11 @@ def test_the_last_lines_say_where_trackers_have_the_curves(tmp_path: Path) -> No
 
 
 def test_a_prompt_is_one_argument_of_a_shell(tmp_path: Path) -> None:
-    for prompt in ("Return the", 'say "no"', "$HOME `ls` \\ !x", "one\ttwo", "it's"):
+    for prompt in ("Return the", 'say "no"', "$HOME `ls` \\ !x", "one\ttwo 5% \\n 'x'", "it's"):
         command, *_ = next_commands(tmp_path, prompt=prompt, tasks=(), seed=0)
-        assert shlex.split(command)[-1] == prompt
+        shown = printable(command)  # as a terminal has it, from which it is copied
+        said = shown.replace(f"lmjax generate {tmp_path} --prompt", "printf %s", 1)
+        assert subprocess.run(["sh", "-c", said], stdout=subprocess.PIPE, check=True).stdout.decode() == prompt
     assert command == f'lmjax generate {tmp_path} --prompt "it\'s"'
 
 

@@ -123,7 +123,7 @@ def test_an_existing_name_is_not_remote(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "s3:/bucket/a.txt")
     assert [str(file.path) for file in expand("s3://bucket/a.txt").files] == ["s3:/bucket/a.txt"]
-    assert str(paths.missing(Path("hf://owner/name"))).startswith("'hf:/owner/name' is a remote address")
+    assert str(paths.missing(Path("hf://owner/name"))).startswith("'hf://owner/name' is a remote address")
 
 
 def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path) -> None:

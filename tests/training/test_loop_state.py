@@ -52,8 +52,14 @@ def test_other_answers_on_another_machine_are_expected() -> None:
 
 def test_another_loss_of_the_same_answers_ends_the_resume() -> None:
     watch, inputs, _ = watched(HERE)
-    with pytest.raises(RunError, match=r"update 4: the first loss after the resume is -0\.25"):
+    with pytest.raises(RunError, match=r"the first loss after the resume is -0\.25, .*: the restored state is not the"):
         watch.compare(inputs, 4, -0.25, BEFORE)
+
+
+def test_other_rewards_of_the_same_answers_are_blamed_on_the_reward() -> None:
+    watch, inputs, _ = watched(HERE)
+    with pytest.raises(RunError, match=r"the reward depends on more than the answer and its row"):
+        watch.compare(inputs, 4, -0.25, BEFORE._replace(reward=(0.25).hex()))
 
 
 def test_what_an_update_sampled_is_in_its_metrics() -> None:

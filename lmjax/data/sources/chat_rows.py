@@ -62,6 +62,9 @@ def _has(row: Mapping[str, Any], columns: tuple[str, ...]) -> bool:
 def _wrong_columns(row: Mapping[str, Any], format: str, where: str) -> str:
     """Describe the columns of a row and the nearest format."""
     present = [str(name)[:40] for name, value in row.items() if value is not None][:24]
+    nulls = [name for form in FORMATS.values() for name in form.columns if name in row]
+    if nulls and not present:
+        return f"{where} has no value in the column '{nulls[0]}', but null; leave the row out, or give it a value"
     likeness = {
         name: sum(_likeness(column, present) for column in form.columns) / len(form.columns)
         for name, form in FORMATS.items()

@@ -171,6 +171,8 @@ def pair_of(row: Any, where: str, *, key: str = "") -> Pair:
         raise UserError(f"{where} is not an object with columns but {type(row).__name__}")
     lacking = [name for name in ("chosen", "rejected") if row.get(name) is None]
     if lacking:
+        if lacking[0] in row:
+            raise UserError(f"{where} has no value in the column '{lacking[0]}', but null; leave the row out")
         present = ", ".join(f"'{str(name)[:40]}'" for name, value in list(row.items())[:24] if value is not None)
         raise UserError(
             f"{where} has no column '{lacking[0]}', but {present or 'no column'}; a pair has the columns 'chosen', "

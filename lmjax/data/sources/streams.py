@@ -271,6 +271,8 @@ def _cell(row: Any, field: str, where: str) -> str | None:
         raise readers.BadRow(f"{where} is not an object with fields but {type(row).__name__}")
     if field not in row:
         advice = "set data.text_field, or text_field of the source in data.mixture"
+        if "messages" in row or "conversations" in row:
+            advice = "conversations are data of `train.py sft`; leave the file out, or fine-tune on it"
         raise readers.BadRow(f"{where} has no field '{field}', only {listed(row)}; {advice}")
     value = row[field]
     if value is not None and not isinstance(value, str):

@@ -63,6 +63,7 @@ def test_a_common_beginning_divides_no_word() -> None:
     [
         ([1], "row 1 is not an object with columns but list"),
         ({"chosen": "a", "reject": "b"}, "no column 'rejected', but 'chosen', 'reject'"),
+        ({"chosen": "a", "rejected": None}, "no value in the column 'rejected', but null; leave the row out"),
         ({"chosen": "yes", "rejected": "no"}, "no common beginning; add the prompt"),
         ({"chosen": said("A", "B"), "rejected": said("C", "B")}, "differ before their last messages"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"}, "differ before their"),

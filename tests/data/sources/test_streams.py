@@ -79,6 +79,10 @@ MISTAKES = {
     "bad.jsonl": (lines_of(["a", "b"]) + b'{"text": "c\n', "'.*bad.jsonl', line 3 is not JSON"),
     "list.jsonl": (b'{"text": "a"}\n["b"]\n', "list.jsonl', line 2 is not an object with fields but list"),
     "array.json": (b'[{"text": "a"},\n oops]', "'.*array.json' is not JSON: .*line 2"),
+    "chat.jsonl": (
+        b'{"messages": []}\n',
+        "only 'messages'; conversations are data of `train.py sft`; leave the file out",
+    ),
     "field.jsonl": (
         b'\n{"body": "a", "id": 1}\n',
         "field.jsonl', line 2 has no field 'text', only 'body', 'id'; set data.text_field",
