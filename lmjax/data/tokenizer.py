@@ -228,10 +228,10 @@ class Tokenizer:
         if self.by_character and not special:
             wrong = (text for text, ids in zip(texts, batch, strict=True) if len(ids) != len(text))
             if lacking := "".join(map(self.refused, wrong))[:1]:
-                raise UserError(
-                    f"character {lacking!r} (U+{ord(lacking):04X}) is not in the tokenizer's vocabulary "
-                    f"of {len(self._vocabulary) - len(self.backend.get_added_tokens_decoder())} characters"
-                )
+                size = len(self._vocabulary) - len(self.backend.get_added_tokens_decoder())
+                name = f"character {lacking!r} (U+{ord(lacking):04X})"
+                advice = "leave out the text that has it, or use a tokenizer of this text"
+                raise UserError(f"{name} is not in the tokenizer's vocabulary of {size} characters; {advice}")
         return batch
 
     def refused(self, text: str) -> str:

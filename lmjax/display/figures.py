@@ -8,8 +8,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import Formatter, LogLocator, NullFormatter
 
 from lmjax.config import UserError
 from lmjax.config.errors import printable
@@ -78,6 +80,13 @@ def panels(
 def colour(number: int) -> str:
     """Return the colour of a curve by its index."""
     return COLOURS[number % len(COLOURS)]
+
+
+def log_ticks(axis: Axis, formatter: Formatter) -> None:
+    """Set the ticks of a logarithmic axis at 1, 2 and 5: values may be within a power of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(formatter)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def moved_apart(axes: Axes, values: Sequence[float]) -> list[float]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, Formatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, MaxNLocator, PercentFormatter
 
-from lmjax.display.figures import mark_not_finite, own_style
+from lmjax.display.figures import log_ticks, mark_not_finite, own_style
 from lmjax.run.curve_panels import draw_smoothed, from_zero, place, run_handles, run_panels, styles
 from lmjax.run.recorded import RecordedRun
 
@@ -93,6 +93,7 @@ class _Panel:
             mark_not_finite(axes, place(run, x, broken), color=style["color"])
         if self.log:
             axes.set_yscale("log")
+            log_ticks(axes.yaxis, FuncFormatter(lambda value, _: f"{value:g}"))
         else:
             from_zero(axes)
         if self.formatter:

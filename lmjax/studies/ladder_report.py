@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, Formatter, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter
 
 from lmjax.display.console import Console
-from lmjax.display.figures import REFERENCE, WIDTH, colour, moved_apart, own_style, panels
+from lmjax.display.figures import REFERENCE, WIDTH, colour, log_ticks, moved_apart, own_style, panels
 from lmjax.display.format import duration, quantity
 from lmjax.models import registry
 from lmjax.run import recorded
@@ -118,8 +118,10 @@ def figure(levels: Sequence[Level], out: Path) -> Figure:
     if trained:
         left.legend(loc="upper right", fontsize="small", framealpha=0.9)
         right.margins(x=0.25)
-        _logarithmic(left, FuncFormatter(lambda value, _: f"{value:.0e}".replace("+", "")))
-        _logarithmic(right, EngFormatter(sep=""))
+        left.set_xscale("log")
+        right.set_xscale("log")
+        log_ticks(left.xaxis, FuncFormatter(lambda value, _: f"{value:.0e}".replace("+", "")))
+        log_ticks(right.xaxis, EngFormatter(sep=""))
     _draw_counted(left, right, [level for level in counted if level.bits_per_byte < top])
     left.set_ylabel("validation bits per byte")
     return result
@@ -142,14 +144,6 @@ def _draw_counted(left: Axes, right: Axes, counted: Sequence[Level]) -> None:
             va="bottom",
             color="0.3",
         )
-
-
-def _logarithmic(axes: Axes, form: Formatter) -> None:
-    """Set ticks at 1, 2 and 5, because all runs may be within one power of ten."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(form)
-    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _name(axes: Axes, name: str, x: float, y: float) -> None:
