@@ -8,7 +8,7 @@ JSON loader guesses types (a text that looks like a date becomes one) and cannot
 
 import json
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,6 +29,7 @@ Piece = tuple[str, bool]  # text, and whether a document begins with it
 
 MOST_LISTED, LONGEST_LISTED = 10, 40  # names of columns in a message, and characters of each
 
+_NAMED = 5  # files of an error
 _ENDINGS = readers.endings(readers.TEXT + readers.TABLES)
 
 
@@ -197,7 +198,7 @@ def _source(source: SourceConfig, data: DataConfig, dropped: Dropped | None = No
                 "text_field": field,
                 **file_settings(data),
             },
-            lambda: advised(piece for entry in entries for piece in _file(entry.path, data, field, dropped)),
+            lambda: advised(_files([entry.path for entry in entries], data, field, dropped)),
         )
     if source.source == "docstrings":
         return _Source(docstrings.fingerprint, lambda: _pieces_of(docstrings.docstrings()["text"]))
@@ -242,6 +243,34 @@ def bad_record_setting(data: AnyDataConfig) -> dict[str, Any]:
 
 def _pieces_of(texts: Iterable[str]) -> Iterator[Piece]:
     return (piece for document in texts for piece in text.pieces([document]))
+
+
+def _files(paths: Sequence[Path], data: DataConfig, field: str, dropped: Dropped) -> Iterator[Piece]:
+    for number, path in enumerate(paths):
+        try:
+            yield from _file(path, data, field, dropped)
+        except readers.BadRow as error:
+            others = [other.name for other in paths[number + 1 :] if _lacks(other, field, data)]
+            more = f", and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+            also = (
+                f"; the first row of these files has no text either: {', '.join(others[:_NAMED])}{more}"
+                if others
+                else ""
+            )
+            raise readers.BadRow(f"{error}{also}") from None
+
+
+def _lacks(path: Path, field: str, data: DataConfig) -> bool:
+    """Return whether the first row of a file has no text, or cannot be read."""
+    if readers.kind(path) in readers.TEXT:
+        return False
+    try:
+        for where, row in readers.rows(path, columns=[field], encoding=data.encoding):
+            _cell(row, field, where)
+            return False
+    except UserError:
+        return True
+    return False
 
 
 def _file(path: Path, data: DataConfig, field: str, dropped: Dropped) -> Iterator[Piece]:

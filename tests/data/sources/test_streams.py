@@ -120,6 +120,20 @@ def test_a_folder_without_text_and_a_parquet_file_without_the_column(tmp_path: P
         read(tmp_path / "a.parquet")
 
 
+def test_an_error_in_a_mixed_folder_names_the_other_files_without_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+    (tmp_path / "b.jsonl").write_text('{"messages": []}\n')
+    (tmp_path / "c.csv").write_text("body,id\na,1\n")
+    (tmp_path / "d.jsonl").write_text('{"text": "good"}\n')
+    (tmp_path / "e.jsonl").write_text("no json\n")
+    with pytest.raises(UserError) as error:
+        read(tmp_path)
+    assert "b.jsonl', line 1 has no field 'text', only 'messages'" in str(error.value)
+    assert "the first row of these files has no text either: c.csv, e.jsonl; data.on_bad_record=skip" in str(
+        error.value
+    )
+
+
 def hub(name: str, **options: Any) -> list[str]:
     data = DataConfig(source=f"hub:{name}", **options)
     return [text for text, _ in streams.documents(streams.sources(data)[0], data)]
