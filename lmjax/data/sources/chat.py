@@ -140,7 +140,8 @@ def _conversation(row: Any, config: ChatConfig, where: str, key: str) -> Convers
         roles = ", ".join(dict.fromkeys(turn.role for turn in parts))
         raise NoTarget(
             f"{where} has no answer of the assistant, so there is nothing to learn (its turns are of: {roles}); "
-            "correct it, or set data.on_bad_record=skip to leave such rows out"
+            "add an answer (PPO and GRPO do not learn from it: any text serves if the reward needs none), or set "
+            "data.on_bad_record=skip to leave such rows out"
         )
     if not any(turn.learn and turn.text.strip() for turn in parts):
         return None

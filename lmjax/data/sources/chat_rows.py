@@ -80,7 +80,10 @@ def _wrong_columns(row: Mapping[str, Any], format: str, where: str) -> str:
     lacking = [column for column in columns if column not in present]
     near = [match for column in lacking for match in difflib.get_close_matches(column, present)]
     hint = f" (or are these {_quoted(near)}?)" if near else ""
-    return f"{where} {lead} has {_quoted(columns)}{hint}; rename the columns"
+    advice = "rename the columns"
+    if lacking == ["completion"] and not near:
+        advice = "add a completion (PPO and GRPO do not learn from it; any text serves if the reward needs none)"
+    return f"{where} {lead} has {_quoted(columns)}{hint}; {advice}"
 
 
 def _likeness(column: str, present: Sequence[str]) -> float:

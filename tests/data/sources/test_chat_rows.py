@@ -56,7 +56,11 @@ def test_answers_of_a_prompt_are_not_learned() -> None:
         ({}, "auto", "it has no column"),
         ({"text": "a"}, "messages", "not in data.format=messages: it has 'text'; this format has 'messages'"),
         ({"messages": None, "text": None}, "auto", "no value in the column 'messages', but null; leave the row out"),
-        ({"messages": None, "prompt": "a"}, "auto", "it has 'prompt'; the nearest one, prompt_completion"),
+        (
+            {"messages": None, "prompt": "a"},
+            "auto",
+            r"it has 'prompt'; .*; add a completion \(PPO",
+        ),
         ({"messages": "hello"}, "auto", "'messages' is not a list of messages but str"),
         ({"messages": ["hello"]}, "auto", "message 1 is not an object but str"),
         ({"messages": [{"content": "a"}]}, "auto", "message 1 has neither 'role' nor 'from', but 'content'"),
