@@ -9,6 +9,7 @@ from lmjax.config.errors import RunError, one_line
 from lmjax.run import config_hash
 from lmjax.system import faults
 from lmjax.system.files import Lock, OwnFolder, replacing, sync_folder
+from lmjax.training import checkpoint
 
 _CONSTANT = (config_hash.NAME, config_hash.HASHES, "tokenizer.json")
 # Of a process that was killed while it replaced a file.
@@ -55,8 +56,12 @@ class OwnFiles:
                 self._check_content(path, content)
 
     def _check_checkpoints(self, folder: Path) -> None:
-        if self._checkpoints is not None and folder.exists():
+        # A write that was under way when the folder was deleted makes it again, with nothing but its partial files.
+        written_again = any(folder.glob("*.partial")) and not checkpoint.folders(folder)
+        if self._checkpoints is not None and folder.exists() and not written_again:
             self._checkpoints.check()
+            return
+        if self._checkpoints is not None and self._checkpoints.is_same():
             return
         if self._checkpoints is not None:
             self._report(f"{folder} was deleted by another program: the next checkpoint begins a new folder")

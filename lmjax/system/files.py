@@ -207,14 +207,17 @@ class OwnFolder:
         Raises:
             RunError: It was deleted, moved or replaced.
         """
+        if self.is_same():
+            return
+        what = "replaced" if self.path.exists() else "deleted or moved"
+        raise RunError(f"{self.path} was {what} while this process used it; bring it back, then resume")
+
+    def is_same(self) -> bool:
+        """Return whether the folder at the path is the one that was opened."""
         try:
-            same = os.path.samestat(os.stat(self.path), self._opened)
+            return os.path.samestat(os.stat(self.path), self._opened)
         except OSError:
-            raise RunError(
-                f"{self.path} was deleted or moved while this process used it; bring it back, then resume"
-            ) from None
-        if not same:
-            raise RunError(f"{self.path} was replaced while this process used it; bring it back, then resume")
+            return False
 
 
 def _holder(file: Path) -> str:

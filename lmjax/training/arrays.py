@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -137,6 +138,8 @@ class ArrayWriter:
         """Wait for a failed write to end; the next one is independent of it."""
         with suppress(Exception):  # the folder must not be removed while Orbax still writes to it
             self._orbax.wait_until_finished()
+        # After a failure Orbax leaves parts of its write that were not started, which Python reports at its end.
+        warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
         self._close_alias()
         self._orbax = ocp.StandardCheckpointer()  # the previous instance would raise its failure again
 

@@ -45,6 +45,23 @@ def test_files_that_were_lost_are_written_again(run_dir: Path) -> None:
     ]
 
 
+def test_a_folder_that_a_write_under_way_makes_again_is_a_deleted_one(run_dir: Path) -> None:
+    reports: list[str] = []
+    with locked(run_dir) as lock:
+        own = OwnFiles(run_dir, lock, reports.append)
+        own.check()
+        (run_dir / "checkpoints" / "20.partial").mkdir()
+        own.check()
+        assert not reports
+        (run_dir / "checkpoints").rename(run_dir.with_name("aside"))
+        (run_dir / "checkpoints" / "20.partial").mkdir(parents=True)
+        own.check()
+        own.check()
+    assert [report.removeprefix(f"{run_dir}/") for report in reports] == [
+        "checkpoints was deleted by another program: the next checkpoint begins a new folder"
+    ]
+
+
 def test_what_a_killed_process_left_half_written_is_removed(run_dir: Path) -> None:
     (run_dir / "config.json.partial").write_text("{")
     (run_dir / "metrics.jsonl.partial").symlink_to(run_dir / "config.json")

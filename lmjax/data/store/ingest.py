@@ -113,7 +113,8 @@ def ingest(
         documents = sum(source["documents"] for source in progress.finished)
         raise UserError(
             f"no document (of {documents}) fell into the validation split: raise data.validation_fraction, now "
-            f"{split.fraction}, or set data.validation=tail, or provide more or smaller documents (data.document=paragraph, for example)"
+            f"{split.fraction}, or set data.validation=tail, or provide more or smaller documents "
+            "(data.document=paragraph, for example)"
         )
     for number, text in enumerate(texts):
         if not progress.sizes[f"train-{number}.ids"]:
