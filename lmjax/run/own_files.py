@@ -56,12 +56,9 @@ class OwnFiles:
                 self._check_content(path, content)
 
     def _check_checkpoints(self, folder: Path) -> None:
-        # A write that was under way when the folder was deleted makes it again, with nothing but its partial files.
-        written_again = any(folder.glob("*.partial")) and not checkpoint.folders(folder)
-        if self._checkpoints is not None and folder.exists() and not written_again:
+        # A write under way makes a deleted folder again: without a checkpoint it counts as deleted.
+        if self._checkpoints is not None and (self._checkpoints.is_same() or checkpoint.folders(folder)):
             self._checkpoints.check()
-            return
-        if self._checkpoints is not None and self._checkpoints.is_same():
             return
         if self._checkpoints is not None:
             self._report(f"{folder} was deleted by another program: the next checkpoint begins a new folder")

@@ -56,6 +56,7 @@ def test_a_folder_that_a_write_under_way_makes_again_is_a_deleted_one(run_dir: P
         (run_dir / "checkpoints").rename(run_dir.with_name("aside"))
         (run_dir / "checkpoints" / "20.partial").mkdir(parents=True)
         own.check()
+        (run_dir / "checkpoints" / "20.partial").rmdir()  # the write failed
         own.check()
     assert [report.removeprefix(f"{run_dir}/") for report in reports] == [
         "checkpoints was deleted by another program: the next checkpoint begins a new folder"
@@ -83,7 +84,7 @@ def test_a_folder_in_the_place_of_another_ends_the_run(run_dir: Path, name: str)
         if not name:
             with pytest.raises(RunError, match=f"{folder} was deleted or moved"):
                 own.check()
-        folder.mkdir()
+        (folder / "7").mkdir(parents=True)  # a checkpoint of another run
         with pytest.raises(RunError, match=f"{folder} was replaced"):
             own.check()
 
