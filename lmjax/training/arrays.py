@@ -132,6 +132,8 @@ class ArrayWriter:
         text = str(error)
         if self._alias is not None:
             text = text.replace(str(self._alias.path), str(self._alias.folder))
+        if (reason := os.strerror(errno.ENOSPC)) in text:  # first: a long message of TensorStore is cut
+            text = f"{reason}: {text}"
         return one_line(RuntimeError(text))
 
     def abandon(self) -> None:
