@@ -1,4 +1,4 @@
-"""Where the time of an update on CPU goes: products with their rates, attention, elementwise parts, optimizer, gaps.
+"""The time of an update on CPU by part: products with their rates, attention, elementwise parts, optimizer, waiting.
 
 Run: python benchmarks/breakdown.py [--shape baby] [--dtype bfloat16] [key.path=value ...]
 
@@ -35,7 +35,7 @@ PARTS = (  # the first whose pattern is in the name of an operation
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description="Where the time of an update on CPU goes.")
+    parser = argparse.ArgumentParser(description="The time of an update on CPU by part.")
     parser.add_argument("--shape", default="baby", choices=SHAPES)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("changes", nargs="*")

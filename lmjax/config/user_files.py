@@ -340,10 +340,10 @@ def _is_outside(text: str, run_dir: Path) -> bool:
 def _check_copies(entries: list[Entry], different: Entry, copies: Path | None) -> None:
     """Raise UserError if the copies are not the files of the run."""
     what = "has changed since the run recorded it" if different.path.is_file() else "does not exist"
+    if copies is None and not different.path.is_file():
+        raise UserError(f"extensions: {different.path} does not exist; give the path of a Python file")
     for entry in entries:
         copy = None if copies is None else _copy_of(entry.path, copies)
-        if copies is None and not different.path.is_file():
-            raise UserError(f"extensions: {different.path} does not exist; give the path of a Python file")
         if copy is None:
             raise UserError(f"extensions: {different.path} {what}, and there is no copy of {entry.path}; bring it back")
         if sha256(copy.read_bytes()) != entry.sha256:

@@ -139,7 +139,7 @@ def _check_length(levels: list[tuple[int, int]], train: TrainConfig, unit: int) 
 
 def _levels(batch: BatchConfig, unit: int) -> list[tuple[int, int]]:
     """Return the steps of the batch size, [(from_token, microbatches), ...], rounded half up."""
-    levels = [(0, _microbatches(batch.tokens[0][1], unit))]
+    levels = [(0, microbatches_of(batch.tokens[0][1], unit))]
     steps = sum(abs(b1 - b0) // unit for (_, b0), (_, b1) in pairwise(batch.tokens))
     if batch.growth == "linear" and steps > MAX_STEPS:
         raise UserError(
@@ -147,7 +147,7 @@ def _levels(batch: BatchConfig, unit: int) -> list[tuple[int, int]]:
             "batch.microbatch, or set batch.growth=steps"
         )
     for (t0, b0), (t1, b1) in pairwise(batch.tokens):
-        k0, k1 = _microbatches(b0, unit), _microbatches(b1, unit)
+        k0, k1 = microbatches_of(b0, unit), microbatches_of(b1, unit)
         if batch.growth == "linear":
             # b0 + (b1 - b0) (t - t0) / (t1 - t0) crosses (k - 1/2) unit upwards, (k + 1/2) unit down.
             scale = 2 * abs(b1 - b0)
@@ -159,7 +159,8 @@ def _levels(batch: BatchConfig, unit: int) -> list[tuple[int, int]]:
     return levels
 
 
-def _microbatches(tokens: int, unit: int) -> int:
+def microbatches_of(tokens: int, unit: int) -> int:
+    """Return how many microbatches of `unit` tokens a batch becomes, rounded half up."""
     return (2 * tokens + unit) // (2 * unit)
 
 

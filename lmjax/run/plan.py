@@ -12,6 +12,7 @@ from lmjax.config.objectives import RewardConfig
 from lmjax.config.policies import PolicyConfig
 from lmjax.display.format import duration, memory, quantity
 from lmjax.models import classifier, costs, registry
+from lmjax.optim.batch_plan import microbatches_of
 from lmjax.parallel import processes
 from lmjax.parallel.mesh import make_mesh
 from lmjax.run import build, pace
@@ -202,7 +203,7 @@ def _rounded(run: Run) -> list[tuple[str, str]]:
     """Return a row if a batch is not the size that was asked for, by more than a percent."""
     microbatch = run.config.batch.microbatch
     unit = microbatch * run.plan.context
-    asked = {tokens: max(1, (2 * tokens + unit) // (2 * unit)) * unit for _, tokens in run.config.batch.tokens}
+    asked = {tokens: microbatches_of(tokens, unit) * unit for _, tokens in run.config.batch.tokens}
     changed = [f"{size:,} not {tokens:,}" for tokens, size in asked.items() if abs(size - tokens) > 0.01 * tokens]
     if not changed:
         return []

@@ -96,6 +96,8 @@ def test_every_preset_can_be_planned(name: str, door: Door) -> None:
         (["--allow-change", "seed"], "--allow-change needs --resume DIR"),
         (["--resume", "a", "--run-dir", "b"], "leave out --run-dir"),
         (["seed=-1"], "seed = -1 must not be negative"),
+        (["extensions=[missing.py]"], "missing.py does not exist; give the path of a Python file"),
+        (["--run-dir", "gs://bucket/x"], "--run-dir gs://bucket/x is a remote address"),
         (["data.files=[missing.txt]"], "missing.txt"),
         (["data.tokenizer.kind=file", "data.tokenizer.path=missing.json"], "missing.json"),
     ],

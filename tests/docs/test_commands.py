@@ -15,7 +15,7 @@ from tests import ROOT
 
 FENCED = re.compile(r"^```(?:bash|sh|console)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:lmjax [a-z]+|python train\.py) [^`]+)`")
-STARTS = {"lmjax": 1, "python train.py": 2}
+STARTS = ("lmjax ", "python train.py")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [path for path in PAGES if "_generated" not in path.parts and path.name != "lab.md"]
 # A name to fill in, an option without its value, or a file of the reader.
@@ -30,7 +30,7 @@ def commands(page: Path) -> list[str]:
     lines = [line for block in FENCED.findall(text) for line in block.replace("\\\n", " ").splitlines()]
     lines += [" ".join(found.split()) for found in INLINE.findall(text)]
     parts = [part.strip().removeprefix("$ ") for line in lines for part in re.split(r"&&|\|(?=\s)", line)]
-    return [part for part in dict.fromkeys(parts) if part.startswith(tuple(STARTS)) and not NOTATION.search(part)]
+    return [part for part in dict.fromkeys(parts) if part.startswith(STARTS) and not NOTATION.search(part)]
 
 
 ALL = [(page, command) for page in PAGES for command in commands(page)]
@@ -40,8 +40,8 @@ ALL = [(page, command) for page in PAGES for command in commands(page)]
 def test_a_command_is_accepted(page: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options: list[argparse.Namespace] = []
     monkeypatch.setattr(cli, "finish", options.append)
-    program = "train_main" if command.startswith("python") else "main"
-    words = shlex.split(command, comments=True)[STARTS["python train.py" if program == "train_main" else "lmjax"] :]
+    program, skipped = ("train_main", 2) if command.startswith("python") else ("main", 1)
+    words = shlex.split(command, comments=True)[skipped:]
     if ">" in words:
         words = words[: words.index(">")]
     if "--help" in words or "-h" in words:
